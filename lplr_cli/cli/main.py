@@ -1,0 +1,101 @@
+"""Entry point: the overview, and errors turned into one line and an exit code.
+
+Imports nothing heavy: ``lplr --help`` answers without Typer, Rich or torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from lplr_cli import __version__
+from lplr_cli.errors import LplrError
+
+# A fault of lplr itself, told apart from the documented codes (EX_SOFTWARE of sysexits.h).
+INTERNAL_ERROR = 70
+# What a shell reports for a writer whose reader has gone (128 + SIGPIPE).
+READER_GONE = 141
+
+OVERVIEW = """\
+lplr: audit neural-network training runs against local Polyak-Łojasiewicz theory
+
+Usage: lplr COMMAND [OPTIONS]        lplr COMMAND --help for all options
+
+Runs
+  train      Train a network, log the diagnostics, end with the table of μ beside the PL ratio.
+  ablate     Sweep a grid of training runs: where the local regime breaks and recovers.
+
+Diagnostics
+  probe-ntk  NTK spectrum of a checkpoint.
+  pl-ratio   PL ratio of a run and its lower envelope on the stable window.
+  fit-rate   Linear convergence rate of a run: a log-linear fit on the stable window.
+
+Every command takes
+  --format table|json|csv|markdown   on stdout; progress and notes go to stderr
+  --output FILE                      also write .csv, .parquet, .json or .md (--force overwrites)
+  --require 'KEY >= NUMBER'          exit 1 unless it holds; keys are those of --format json
+
+Options
+  --version   --debug (tracebacks)   --install-completion   -h, --help
+
+Examples
+  lplr train mnist --width 64
+  lplr probe-ntk runs/mnist-mlp64-s0 --verify
+  lplr pl-ratio runs/mnist-mlp64-s0 --require 'pl_ratio_star.min >= 0.05'
+  lplr ablate mnist --width 32,64 --seed 0,1
+
+Exit codes
+  0 done   1 a requirement failed   2 bad usage or input   130 interrupted, run resumable
+  3 numerical failure, or output that could not be written; everything computed so far is kept
+"""
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"lplr: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; nothing escapes as a traceback without ``--debug``."""
+    debug = "--debug" in arguments or bool(os.environ.get("LPLR_DEBUG"))
+    arguments = [a for a in arguments if a != "--debug"]
+    if arguments in ([], ["--help"], ["-h"]):
+        print(OVERVIEW, end="")
+        return 0
+    if arguments == ["--version"]:
+        print(f"lplr {__version__}")
+        return 0
+    import typer
+
+    from lplr_cli.cli.app import app
+
+    try:
+        code = app(args=arguments, prog_name="lplr", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("lplr: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has gone, as in `lplr … | head`: no complaint, at shutdown neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except LplrError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        # Typer's usage errors are known by their interface: where the class lives differs between its versions.
+        describe = getattr(error, "format_message", None)
+        if callable(describe):
+            return _fail(f"{str(describe()).rstrip('.')}; see 'lplr --help'", 2)
+        return _fail(f"internal: {type(error).__name__}: {error}; run again with --debug and report it", INTERNAL_ERROR)
+
+
+def main() -> None:
+    """Console script ``lplr``."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""Options of a training run, shared by the commands that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lplr_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from lplr_cli.training import TrainConfig
+
+DATA, MODEL, OPTIM, PROBES, RUN = "Data", "Model", "Optimisation", "Probes and checkpoints", "Run"
+
+DatasetName = Annotated[
+    str | None,
+    typer.Argument(metavar="DATASET", help="mnist, cifar10, FILE.npz, FILE.csv, FILE.parquet or module:factory."),
+]
+Samples = Annotated[
+    int | None, typer.Option(help="Samples, classes taking turns; all by default.", rich_help_panel=DATA)
+]
+Classes = Annotated[str | None, typer.Option(help="Labels to keep, e.g. 3,8.", rich_help_panel=DATA)]
+Targets = Annotated[
+    str | None,
+    typer.Option(help="pm1, 01, onehot or raw. Default: 01 or onehot for images, raw for files.", rich_help_panel=DATA),
+]
+Target = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="Target column of a table; repeatable.", rich_help_panel=DATA),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Original IDX or CIFAR-10 files.", rich_help_panel=DATA)]
+Download = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch the whole data set, with fixed hashes.", rich_help_panel=DATA),
+]
+ModelName = Annotated[str, typer.Option("--model", help="mlp, resnet or module:factory.", rich_help_panel=MODEL)]
+ModelArg = Annotated[
+    list[str] | None,
+    typer.Option("--model-arg", help="key=value for a model factory; repeatable.", rich_help_panel=MODEL),
+]
+Depth = Annotated[int, typer.Option(help="Hidden layers of the MLP.", rich_help_panel=MODEL)]
+Activation = Annotated[
+    str | None,
+    typer.Option(
+        help="softplus, tanh, gelu, silu or relu. Default: softplus (mlp), relu (resnet).",
+        rich_help_panel=MODEL,
+    ),
+]
+Beta = Annotated[float, typer.Option(help="Sharpness of softplus.", rich_help_panel=MODEL)]
+Parametrization = Annotated[str, typer.Option(help="standard or ntk.", rich_help_panel=MODEL)]
+Init = Annotated[str, typer.Option(help="he, lecun or normal.", rich_help_panel=MODEL)]
+Loss = Annotated[str, typer.Option(help="squared: L = (1/n) Σ ‖f(x_i) − y_i‖².", rich_help_panel=OPTIM)]
+Optimizer = Annotated[str, typer.Option(help="gd (full batch) or sgd.", rich_help_panel=OPTIM)]
+Momentum = Annotated[float, typer.Option(help="Heavy-ball momentum.", rich_help_panel=OPTIM)]
+BatchSize = Annotated[int, typer.Option(help="Mini-batch of sgd.", rich_help_panel=OPTIM)]
+Schedule = Annotated[str, typer.Option(help="constant or cosine.", rich_help_panel=OPTIM)]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps [default: 500].", rich_help_panel=OPTIM)]
+Epochs = Annotated[int | None, typer.Option(help="Epochs instead of steps.", rich_help_panel=OPTIM)]
+ProbeEvery = Annotated[
+    int, typer.Option(help="Steps between NTK probes; 0: first and last step.", rich_help_panel=PROBES)
+]
+ProbeSize = Annotated[
+    str,
+    typer.Option(
+        help="Samples of the probe, or all, or auto: all up to 1,024 rows of K, else 100.",
+        rich_help_panel=PROBES,
+    ),
+]
+Sharpness = Annotated[
+    bool,
+    typer.Option("--sharpness/--no-sharpness", help="Measure the sharpness in probes.", rich_help_panel=PROBES),
+]
+CheckpointEvery = Annotated[
+    int, typer.Option(help="Steps between checkpoints; 0: first and last step.", rich_help_panel=PROBES)
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, …", rich_help_panel=RUN)]
+Dtype = Annotated[str, typer.Option(help="float64 or float32, of training; probes are float64.", rich_help_panel=RUN)]
+LogFormat = Annotated[str, typer.Option(help="csv, parquet or both.", rich_help_panel=RUN)]
+
+
+def parse_lr(text: str) -> float | None:
+    """A step size, or None for ``auto``."""
+    if text == "auto":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--lr {text!r} is no step size", "give a positive number or auto") from None
+
+
+def parse_list(text: str, name: str, kind: type) -> list[Any]:
+    """Values of a comma-separated list."""
+    try:
+        values = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        values = []
+    if not values:
+        raise InputError(f"--{name} {text!r} is no list of {kind.__name__}", "separate the values by commas")
+    return values
+
+
+def parse_arguments(pairs: list[str] | None) -> dict[str, Any]:
+    """``key=value`` pairs, values read as numbers or truth values where they are such."""
+    arguments: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise InputError(f"--model-arg {pair!r} is not understood", "write it as key=value")
+        arguments[key] = _literal(value)
+    return arguments
+
+
+def _literal(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def make_config(
+    dataset: str,
+    *,
+    samples: int | None,
+    classes: str | None,
+    targets: str | None,
+    target: list[str] | None,
+    data_dir: Path | None,
+    model: str,
+    model_arg: list[str] | None,
+    width: int,
+    depth: int,
+    activation: str | None,
+    beta: float,
+    parametrization: str,
+    init: str,
+    steps: int | None,
+    epochs: int | None,
+    probe_size: str,
+    **rest: Any,
+) -> TrainConfig:
+    """A training configuration from the options as typed.
+
+    Raises:
+        InputError: an option that is out of range, naming it.
+    """
+    from lplr_cli.data import DataSpec
+    from lplr_cli.models import ModelSpec
+    from lplr_cli.training import TrainConfig
+
+    size: int | str = probe_size
+    if probe_size not in ("auto", "all"):
+        (size,) = parse_list(probe_size, "probe-size", int)[:1]
+    return TrainConfig(
+        data=DataSpec(
+            source=dataset,
+            classes=None if classes is None else tuple(parse_list(classes, "classes", int)),
+            samples=samples,
+            targets=targets,
+            target_columns=tuple(target or ()),
+            data_dir=None if data_dir is None else str(data_dir.resolve()),
+        ),
+        model=ModelSpec(
+            kind=model,
+            width=width,
+            depth=depth,
+            activation=activation,
+            beta=beta,
+            parametrization=parametrization,
+            init=init,
+            arguments=parse_arguments(model_arg),
+        ),
+        steps=500 if steps is None and epochs is None else steps,
+        epochs=epochs,
+        probe_size=size,
+        **rest,
+    )
+
+
+def source_label(dataset: str) -> str:
+    """A short name of the data set for directory names."""
+    if dataset in ("mnist", "cifar10"):
+        return dataset
+    return Path(dataset).stem.replace(":", "-").replace(".", "-") or "data"

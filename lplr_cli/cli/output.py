@@ -1,0 +1,157 @@
+"""What every command shares: formats on stdout, files, requirements."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lplr_cli.audit.requirements import Requirement, check_requirements, parse_requirement
+from lplr_cli.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from lplr_cli.reporting import Grid
+
+FORMATS = ("table", "json", "csv", "markdown")
+SUFFIXES = (".csv", ".parquet", ".json", ".md")
+
+Format = Annotated[
+    str, typer.Option("--format", help="On stdout: table, json, csv or markdown.", rich_help_panel="Output")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", help="Also write a file: .csv, .parquet, .json or .md.", rich_help_panel="Output"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Let --output overwrite.", rich_help_panel="Output")]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require",
+        help="Fail (exit 1) unless it holds, e.g. 'pl_ratio.min >= 0.05'. Repeatable; keys are those of --format json.",
+        rich_help_panel="Output",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found.
+
+    Attributes:
+        record: the JSON object.
+        frame: the same, or its series, as a table for CSV and Parquet.
+        grids: tables for people.
+    """
+
+    record: dict[str, Any]
+    frame: pd.DataFrame
+    grids: list[Grid] = field(default_factory=list)
+
+
+class Sink:
+    """Where a result goes; made, and so checked, before any work begins.
+
+    Raises:
+        InputError: unknown format or suffix, an output file that exists, a requirement that is not understood.
+    """
+
+    def __init__(self, format: str, output: Path | None, force: bool, require: list[str] | None) -> None:
+        if format not in FORMATS:
+            raise InputError(f"--format {format!r} is unknown", f"choose from {', '.join(FORMATS)}")
+        if output is not None:
+            if output.suffix not in SUFFIXES:
+                raise InputError(f"--output {output} has no known suffix", f"end it in {', '.join(SUFFIXES)}")
+            if output.exists() and not force:
+                raise InputError(f"{output} exists", "choose another name or pass --force")
+            if not output.parent.is_dir():
+                raise InputError(f"no directory {output.parent}", "create it first")
+        self.format, self.output = format, output
+        self.requirements: list[Requirement] = [parse_requirement(text) for text in require or []]
+
+    def emit(self, result: Result) -> None:
+        """Print the result, write the file, check the requirements.
+
+        Raises:
+            typer.Exit: with code 1 when a requirement fails.
+        """
+        # An unknown key is a usage error, found before anything is printed.
+        failures = check_requirements(self.requirements, result.record)
+        if self.format == "table":
+            console = stdout_console()
+            for grid in result.grids:
+                console.print(grid.to_rich())
+                for line in grid.note:
+                    console.print(line, highlight=False, markup=False)
+        else:
+            sys.stdout.write(_render(self.format, result))
+            sys.stdout.flush()
+        if self.output is not None:
+            self._write(self.output, result)
+        for failure in failures:
+            print(f"lplr: failed: {failure}", file=sys.stderr)
+        if failures:
+            raise typer.Exit(1)
+
+    @staticmethod
+    def _write(path: Path, result: Result) -> None:
+        from lplr_cli.runs.atomic import write_text
+        from lplr_cli.runs.tables import write_parquet
+
+        if path.suffix == ".parquet":
+            write_parquet(path, result.frame)
+        else:
+            write_text(path, _render({".csv": "csv", ".json": "json", ".md": "markdown"}[path.suffix], result))
+
+
+def _render(format: str, result: Result) -> str:
+    if format == "json":
+        return json.dumps(result.record, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    if format == "csv":
+        return result.frame.to_csv(index=False)
+    return "\n".join(grid.to_markdown() for grid in result.grids)
+
+
+def _plain_terminal() -> bool:
+    return not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
+
+
+def stdout_console() -> Console:
+    """A console for results; no ANSI codes unless stdout is a terminal and NO_COLOR is unset."""
+    from rich.console import Console
+
+    if _plain_terminal():
+        width = None if sys.stdout.isatty() else 140
+        return Console(color_system=None, force_terminal=False, width=width)
+    return Console()
+
+
+def flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys and scalar values of a nested record, in order."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            pairs += flatten(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            pairs.append((f"{prefix}{key}", value))
+    return pairs
+
+
+def key_value_frame(record: dict[str, Any]) -> pd.DataFrame:
+    """The flattened record as a table of keys and values, as text with full precision."""
+    import pandas as pd
+
+    pairs = [(k, "" if v is None else repr(v) if isinstance(v, float) else str(v)) for k, v in flatten(record)]
+    return pd.DataFrame(pairs, columns=["key", "value"])
+
+
+def note(text: str) -> None:
+    """A line for people, on stderr."""
+    print(f"lplr: {text}", file=sys.stderr)

@@ -1,0 +1,145 @@
+"""``lplr probe-ntk``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lplr_cli.cli import output as out_
+from lplr_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from lplr_cli.training import KernelProbe
+
+_UNITS = {
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+}
+
+
+def parse_memory(text: str) -> int:
+    """Bytes from a size such as ``2GiB`` or ``500MB``."""
+    digits = text.rstrip("kKmMgGiIbB ")
+    unit = text[len(digits) :].strip().lower()
+    try:
+        value = float(digits) * (_UNITS[unit] if unit not in ("", "b") else 1)
+    except (ValueError, KeyError):
+        value = 0.0
+    if not 1 <= value < 2**60:
+        raise InputError(f"--memory {text!r} is no size", "write it like 2GiB or 500MB")
+    return int(value)
+
+
+def probe_ntk(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory (its last one).")
+    ],
+    engine: Annotated[str, typer.Option(help="auto, structured or jacobian.")] = "auto",
+    size: Annotated[str, typer.Option(help="Samples, the first of the training set, or all.")] = "all",
+    outputs: Annotated[str, typer.Option(help="full (nC × nC), trace, or the index of one output.")] = "full",
+    eigenvalues: Annotated[int, typer.Option(help="Eigenvalues to print at each end.")] = 5,
+    verify: Annotated[bool, typer.Option("--verify", help="Prove a lower bound of λ_min.")] = False,
+    dtype: Annotated[str, typer.Option(help="float64, or float32 (λ_min then has few digits or none).")] = "float64",
+    memory: Annotated[str, typer.Option(help="Work space beside the kernel itself, e.g. 2GiB.")] = "2GiB",
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    data_dir: Annotated[Path | None, typer.Option(help="Where the checkpoint's IDX or CIFAR-10 files lie now.")] = None,
+    format: out_.Format = "table",
+    output: out_.Output = None,
+    force: out_.Force = False,
+    require: out_.Require = None,
+) -> None:
+    """NTK spectrum of a checkpoint.
+
+    [bold]lplr probe-ntk runs/mnist-mlp64-s0/checkpoints/step-000500.pt --verify[/bold]
+    """
+    sink = out_.Sink(format, output, force, require)
+    budget = parse_memory(memory)
+    count: int | None = None
+    if size != "all":
+        try:
+            count = int(size)
+        except ValueError:
+            raise InputError(f"--size {size!r} is no number", "give a number of samples, or all") from None
+    if eigenvalues < 1:
+        raise InputError(f"--eigenvalues {eigenvalues} is too small", "give at least 1")
+    from lplr_cli.training import probe_checkpoint
+
+    probe = probe_checkpoint(
+        checkpoint,
+        size=count,
+        engine=engine,
+        outputs=outputs,
+        eigenvalues=eigenvalues,
+        verify=verify,
+        dtype=dtype,
+        memory=budget,
+        device=device,
+        data_dir=data_dir,
+    )
+    if dtype == "float32":
+        out_.note(
+            f"float32: λ_min can have about {probe.record['lambda_min']['digits']:.1f} decimal digits here; "
+            "float64 is the default for a reason"
+        )
+    import pandas as pd
+
+    frame = pd.DataFrame({"index": range(len(probe.eigenvalues)), "eigenvalue": probe.eigenvalues})
+    sink.emit(out_.Result(probe.record, frame, _grids(probe, eigenvalues)))
+
+
+def _grids(probe: KernelProbe, shown: int) -> list[Any]:
+    from lplr_cli.reporting import Grid, number
+
+    r = probe.record
+    low = r["lambda_min"]
+    where = "a subset: λ_min bounds the full one from above" if r["subset"] else "all samples"
+    digits = f"about {low['digits']:.1f} decimal digits in {r['dtype']}"
+    rows = [
+        ["λ_min", number(low["value"], 6), "computed", digits],
+        [
+            "λ_max",
+            number(r["lambda_max"], 6),
+            "computed",
+            "gradient descent on L is stable to about η = 1/λ_max (lazy)",
+        ],
+        ["trace", number(r["trace"], 6), "computed", "sum of the eigenvalues"],
+        ["effective rank", number(r["effective_rank"], 6), "computed", "trace/λ_max"],
+        ["condition number", number(r["condition_number"], 4), "computed", "λ_max/λ_min"],
+    ]
+    if low["lower"] is not None or r["verified"]:
+        meaning = "covers the rounding of forming K and of the factorisation"
+        rows.insert(1, ["λ_min ≥", number(low["lower"], 6), "verified", meaning])
+    if r["subset"]:
+        rows.append(
+            [
+                "full λ_min ≤",
+                number(low["upper_bound_full"], 6),
+                "computed",
+                "by interlacing, from this subset",
+            ]
+        )
+    title = (
+        f"NTK of {r['checkpoint']}: {r['n']:,} of {r['samples']:,} samples ({where}), "
+        f"K = J Jᵀ/n is {r['rows']:,} × {r['rows']:,}, engine {r['engine']}"
+    )
+    notes = []
+    if r["fallback"]:
+        notes.append(f"No structured rule for {', '.join(r['fallback'])}: Jacobian used for these parameters.")
+    values = probe.eigenvalues
+    edge = min(shown, len(values))
+    pairs = [
+        [str(i + 1), number(float(values[i]), 6), number(float(values[len(values) - 1 - i]), 6)] for i in range(edge)
+    ]
+    return [
+        Grid(title, ("quantity", "value", "kind", "meaning"), rows, right=(1,), note=tuple(notes)),
+        Grid("Extremal eigenvalues", ("rank", "smallest", "largest"), pairs, right=(0, 1, 2)),
+    ]

@@ -1,0 +1,167 @@
+"""``lplr train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lplr_cli.cli import options as o
+from lplr_cli.cli import output as out_
+from lplr_cli.cli.progress import training_progress
+from lplr_cli.errors import InputError, NumericalError
+
+if TYPE_CHECKING:
+    from lplr_cli.training import Outcome
+
+
+def train(
+    context: typer.Context,
+    dataset: o.DatasetName = None,
+    model: o.ModelName = "mlp",
+    width: Annotated[int, typer.Option(help="Hidden units, or base channels.", rich_help_panel=o.MODEL)] = 64,
+    depth: o.Depth = 4,
+    activation: o.Activation = None,
+    beta: o.Beta = 1.0,
+    parametrization: o.Parametrization = "standard",
+    init: o.Init = "he",
+    model_arg: o.ModelArg = None,
+    samples: o.Samples = None,
+    classes: o.Classes = None,
+    targets: o.Targets = None,
+    target: o.Target = None,
+    data_dir: o.DataDir = None,
+    download: o.Download = False,
+    loss: o.Loss = "squared",
+    optimizer: o.Optimizer = "gd",
+    lr: Annotated[
+        str,
+        typer.Option(help="Step size, or auto: 1/sharpness at initialisation.", rich_help_panel=o.OPTIM),
+    ] = "auto",
+    momentum: o.Momentum = 0.0,
+    batch_size: o.BatchSize = 64,
+    schedule: o.Schedule = "constant",
+    steps: o.Steps = None,
+    epochs: o.Epochs = None,
+    probe_every: o.ProbeEvery = 50,
+    probe_size: o.ProbeSize = "auto",
+    sharpness: o.Sharpness = True,
+    checkpoint_every: o.CheckpointEvery = 100,
+    seed: Annotated[int, typer.Option(help="Of weights and shuffling.", rich_help_panel=o.RUN)] = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "float64",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run directory; a name made from the configuration below $LPLR_RUNS (./runs) by default.",
+            rich_help_panel=o.RUN,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Continue this run, with its own configuration.", rich_help_panel=o.RUN),
+    ] = None,
+    log_format: o.LogFormat = "both",
+    format: out_.Format = "table",
+    output: out_.Output = None,
+    force: out_.Force = False,
+    require: out_.Require = None,
+) -> None:
+    """Train a network, log the diagnostics, end with the table of μ beside the PL ratio.
+
+    [bold]lplr train mnist --width 64[/bold]
+    """
+    sink = out_.Sink(format, output, force, require)
+    if resume is not None:
+        outcome = _resume(context, resume)
+    else:
+        if dataset is None:
+            raise InputError("no data set", "name mnist, cifar10, a file or module:factory")
+        config = o.make_config(
+            dataset,
+            samples=samples,
+            classes=classes,
+            targets=targets,
+            target=target,
+            data_dir=data_dir,
+            model=model,
+            model_arg=model_arg,
+            width=width,
+            depth=depth,
+            activation=activation,
+            beta=beta,
+            parametrization=parametrization,
+            init=init,
+            steps=steps,
+            epochs=epochs,
+            probe_size=probe_size,
+            loss=loss,
+            optimizer=optimizer,
+            lr=o.parse_lr(lr),
+            momentum=momentum,
+            batch_size=batch_size,
+            schedule=schedule,
+            probe_every=probe_every,
+            probe_sharpness=sharpness,
+            checkpoint_every=checkpoint_every,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            log_format=log_format,
+        )
+        from lplr_cli import training
+        from lplr_cli.runs import runs_root
+
+        with training_progress() as progress:
+            outcome = training.train(
+                config,
+                out,
+                source=o.source_label(dataset),
+                fetch=download,
+                on_progress=progress,
+                root=runs_root(),
+            )
+    _finish(outcome, sink)
+
+
+# What may stand beside --resume: where the result goes, not what is computed.
+_WITH_RESUME = {"resume", "format", "output", "force", "require", "context"}
+
+
+def _resume(context: typer.Context, path: Path) -> Outcome:
+    given = [
+        name
+        for name in context.params
+        if name not in _WITH_RESUME
+        and getattr(context.get_parameter_source(name), "name", "DEFAULT") not in ("DEFAULT", "DEFAULT_MAP")
+    ]
+    if given:
+        flags = ", ".join("DATASET" if n == "dataset" else "--" + n.replace("_", "-") for n in given)
+        raise InputError(f"--resume does not go with {flags}", "a resumed run keeps its own configuration")
+    from lplr_cli import training
+
+    with training_progress() as progress:
+        return training.resume(path, on_progress=progress)
+
+
+def _finish(outcome: Outcome, sink: out_.Sink) -> None:
+    from lplr_cli.reporting import summary_grid
+    from lplr_cli.training import summarize
+
+    path = outcome.run.path
+    if outcome.status == "interrupted":
+        out_.note(f"{outcome.message}; continue with: lplr train --resume {path}")
+        raise typer.Exit(130)
+    try:
+        record: dict[str, Any] = summarize(outcome.run)
+    except InputError:
+        if outcome.status != "diverged":
+            raise
+        raise NumericalError(outcome.message, f"the run is kept in {path}") from None
+    outcome.run.write_summary(record)
+    result = out_.Result(record, out_.key_value_frame(record), [summary_grid(record)])
+    if outcome.status == "diverged":
+        out_.Sink(sink.format, sink.output, True, None).emit(result)
+        raise NumericalError(outcome.message, f"lower --lr; the run is kept in {path}")
+    sink.emit(result)

@@ -1,0 +1,244 @@
+"""A data set as every layer above sees it: inputs, targets, and the specification that loads it again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lplr_cli.data import files, sources
+from lplr_cli.data.download import download
+from lplr_cli.errors import InputError
+from lplr_cli.factories import import_factory, is_factory_reference
+
+TARGETS = ("pm1", "01", "onehot", "raw")
+
+# Channel statistics of the CIFAR-10 training set, on the scale 0 to 1 (Krizhevsky 2009).
+_CIFAR_MEAN = np.array([0.4914, 0.4822, 0.4465])
+_CIFAR_STD = np.array([0.2470, 0.2435, 0.2616])
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Everything needed to load a data set again; stored in run.json and in every checkpoint.
+
+    Attributes:
+        source: ``mnist``, ``cifar10``, the absolute path of a file, or ``module:factory``.
+        classes: labels to keep, in the order of the targets; None means the default of the source.
+        samples: how many samples, the classes taking turns; None means all at hand.
+        targets: ``pm1`` (-1, +1), ``01``, ``onehot``, ``raw`` (as they are), or None for the default of the
+            source: ``01`` for two classes of images, ``onehot`` for more, ``raw`` for the user's own data.
+        target_columns: target columns of a table.
+        data_dir: directory of the original IDX or CIFAR-10 files, or None for the embedded subset.
+    """
+
+    source: str
+    classes: tuple[int, ...] | None = None
+    samples: int | None = None
+    targets: str | None = None
+    target_columns: tuple[str, ...] = ()
+    data_dir: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        record = asdict(self)
+        record["classes"] = None if self.classes is None else list(self.classes)
+        record["target_columns"] = list(self.target_columns)
+        return record
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> DataSpec:
+        """The inverse of :meth:`to_dict`; unknown keys are refused."""
+        unknown = set(record) - {f.name for f in fields(cls)}
+        if unknown or "source" not in record:
+            raise InputError(f"data specification with keys {sorted(record)}", "it comes from another version")
+        values = dict(record)
+        if values.get("classes") is not None:
+            values["classes"] = tuple(int(c) for c in values["classes"])
+        values["target_columns"] = tuple(values.get("target_columns") or ())
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """n samples in memory.
+
+    Attributes:
+        inputs: float64, shape (n, …): (n, features) or (n, channels, height, width).
+        targets: float64, shape (n, C).
+        spec: how to load it again.
+        fingerprint: SHA-256 of shapes, inputs and targets.
+        origin: where the samples came from, for people.
+    """
+
+    inputs: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    spec: DataSpec
+    fingerprint: str
+    origin: str
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.inputs)
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs C per sample."""
+        return int(self.targets.shape[1])
+
+    def describe(self) -> dict[str, Any]:
+        """The data section of run.json."""
+        return {
+            **self.spec.to_dict(),
+            "n": self.n,
+            "input_shape": list(self.inputs.shape[1:]),
+            "outputs": self.outputs,
+            "sha256": self.fingerprint,
+            "origin": self.origin,
+        }
+
+
+def load_dataset(spec: DataSpec, *, fetch: bool = False) -> Dataset:
+    """Load the data set that ``spec`` describes.
+
+    Args:
+        spec: what to load.
+        fetch: download the whole set first (``mnist`` and ``cifar10`` only).
+
+    Raises:
+        InputError: the source is unknown or unreadable, holds NaN or text, has mismatched shapes, or fewer
+            samples than asked for.
+    """
+    if spec.targets is not None and spec.targets not in TARGETS:
+        raise InputError(f"targets {spec.targets!r} are unknown", f"choose from {', '.join(TARGETS)}")
+    if spec.samples is not None and spec.samples < 1:
+        raise InputError(f"{spec.samples} samples asked for", "ask for at least 1")
+    if spec.source in ("mnist", "cifar10"):
+        return _load_images(spec, fetch)
+    if fetch or spec.data_dir is not None:
+        raise InputError(f"--data-dir and --download do not go with {spec.source}", "they serve mnist and cifar10 only")
+    return _load_user(spec)
+
+
+def _load_images(spec: DataSpec, fetch: bool) -> Dataset:
+    if fetch:
+        directory = download(spec.source, Path(spec.data_dir) if spec.data_dir else None)
+        spec = DataSpec(**{**asdict(spec), "data_dir": str(directory.resolve())})
+    if spec.data_dir is None:
+        source = sources.read_embedded(spec.source)
+    else:
+        reader = sources.read_mnist if spec.source == "mnist" else sources.read_cifar10
+        source = reader(Path(spec.data_dir))
+    classes = spec.classes or ((3, 8) if spec.source == "mnist" else (0, 1, 2, 3, 4))
+    order = sources.balanced_order(source.labels, classes, spec.samples)
+    scaled = source.images[order].astype(np.float64) / 255.0
+    if spec.source == "mnist":
+        inputs = scaled.reshape(len(order), -1)
+    else:
+        inputs = ((scaled - _CIFAR_MEAN) / _CIFAR_STD).transpose(0, 3, 1, 2)
+    kind = spec.targets or ("01" if len(classes) == 2 else "onehot")
+    targets = encode_targets(source.labels[order], kind, classes)
+    return _finish(inputs, targets, spec, source.origin)
+
+
+def _load_user(spec: DataSpec) -> Dataset:
+    if is_factory_reference(spec.source) and not Path(spec.source).exists():
+        produced = import_factory(spec.source)()
+        try:
+            raw_inputs, raw_targets = (_to_numpy(part) for part in produced)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{spec.source} returned no pair (inputs, targets)", "return two arrays") from error
+        origin = f"factory {spec.source}"
+    else:
+        path = Path(spec.source)
+        if not path.exists():
+            raise InputError(
+                f"no data set {spec.source!r}",
+                "name mnist, cifar10, an existing .npz, .csv or .parquet file, or module:factory",
+            )
+        path = path.resolve()
+        if path.suffix == ".npz":
+            raw_inputs, raw_targets = files.read_npz(path)
+        elif path.suffix in (".csv", ".parquet"):
+            raw_inputs, raw_targets = files.read_table(path, spec.target_columns)
+        else:
+            raise InputError(f"{path} is no .npz, .csv or .parquet file", "convert it to one of these")
+        spec = DataSpec(**{**asdict(spec), "source": str(path)})
+        origin = str(path)
+    inputs = _numeric(raw_inputs, "inputs", origin)
+    targets = _numeric(raw_targets, "targets", origin)
+    if inputs.ndim < 2:
+        raise InputError(f"inputs of {origin} have shape {inputs.shape}", "give them as (n, features) or (n, …)")
+    if targets.ndim not in (1, 2) or len(targets) != len(inputs):
+        raise InputError(
+            f"targets of {origin} have shape {targets.shape}, inputs {inputs.shape}",
+            "give targets as (n,) or (n, C) with the same n",
+        )
+    kind = spec.targets or "raw"
+    if kind == "raw":
+        if spec.classes is not None:
+            raise InputError("--classes needs targets that are labels", "add --targets pm1, 01 or onehot")
+        keep = slice(None, spec.samples)
+        if spec.samples is not None and spec.samples > len(inputs):
+            raise InputError(f"{spec.samples} samples asked for, {len(inputs)} at hand", "lower --samples")
+        encoded = targets[keep].reshape(len(targets[keep]), -1)
+        return _finish(inputs[keep], encoded, spec, origin)
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]
+    if targets.ndim != 1 or not np.array_equal(targets, np.round(targets)):
+        raise InputError(f"targets of {origin} are no integer labels", "use --targets raw")
+    labels = targets.astype(np.int64)
+    classes = spec.classes or tuple(int(c) for c in np.unique(labels))
+    order = sources.balanced_order(labels, classes, spec.samples)
+    return _finish(inputs[order], encode_targets(labels[order], kind, classes), spec, origin)
+
+
+def _to_numpy(part: Any) -> NDArray[Any]:
+    return np.asarray(part.detach().cpu().numpy() if hasattr(part, "detach") else part)
+
+
+def _numeric(array: NDArray[Any], name: str, origin: str) -> NDArray[np.float64]:
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name} of {origin} have dtype {array.dtype}", "encode them as numbers")
+    return array.astype(np.float64)
+
+
+def encode_targets(labels: NDArray[np.int64], kind: str, classes: tuple[int, ...]) -> NDArray[np.float64]:
+    """Targets (n, C) from labels: ``pm1`` and ``01`` for two classes (the second is 1), ``onehot`` for any."""
+    index = np.argmax(labels[:, None] == np.array(classes)[None, :], axis=1)
+    if kind in ("01", "pm1") and len(classes) != 2:
+        raise InputError(f"--targets {kind} needs two classes, not {len(classes)}", "use --targets onehot")
+    encoded: NDArray[np.float64]
+    if kind == "raw":
+        encoded = labels.astype(np.float64)[:, None]
+    elif kind == "onehot":
+        encoded = np.eye(len(classes))[index]
+    elif kind == "01":
+        encoded = index.astype(np.float64)[:, None]
+    else:
+        encoded = 2.0 * index[:, None] - 1.0
+    return encoded
+
+
+def _finish(inputs: NDArray[np.float64], targets: NDArray[np.float64], spec: DataSpec, origin: str) -> Dataset:
+    if len(inputs) == 0 or inputs.size == 0:
+        raise InputError(f"{origin} holds no samples", "give at least one")
+    for name, array in (("inputs", inputs), ("targets", targets)):
+        bad = ~np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise InputError(
+                f"{name} of {origin} hold NaN or infinity in {int(bad.sum())} samples (first: {row})",
+                "remove them",
+            )
+    inputs, targets = np.ascontiguousarray(inputs), np.ascontiguousarray(targets)
+    digest = hashlib.sha256()
+    for array in (inputs, targets):
+        digest.update(repr(array.shape).encode())
+        digest.update(array.astype("<f8", copy=False).tobytes())
+    return Dataset(inputs, targets, spec, digest.hexdigest(), origin)

@@ -1,0 +1,62 @@
+"""User data from .npz, .csv and .parquet files."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lplr_cli.errors import InputError
+
+Arrays = tuple[NDArray[Any], NDArray[Any]]
+
+
+def read_npz(path: Path) -> Arrays:
+    """Arrays ``inputs`` (n, …) and ``targets`` (n,) or (n, C) of an .npz file; nothing is unpickled."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = [name for name in ("inputs", "targets") if name not in arrays.files]
+            if missing:
+                raise InputError(
+                    f"{path} has no array {' and '.join(missing)} (it has {', '.join(arrays.files) or 'none'})",
+                    "save it with np.savez(path, inputs=…, targets=…)",
+                )
+            return arrays["inputs"], arrays["targets"]
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
+        raise InputError(f"cannot read {path} ({error})", "give an .npz file with inputs and targets") from error
+
+
+def read_table(path: Path, target_columns: tuple[str, ...]) -> Arrays:
+    """Columns of a .csv or .parquet table: ``target_columns`` are the targets, all others the inputs.
+
+    Raises:
+        InputError: no target named, a column missing, a column of text, or an unreadable file.
+    """
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot read {path} ({first})", "give a table with a header line") from error
+    columns = ", ".join(map(str, frame.columns))
+    if not target_columns:
+        raise InputError(f"{path} needs --target", f"its columns are {columns}")
+    missing = [c for c in target_columns if c not in frame.columns]
+    if missing:
+        raise InputError(f"{path} has no column {', '.join(missing)}", f"its columns are {columns}")
+    for column in frame.columns:
+        if not pd.api.types.is_numeric_dtype(frame[column]):
+            kind = "target" if column in target_columns else "input"
+            raise InputError(f"{kind} column {column!r} of {path} is text", "encode it as numbers")
+    inputs = frame.drop(columns=list(target_columns)).to_numpy(dtype=np.float64)
+    if inputs.shape[1] == 0:
+        raise InputError(f"{path} has target columns only", "add input columns")
+    targets = frame[list(target_columns)].to_numpy()
+    return inputs, targets[:, 0] if len(target_columns) == 1 else targets

@@ -1,0 +1,20 @@
+"""Models: the MLP and ResNet of the experiments, and the user's own by ``module:factory``."""
+
+from lplr_cli.models.activations import ACTIVATIONS, Softplus, make_activation
+from lplr_cli.models.mlp import INITS, MLP, PARAMETRIZATIONS
+from lplr_cli.models.resnet import ResNet
+from lplr_cli.models.spec import DTYPES, ModelSpec, build_model, parameter_count
+
+__all__ = [
+    "ACTIVATIONS",
+    "DTYPES",
+    "INITS",
+    "MLP",
+    "PARAMETRIZATIONS",
+    "ModelSpec",
+    "ResNet",
+    "Softplus",
+    "build_model",
+    "make_activation",
+    "parameter_count",
+]

@@ -1,0 +1,650 @@
+"""The structured engine: K layer by layer from activations and back-propagated output gradients, without J.
+
+For a linear map used at positions t, ∂f_c/∂W = Σ_t b_ct a_tᵀ, so two samples meet as
+
+    ⟨∂f_c(x)/∂W, ∂f_d(x')/∂W⟩ = Σ_{t,t'} (a_t·a'_t') (b_ct·b'_dt')        pairwise form
+                              = ⟨G_c, G'_d⟩,  G_c = Σ_t b_ct a_tᵀ            explicit form
+
+With one position the pairwise form is (A Aᵀ + 1) ∘ (B Bᵀ), the 1 from the bias. Each parameter takes the form
+that needs fewer floating-point operations. Parameters whose uses are not understood go to the Jacobian engine; that
+they are understood is checked, not assumed, by comparing a weighted sum of the factors with autograd's gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lplr_cli.errors import InputError
+from lplr_cli.ntk import jacobian
+from lplr_cli.ntk.capture import Capture, Key, Use
+from lplr_cli.ntk.network import Network, evaluation_mode
+
+# Rows of a tile: two buffers of this size squared stay in the second-level cache.
+TILE = 512
+# Bytes of per-sample work space in units of the stored factors: the autograd graph of one chunk.
+_GRAPH_FACTOR = 6
+
+
+@dataclass
+class Part:
+    """Factors of one use for n samples: a (n, …) as in :class:`Use`, b (n, q, s, …) with z's shape at the end.
+
+    q counts the rows of K a sample has (its outputs, or 1), s the outputs summed within a row (for the trace).
+    """
+
+    use: Use
+    a: Tensor | None
+    b: Tensor
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution, else 1."""
+        return self.use.conv.groups if self.use.conv is not None else 1
+
+    def right(self, rows: slice) -> Tensor:
+        """b as (m, q, s, g, T, o)."""
+        b = self.b[rows]
+        m, q, s = b.shape[:3]
+        if self.use.conv is not None:
+            return b.reshape(m, q, s, self.groups, b.shape[3] // self.groups, -1).transpose(4, 5)
+        return b.reshape(m, q, s, 1, -1, b.shape[-1])
+
+    def left(self, rows: slice) -> Tensor:
+        """a as (m, g, T, d); ones for a bias."""
+        if self.a is None:
+            b = self.b[rows]
+            positions = b[0, 0, 0].numel() // b.shape[3 if self.use.conv is not None else -1]
+            return b.new_ones((len(b), self.groups, positions, 1))
+        a = self.a[rows]
+        if self.use.conv is not None:
+            return self.use.conv.positions(a)
+        return a.reshape(len(a), 1, -1, a.shape[-1])
+
+    def tokens(self, rows: slice) -> Tensor:
+        """Indices of a lookup as (m, T)."""
+        assert self.a is not None
+        return self.a[rows].reshape(self.a[rows].shape[0], -1)
+
+    def reduced(self) -> Tensor:
+        """Per-sample gradient of a scale or bias, (n, q, s, channels): positions summed."""
+        axis = 3 if self.use.conv is not None else 2 + (self.use.channel_axis % len(self.use.shape))
+        product = self.b if self.a is None else self.b * self.a[:, None, None]
+        rest = [d for d in range(3, product.dim()) if d != axis]
+        return product.sum(dim=rest) if rest else product
+
+
+@dataclass
+class Term:
+    """All uses of one parameter (with its bias fused in where both are used alike)."""
+
+    key: Key
+    parts: list[Part]
+    bias: Key | None = None
+    origin: list[Part] = field(default_factory=list)
+
+    @property
+    def kind(self) -> str:
+        """``linear``, ``lookup``, ``scale`` (also biases on their own), or ``mixed``."""
+        kinds = {"scale" if p.use.ones else p.use.kind for p in self.parts}
+        if len(kinds) > 1:
+            return "mixed"
+        kind = kinds.pop()
+        same = len({(p.groups, p.use.conv is not None) for p in self.parts}) == 1
+        return kind if same or kind != "linear" else "mixed"
+
+    def left(self, rows: slice) -> Tensor:
+        """(m, g, T, d), with a column of ones for the fused bias; several uses stand one after another in T."""
+        a = torch.cat([p.left(rows) for p in self.parts], dim=2) if len(self.parts) > 1 else self.parts[0].left(rows)
+        if self.bias is not None:
+            # The bias of a use that only stands for a difference meets 1 - 1 = 0.
+            ones = [p.left(rows)[..., :1] for p in self.origin]
+            a = torch.cat([a, torch.cat(ones, dim=2) if len(ones) > 1 else ones[0]], dim=3)
+        return a
+
+    def right(self, rows: slice) -> Tensor:
+        """(m, q, s, g, T, o)."""
+        if len(self.parts) == 1:
+            return self.parts[0].right(rows)
+        return torch.cat([p.right(rows) for p in self.parts], dim=4)
+
+    def gradient(self, rows: slice, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last`` of the parameter's per-sample gradient, (m, q, s, columns)."""
+        total: Tensor | None = None
+        if self.kind == "linear":
+            a, b = self.left(rows), self.right(rows)
+            groups, width = b.shape[3], b.shape[5]
+            if groups == 1:
+                g = torch.einsum("mtd,mqsto->mqsod", a[:, 0], b[:, :, :, 0, :, first:last])
+            else:
+                units = slice(first // width, last // width)
+                g = torch.einsum("mgtd,mqsgto->mqsgod", a[:, units], b[:, :, :, units])
+            return g.flatten(3)
+        for part in self.parts:
+            if part.use.kind == "lookup":
+                tokens, b = part.tokens(rows), part.right(rows)[:, :, :, 0]
+                m, q, s, _, o = b.shape
+                g = b.new_zeros((m, q, s, last - first, o))
+                for position in range(tokens.shape[1]):
+                    token = tokens[:, position]
+                    inside = ((token >= first) & (token < last)).nonzero()[:, 0]
+                    g[inside, :, :, token[inside] - first] += b[inside, :, :, position]
+            else:
+                single = Term(self.key, [part])
+                g = single.gradient(rows, first, last)
+            total = g.flatten(3) if total is None else total + g.flatten(3)
+        assert total is not None
+        return total
+
+    def rows(self, network: Network) -> tuple[int, int]:
+        """(number of rows of the parameter, smallest number of them that ``gradient`` can give)."""
+        parameter = network.params[self.key.name]
+        count = parameter.shape[0] if self.key.start is None else (self.key.stop or 0) - self.key.start
+        groups = self.parts[0].groups if self.kind == "linear" else 1
+        return count, count // groups if groups > 1 else 1
+
+    def size(self) -> tuple[int, int, int, int, int, int]:
+        """(q, s, g, T, d, o) for the cost model."""
+        one = slice(0, 1)
+        b = self.right(one)
+        d = 1 if self.kind == "lookup" else self.left(one).shape[3]
+        return b.shape[1], b.shape[2], b.shape[3], b.shape[4], d, b.shape[5]
+
+    def prefers_pairwise(self, network: Network, samples: int) -> bool:
+        """Whether the pairwise form takes fewer floating-point operations for ``samples`` samples."""
+        if self.kind not in ("linear", "lookup"):
+            return False
+        q, s, g, t, d, o = self.size()
+        pairwise = samples * t * t * g * (d + q * q * (s * o + 2))
+        if self.kind == "lookup":
+            columns = network.params[self.key.name].numel()
+            return pairwise < samples * q * q * s * columns + q * s * (columns + t * o)
+        return pairwise < samples * q * q * s * g * d * o + 2 * q * s * g * t * d * o
+
+
+def _terms(parts: list[Part]) -> list[Term]:
+    """Parts grouped by parameter; a bias joins the weight that is used in the same places."""
+    by_key: dict[Key, list[Part]] = {}
+    for part in parts:
+        by_key.setdefault(part.use.key, []).append(part)
+    terms = {key: Term(key, found) for key, found in by_key.items()}
+    places = {key: tuple(id(p.b) for p in term.parts) for key, term in terms.items()}
+    weights = {places[key]: key for key, term in terms.items() if term.kind == "linear"}
+    for key in list(terms):
+        home = weights.get(places[key])
+        if terms[key].kind == "scale" and all(p.use.kind == "linear" for p in terms[key].parts) and home is not None:
+            terms[home].bias, terms[home].origin = key, terms[key].parts
+            del terms[key]
+    return list(terms.values())
+
+
+class Plan:
+    """Which parameters have rules, and which go to the Jacobian engine, established on a few samples.
+
+    Attributes:
+        understood: names of the parameters that the structured form covers.
+        fallback: names of the others.
+        per_sample: bytes of factors that one sample takes, by name.
+    """
+
+    def __init__(self, network: Network, x: Tensor) -> None:
+        few = x[: min(3, len(x))]
+        generator = torch.Generator().manual_seed(20250729)
+        with evaluation_mode(network.module), torch.enable_grad():
+            with Capture(network) as capture:
+                f = network.forward(few)
+            self.outputs = f.shape[1]
+            weights = torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f)
+            names = list(network.params)
+            uses = [u for u in capture.uses if u.shape[0] == len(few)]
+            found = torch.autograd.grad(
+                (f * weights).sum(),
+                [u.edge for u in uses] + list(network.params.values()),
+                allow_unused=True,
+            )
+        parts = [Part(u, u.a, _or_zero(g, u, weights)[:, None, None]) for u, g in zip(uses, found, strict=False)]
+        truth = dict(zip(names, found[len(uses) :], strict=True))
+        doubtful = {u.key.name for u in capture.uses if u.shape[0] != len(few)}
+        doubtful |= {u.key.name for u in uses if u.a is not None and len(u.a) != len(few)}
+        doubtful |= _overlapping(uses)
+        self.understood: list[str] = []
+        self.fallback: list[str] = []
+        for name, gradient in truth.items():
+            mine = [p for p in parts if p.use.key.name == name]
+            if gradient is None and not mine:
+                continue  # the output does not depend on it: a zero block of J
+            if name not in doubtful and mine and _agrees(network, name, mine, gradient):
+                self.understood.append(name)
+            else:
+                self.fallback.append(name)
+        itemsize = network.dtype.itemsize
+        self.per_sample = dict.fromkeys(self.understood, 0)
+        seen: set[tuple[int, int]] = set()
+        for u in uses:
+            if u.key.name not in self.per_sample:
+                continue
+            size = u.a[0].numel() if u.a is not None else 0
+            place = (id(u.edge.node), u.edge.output_nr)
+            if place not in seen:
+                size += self.outputs * (torch.Size(u.shape).numel() // len(few))
+                seen.add(place)
+            self.per_sample[u.key.name] += size * itemsize
+
+
+def _or_zero(gradient: Tensor | None, use: Use, like: Tensor) -> Tensor:
+    return gradient if gradient is not None else like.new_zeros(use.shape)
+
+
+def _overlapping(uses: list[Use]) -> set[str]:
+    """Parameters used both whole and by rows, or by rows that overlap: their blocks of J are not disjoint."""
+    spans: dict[str, set[tuple[int, int] | None]] = {}
+    for use in uses:
+        span = None if use.key.start is None else (use.key.start, use.key.stop or 0)
+        spans.setdefault(use.key.name, set()).add(span)
+    overlapping = set()
+    for name, found in spans.items():
+        ranges = sorted(s for s in found if s is not None)
+        crossing = any(a[1] > b[0] for a, b in itertools.pairwise(ranges))
+        if crossing or (None in found and ranges):
+            overlapping.add(name)
+    return overlapping
+
+
+def _agrees(network: Network, name: str, parts: list[Part], gradient: Tensor | None) -> bool:
+    """Whether the factors reproduce autograd's gradient of a random combination of outputs."""
+    parameter = network.params[name]
+    total = torch.zeros_like(parameter).reshape(parameter.shape[0] if parameter.dim() else 1, -1)
+    try:
+        for key, group in _by_key(parts).items():
+            term = Term(key, group)
+            if term.kind == "scale":
+                rows = sum(p.reduced().sum(dim=(0, 1, 2)) for p in group)
+                assert isinstance(rows, Tensor)
+            else:
+                count, _ = term.rows(network)
+                rows = term.gradient(slice(None), 0, count).sum(dim=(0, 1, 2))
+            start = key.start or 0
+            stop = key.stop if key.stop is not None else len(total)
+            total[start:stop] += rows.detach().reshape(total[start:stop].shape)
+    except (RuntimeError, IndexError):
+        return False  # shapes that do not fit the rule's assumption
+    truth = torch.zeros_like(total) if gradient is None else gradient.reshape(total.shape)
+    scale = float(truth.abs().max())
+    tolerance = 1e-9 if network.dtype == torch.float64 else 2e-3
+    return bool(float((total - truth).abs().max()) <= tolerance * scale + torch.finfo(network.dtype).tiny)
+
+
+def _by_key(parts: list[Part]) -> dict[Key, list[Part]]:
+    grouped: dict[Key, list[Part]] = {}
+    for part in parts:
+        grouped.setdefault(part.use.key, []).append(part)
+    return grouped
+
+
+def _collect(network: Network, x: Tensor, names: set[str], outputs: str | int, chunk: int) -> list[Part]:
+    """Factors of the uses of ``names`` for all of x."""
+    pieces: list[list[Part]] = []
+    with evaluation_mode(network.module), torch.enable_grad():
+        for start in range(0, len(x), chunk):
+            with Capture(network) as capture:
+                f = network.forward(x[start : start + chunk])
+            uses = [u for u in capture.uses if u.key.name in names]
+            places: dict[tuple[int, int], int] = {}
+            edges: list[Use] = []
+            for u in uses:
+                # The node's identity is stable while the graph lives.
+                place = (id(u.edge.node), u.edge.output_nr)
+                if place not in places:
+                    places[place] = len(edges)
+                    edges.append(u)
+            wanted = range(f.shape[1]) if isinstance(outputs, str) else [outputs]
+            columns: list[list[Tensor]] = [[] for _ in edges]
+            for position, c in enumerate(wanted):
+                last = position == len(wanted) - 1
+                found = torch.autograd.grad(
+                    f[:, c].sum(), [u.edge for u in edges], retain_graph=not last, allow_unused=True
+                )
+                for column, u, g in zip(columns, edges, found, strict=True):
+                    column.append(_or_zero(g, u, f))
+            # z's gradients, rows of K first, then the outputs that are summed within a row.
+            summed = 1 if outputs == "trace" else 2
+            stacked = [torch.stack(c, dim=1).unsqueeze(summed) for c in columns]
+            pieces.append([Part(u, u.a, stacked[places[(id(u.edge.node), u.edge.output_nr)]]) for u in uses])
+            del f, capture
+    if len(pieces) == 1:
+        return pieces[0]
+    if len({tuple((p.use.key, p.use.kind) for p in piece) for piece in pieces}) != 1:
+        raise InputError("the model's control flow depends on the data", "use --engine jacobian")
+    joined: list[Part] = []
+    shared: dict[tuple[int, ...], Tensor] = {}
+    for same in zip(*pieces, strict=True):
+        identity = tuple(id(p.b) for p in same)
+        if identity not in shared:
+            shared[identity] = torch.cat([p.b for p in same])
+        a = None if same[0].a is None else torch.cat([p.a for p in same if p.a is not None])
+        joined.append(Part(same[0].use, a, shared[identity]))
+    return joined
+
+
+def _difference(now: list[Part], then: list[Part]) -> list[Part]:
+    """Parts of J_now - J_then: b⊗a - b₀⊗a₀ = (b - b₀)⊗a + b₀⊗(a - a₀), two positions instead of one."""
+    parts: list[Part] = []
+    shared: dict[int, Tensor] = {}
+    for p, p0 in zip(now, then, strict=True):
+        if id(p.b) not in shared:
+            shared[id(p.b)] = p.b - p0.b
+        change = shared[id(p.b)]
+        if p.use.ones or p.use.kind == "lookup":
+            parts.append(Part(p.use, p.a, change))
+        else:
+            assert p.a is not None
+            assert p0.a is not None
+            parts += [Part(p.use, p.a, change), Part(p.use, p.a - p0.a, p0.b)]
+    return parts
+
+
+@dataclass
+class Rounding:
+    """What bounds the rounding made in forming K from the factors (see :class:`lplr_cli.ntk.kernel.Kernel`).
+
+    Attributes:
+        length: longest chain of operations behind an entry of K.
+        magnitude: Σ over rows i and terms of (Σ_t ||a_it|| ||b_it||)², which bounds the norm of what K would be
+            with absolute values in all its sums; trace(K) (unnormalised) where each sample has one position.
+    """
+
+    length: int = 0
+    magnitude: float = 0.0
+
+    def add(self, term: Term, pairwise: bool) -> None:
+        """Account for one term on all its samples."""
+        b = term.parts[0].b
+        for rows in _tiles(len(b), 256):
+            if term.kind in ("linear", "lookup"):
+                sums = torch.linalg.vector_norm(term.right(rows), dim=5)
+                if term.kind == "linear":
+                    sums = sums * torch.linalg.vector_norm(term.left(rows), dim=3)[:, None, None]
+                sums = sums.sum(dim=4)
+            else:
+                sums = torch.stack([_absolute(p, rows) for p in term.parts]).sum(dim=0)
+            self.magnitude += float(sums.double().square().sum())
+        shapes = [p.right(slice(0, 1)).shape for p in term.parts]
+        positions, columns = sum(s[4] for s in shapes), max(s[2] * s[5] for s in shapes)
+        depth = 1 + max(p.left(slice(0, 1)).shape[3] if p.use.kind == "linear" else 1 for p in term.parts)
+        if pairwise:
+            self.length = max(self.length, depth + columns + positions**2 + 4)
+        else:
+            self.length = max(self.length, positions + columns * depth * shapes[0][3] + 4)
+
+
+def _absolute(part: Part, rows: slice) -> Tensor:
+    """Σ_t ||a_t|| ||b_t|| of a scale, bias or mixed use, (m, q, s, 1)."""
+    some = Part(part.use, None if part.a is None else part.a[rows], part.b[rows])
+    if part.use.kind == "scale" or part.use.ones:
+        size = Part(part.use, None if some.a is None else some.a.abs(), some.b.abs()).reduced()
+        whole: Tensor = torch.linalg.vector_norm(size, dim=3, keepdim=True)
+        return whole
+    sums: Tensor = torch.linalg.vector_norm(some.right(slice(None)), dim=5)
+    if part.use.kind == "linear":
+        sums = sums * torch.linalg.vector_norm(some.left(slice(None)), dim=3)[:, None, None]
+    return sums.sum(dim=(3, 4)).unsqueeze(3)
+
+
+def _tiles(count: int, step: int) -> list[slice]:
+    return [slice(i, min(count, i + step)) for i in range(0, count, step)]
+
+
+class _Accumulator:
+    """Adds terms to a block of K; in the symmetric case only to tiles on and above the diagonal."""
+
+    def __init__(self, kernel: Tensor, q: int, symmetric: bool, budget: int) -> None:
+        self.kernel, self.q, self.symmetric, self.budget = kernel, q, symmetric, budget
+
+    def pairs(self, step: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Tiles of samples (rows, columns) with the part of K they address, (m, q, m', q)."""
+        rows, columns = self.kernel.shape[0] // self.q, self.kernel.shape[1] // self.q
+        for i in _tiles(rows, step):
+            for j in _tiles(columns, step):
+                if not self.symmetric or j.stop > i.start:
+                    tile = self.kernel[i.start * self.q : i.stop * self.q, j.start * self.q : j.stop * self.q]
+                    yield i, j, tile
+
+    def add_products(self, left: list[Term], right: list[Term]) -> None:
+        """Terms with one position: Σ (A A'ᵀ) ∘ (B B'ᵀ), every product of a tile while it is in the cache."""
+        q = self.q
+        whole = slice(None)
+        factors = []
+        for one, two in zip(left, right, strict=True):
+            a, b = one.left(whole)[:, 0, 0], one.right(whole)[:, :, :, 0, 0]
+            b = b.flatten(2).flatten(0, 1)
+            if one is two:
+                factors.append((a, b, a, b))
+            else:
+                b2 = two.right(whole)[:, :, :, 0, 0].flatten(2).flatten(0, 1)
+                factors.append((a, b, two.left(whole)[:, 0, 0], b2))
+        step = max(1, TILE // q) if q > 1 else TILE
+        buffers = torch.empty((2, (step * q) ** 2), dtype=self.kernel.dtype, device=self.kernel.device)
+        for i, j, tile in self.pairs(step):
+            m, k = i.stop - i.start, j.stop - j.start
+            ab = buffers[0][: m * k].view(m, k)
+            bb = buffers[1][: m * k * q * q].view(m * q, k * q)
+            for a, b, a2, b2 in factors:
+                torch.mm(a[i], a2[j].T, out=ab)
+                torch.mm(b[i.start * q : i.stop * q], b2[j.start * q : j.stop * q].T, out=bb)
+                if q == 1:
+                    tile.addcmul_(ab, bb)
+                else:
+                    bb.view(m, q, k, q).mul_(ab[:, None, :, None])
+                    tile.add_(bb)
+
+    def add_pairwise(self, one: Term, two: Term) -> None:
+        """A term with several positions: Σ_{t,t'} (a_t·a'_t')(b_t·b'_t')."""
+        positions = one.size()[3]
+        step = max(1, TILE // positions)
+        for i, j, tile in self.pairs(step):
+            b, b2 = one.right(i), two.right(j)
+            if one.kind == "lookup":
+                t, t2 = (torch.cat([p.tokens(r) for p in term.parts], dim=1) for term, r in ((one, i), (two, j)))
+                meet = (t[:, :, None, None] == t2[None, None]).to(b.dtype)[None]
+            else:
+                a, a2 = one.left(i), two.left(j)
+                meet = torch.einsum("mgtd,kgud->gmtku", a, a2)
+            q = self.q
+            target = tile.view(b.shape[0], q, b2.shape[0], q)
+            for c in range(q):
+                for d in range(q):
+                    back = torch.einsum("msgto,ksguo->gmtku", b[:, c], b2[:, d])
+                    target[:, c, :, d] += (meet * back).sum(dim=(0, 2, 4))
+
+    def add_gram(self, left: Tensor, right: Tensor) -> None:
+        """Explicit rows: left · rightᵀ, by tiles so that symmetry saves half."""
+        rows, columns = self.kernel.shape
+        step = max(TILE, -(-rows // 8)) if self.symmetric else max(rows, columns)
+        for i in _tiles(rows, step):
+            for j in _tiles(columns, step):
+                if not self.symmetric or j.stop > i.start:
+                    self.kernel[i, j].addmm_(left[i], right[j].T)
+
+    def add_explicit(self, one: Term, two: Term, network: Network) -> None:
+        """A term by explicit per-sample gradients, over slices of the parameter's rows."""
+        count, unit = one.rows(network)
+        samples = self.kernel.shape[0] // self.q + (0 if one is two else self.kernel.shape[1] // self.q)
+        q, s = one.parts[0].b.shape[1:3]
+        # One more column a row for a fused bias; too many by a row's share for the others.
+        columns = network.params[one.key.name].numel() + count
+        per_row = samples * q * s * -(-columns // count) * self.kernel.dtype.itemsize
+        step = max(unit, self.budget // max(1, 2 * per_row) // unit * unit)
+        for first in range(0, count, step):
+            last = min(count, first + step)
+            rows = [_explicit_rows(term, first, last, self.budget) for term in ((one,) if one is two else (one, two))]
+            self.add_gram(rows[0], rows[-1])
+
+
+def _explicit_rows(term: Term, first: int, last: int, budget: int) -> Tensor:
+    """Per-sample gradients (n·q, s·columns), a chunk of samples at a time because of the patches."""
+    n = len(term.parts[0].b)
+    one = slice(0, 1)
+    if term.kind == "linear":
+        per_sample = term.left(one).numel() * term.parts[0].b.element_size()
+        step = max(1, budget // (8 * max(1, per_sample)))
+    else:
+        step = n
+    pieces = [term.gradient(rows, first, last).flatten(2).flatten(0, 1) for rows in _tiles(n, step)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _accumulate(
+    kernel: Tensor,
+    network: Network,
+    left: list[Part],
+    right: list[Part],
+    *,
+    symmetric: bool,
+    q: int,
+    budget: int,
+    rounding: Rounding | None = None,
+) -> None:
+    """Add the contribution of all parts to one block of K."""
+    one = _terms(left)
+    two = one if right is left else _terms(right)
+    target = _Accumulator(kernel, q, symmetric, budget)
+    samples = kernel.shape[0] // q
+    single: list[tuple[Term, Term]] = []
+    reduced: list[tuple[Tensor, Tensor]] = []
+    for a, b in zip(one, two, strict=True):
+        if rounding is not None:
+            rounding.add(a, a.prefers_pairwise(network, samples))
+        if a.kind == "scale":
+            rows = [sum(p.reduced() for p in term.parts) for term in ((a,) if a is b else (a, b))]
+            flat = [r.flatten(2).flatten(0, 1) for r in rows if isinstance(r, Tensor)]
+            reduced.append((flat[0], flat[-1]))
+        elif a.prefers_pairwise(network, samples):
+            _, _, groups, positions, _, _ = a.size()
+            if positions == 1 and groups == 1 and a.kind == "linear":
+                single.append((a, b))
+            else:
+                target.add_pairwise(a, b)
+        else:
+            target.add_explicit(a, b, network)
+    if single:
+        target.add_products([a for a, _ in single], [b for _, b in single])
+    if reduced:
+        rows_left = torch.cat([a for a, _ in reduced], dim=1)
+        rows_right = rows_left if symmetric else torch.cat([b for _, b in reduced], dim=1)
+        target.add_gram(rows_left, rows_right)
+
+
+def _mirror(kernel: Tensor) -> None:
+    """Copy what stands above the diagonal below it, tile by tile."""
+    count = len(kernel)
+    for i in _tiles(count, TILE):
+        for j in _tiles(i.start, TILE):
+            kernel[i, j] = kernel[j, i].T
+        block = kernel[i, i]
+        kernel[i, i] = torch.triu(block) + torch.triu(block, 1).T
+
+
+def _groups(plan: Plan, samples: int, budget: int) -> Iterator[set[str]]:
+    """Names whose factors are held together; a fresh pass serves each group."""
+    group: set[str] = set()
+    used = 0
+    for name in plan.understood:
+        size = plan.per_sample[name] * samples
+        if group and used + size > budget:
+            yield group
+            group, used = set(), 0
+        group.add(name)
+        used += size
+    if group:
+        yield group
+
+
+def _restricted(network: Network, names: list[str]) -> Network:
+    """The same network with only ``names`` differentiated."""
+    params = {k: p for k, p in network.params.items() if k in names}
+    rest = {k: p.detach() for k, p in network.params.items() if k not in names}
+    return Network(network.module, params, {**network.fixed, **rest})
+
+
+def gram(
+    network: Network,
+    x: Tensor,
+    other: Tensor | None,
+    *,
+    outputs: str | int = "full",
+    budget: int = 1 << 30,
+    reference: Network | None = None,
+    plan: Plan | None = None,
+    rounding: Rounding | None = None,
+) -> tuple[Tensor, tuple[str, ...]]:
+    """J Jᵀ (or J(x) J(other)ᵀ, or (J - J_ref)(J - J_ref)ᵀ), unnormalised, and the parameters without a rule.
+
+    Args:
+        network: f and θ.
+        x: inputs (n, …).
+        other: further inputs, or None for the symmetric case.
+        outputs: ``full``, ``trace`` or the index of one output.
+        budget: bytes for factors and work space, K itself not counted.
+        reference: the network at another θ whose Jacobian is subtracted (symmetric case only).
+        plan: from an earlier call with the same module, to save the check.
+        rounding: filled with what bounds the rounding of the result (symmetric case only).
+    """
+    plan = plan or Plan(network, x)
+    q = plan.outputs if outputs == "full" else 1
+    symmetric = other is None
+    right_inputs = x if other is None else other
+    kernel = torch.zeros((len(x) * q, len(right_inputs) * q), dtype=network.dtype, device=network.device)
+    copies = (2 if reference is not None else 1) * (1 if symmetric else 2)
+    total = max(1, sum(plan.per_sample.values()))
+    chunk = int(max(1, min(4096, budget // (4 * _GRAPH_FACTOR * total))))
+
+    def factors(inputs: Tensor, names: set[str]) -> list[Part]:
+        now = _collect(network, inputs, names, outputs, chunk)
+        if reference is None:
+            return now
+        return _difference(now, _collect(reference, inputs, names, outputs, chunk))
+
+    for names in _groups(plan, copies * max(len(x), len(right_inputs)), budget // 2):
+        per_sample = max(1, sum(plan.per_sample[name] for name in names))
+        step = int(max(1, budget // (4 * copies * per_sample)))
+        for i in _tiles(len(x), step):
+            left = factors(x[i], names)
+            for j in _tiles(len(right_inputs), step):
+                if symmetric and j.start < i.start:
+                    continue
+                diagonal = symmetric and i == j
+                right = left if diagonal else factors(right_inputs[j], names)
+                block = kernel[i.start * q : i.stop * q, j.start * q : j.stop * q]
+                _accumulate(
+                    block,
+                    network,
+                    left,
+                    right,
+                    symmetric=diagonal,
+                    q=q,
+                    budget=budget // 4,
+                    rounding=rounding if diagonal else None,
+                )
+                del right
+            del left
+    if symmetric:
+        _mirror(kernel)
+    if plan.fallback:
+        rest = _restricted(network, plan.fallback)
+        if reference is not None:
+            then = _restricted(reference, plan.fallback)
+            kernel += jacobian.change_gram(rest, then, x, outputs=outputs, budget=budget)
+        else:
+            addition = jacobian.gram(rest, x, other, outputs=outputs, budget=budget)
+            if rounding is not None:
+                rounding.length = max(rounding.length, rest.parameter_count + 4)
+                rounding.magnitude += float(addition.diagonal().double().sum())
+            kernel += addition
+    if rounding is not None:
+        # The terms are added up, each a rounding more, and the sum is divided by n.
+        rounding.length += len(network.params) + 4
+    return kernel, tuple(plan.fallback)

@@ -1,0 +1,6 @@
+"""Tables and figures for people."""
+
+from lplr_cli.reporting.summary import summary_grid
+from lplr_cli.reporting.text import Grid, number
+
+__all__ = ["Grid", "number", "summary_grid"]

@@ -1,0 +1,159 @@
+"""Logs: appended row by row as CSV, read back whole, kept as Parquet at the end."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+
+from lplr_cli.errors import InputError
+from lplr_cli.runs.atomic import output_errors, write_atomically
+
+LOG_COLUMNS = ("step", "epoch", "loss", "grad_norm_sq", "drift", "lr", "seconds")
+PROBE_COLUMNS = (
+    "step",
+    "probe_size",
+    "outputs",
+    "lambda_min",
+    "lambda_min_lower",
+    "lambda_max",
+    "trace",
+    "effective_rank",
+    "ntk_change",
+    "jacobian_change",
+    "residual_rayleigh",
+    "sharpness",
+    "engine",
+    "dtype",
+    "seconds",
+)
+
+
+def format_value(value: Any) -> str:
+    """A CSV field with full precision; nothing for a missing value."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return repr(value)
+    return str(value)
+
+
+class Appender:
+    """A CSV file that grows by whole, flushed lines.
+
+    Args:
+        path: created with its header when it does not exist, else continued.
+        columns: of every row.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self.columns = path, tuple(columns)
+        with output_errors(path):
+            fresh = not path.exists() or path.stat().st_size == 0
+            self._stream = path.open("a", encoding="utf-8", newline="")
+            if fresh:
+                self._stream.write(",".join(self.columns) + "\n")
+                self._stream.flush()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row and flush it; columns that ``row`` lacks stay empty."""
+        line = ",".join(format_value(row.get(c)) for c in self.columns) + "\n"
+        with output_errors(self.path):
+            self._stream.write(line)
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        with output_errors(self.path):
+            self._stream.close()
+
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """A log written by :class:`Appender`; a last line without its newline, torn by a crash, is dropped.
+
+    Raises:
+        InputError: the file is missing, has no header, or its lines do not fit the header.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror})", "give a run directory") from error
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        return pd.read_csv(io.BytesIO(whole), float_precision="round_trip")
+    except (ValueError, UnicodeDecodeError, OverflowError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot read {path} ({first})", "the file is no CSV log") from error
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A Parquet table; InputError when it cannot be read."""
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"cannot read {path} ({first})", "the file is no Parquet table") from error
+
+
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Write ``frame`` atomically."""
+    write_atomically(path, lambda temporary: frame.to_parquet(temporary, index=False))
+
+
+def truncate_before(path: Path, columns: Sequence[str], step: int) -> None:
+    """Drop the rows of ``step`` and later ones, and a torn last line, line by line so that no digit changes."""
+    if not path.exists():
+        return
+    content = path.read_text(encoding="utf-8")
+    lines = content[: content.rfind("\n") + 1].splitlines(keepends=True)
+    position = list(columns).index("step")
+
+    def early(line: str) -> bool:
+        try:
+            return float(line.split(",")[position]) < step
+        except (ValueError, IndexError):
+            return False
+
+    kept = lines[:1] + [line for line in lines[1:] if early(line)]
+    write_atomically(path, lambda temporary: _fill(temporary, "".join(kept)))
+
+
+def _fill(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold: NumPy scalars unwrapped, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Clock:
+    """Seconds since the run began, continued across resumes."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self._start = time.perf_counter() - offset
+
+    def __call__(self) -> float:
+        return round(time.perf_counter() - self._start, 4)

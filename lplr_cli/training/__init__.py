@@ -1,0 +1,31 @@
+"""Training runs with diagnostics."""
+
+from lplr_cli.training.checkpoint_probe import (
+    KernelProbe,
+    checkpoint_network,
+    open_checkpoint,
+    probe_checkpoint,
+)
+from lplr_cli.training.config import OPTIMIZERS, SCHEDULES, TrainConfig
+from lplr_cli.training.loop import Outcome, Progress, Trainer, resolve_device, resume, train
+from lplr_cli.training.probes import Prober, ProbeSettings
+from lplr_cli.training.summary import summarize
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "KernelProbe",
+    "Outcome",
+    "ProbeSettings",
+    "Prober",
+    "Progress",
+    "TrainConfig",
+    "Trainer",
+    "checkpoint_network",
+    "open_checkpoint",
+    "probe_checkpoint",
+    "resolve_device",
+    "resume",
+    "summarize",
+    "train",
+]

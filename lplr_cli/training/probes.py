@@ -1,0 +1,138 @@
+"""NTK probes of a network during or after training."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lplr_cli import ntk
+from lplr_cli.ntk import Kernel, Network
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What a probe measures.
+
+    Attributes:
+        size: samples, the first ones of the training set.
+        outputs: ``full``, ``trace`` or an index.
+        engine: see :func:`lplr_cli.ntk.empirical_ntk`.
+        verify: whether the lower bound of λ_min is proved as well.
+        sharpness: whether the sharpness of the loss over all samples is measured.
+        memory: bytes for work space.
+    """
+
+    size: int
+    outputs: str | int = "full"
+    engine: str = "auto"
+    verify: bool = True
+    sharpness: bool = True
+    memory: int = ntk.DEFAULT_MEMORY
+
+
+class Prober:
+    """Measures K at θ_t against K at the reference θ_0, in float64, on a fixed set of samples.
+
+    Args:
+        module: code of the forward pass.
+        reference: θ_0 by name.
+        inputs: all training inputs (n, …).
+        targets: all training targets (n, C).
+        settings: what to measure.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        reference: dict[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        settings: ProbeSettings,
+    ) -> None:
+        self.module, self.settings = module, settings
+        self.inputs, self.targets = inputs, targets
+        self.subset = inputs[: settings.size]
+        # A copy: the module trains on while this stays.
+        self._reference = {k: v.detach().to(torch.float64, copy=True) for k, v in reference.items()}
+        self._kernel0: Kernel | None = None
+
+    def network(self, values: dict[str, Tensor]) -> Network:
+        """The module at θ = ``values`` in float64."""
+        return Network.from_module(self.module, values=values, dtype=torch.float64, device=self.inputs.device)
+
+    def _kernel(self, network: Network) -> Kernel:
+        s = self.settings
+        return ntk.empirical_ntk(
+            network,
+            self.subset,
+            engine=s.engine,
+            outputs=s.outputs,
+            memory=s.memory,
+            bound_rounding=s.verify,
+        )
+
+    def reference_kernel(self) -> Kernel:
+        """K at θ_0, computed once."""
+        if self._kernel0 is None:
+            self._kernel0 = self._kernel(self.network(self._reference))
+        return self._kernel0
+
+    def measure(self, step: int, values: dict[str, Tensor]) -> Row:
+        """One row of the probe log for θ = ``values``; the columns are described in the README."""
+        begun = time.perf_counter()
+        s = self.settings
+        network = self.network(values)
+        at_start = all(torch.equal(values[k].to(torch.float64), v) for k, v in self._reference.items())
+        kernel = self.reference_kernel() if at_start else self._kernel(network)
+        spectrum = ntk.spectrum(kernel.matrix)
+        lower = None
+        if s.verify and kernel.formation_error is not None:
+            bound = ntk.lambda_min_lower(kernel.matrix, spectrum.lambda_min, formation_error=kernel.formation_error)
+            lower = bound.value if math.isfinite(bound.value) else None
+        ntk_change = jacobian_change = 0.0
+        if not at_start:
+            ntk_change = ntk.operator_norm(kernel.matrix - self.reference_kernel().matrix)
+            change = ntk.jacobian_change_gram(
+                network,
+                self.network(self._reference),
+                self.subset,
+                engine=s.engine,
+                outputs=s.outputs,
+                memory=s.memory,
+            )
+            jacobian_change = math.sqrt(max(0.0, ntk.operator_norm(change)))
+        sharp = ntk.sharpness(network, self.inputs, self.targets).value if s.sharpness else None
+        return {
+            "step": step,
+            "probe_size": s.size,
+            "outputs": str(s.outputs),
+            "lambda_min": spectrum.lambda_min,
+            "lambda_min_lower": lower,
+            "lambda_max": spectrum.lambda_max,
+            "trace": spectrum.trace,
+            "effective_rank": spectrum.effective_rank,
+            "ntk_change": ntk_change,
+            "jacobian_change": jacobian_change,
+            "residual_rayleigh": self._rayleigh(network, kernel),
+            "sharpness": sharp,
+            "engine": kernel.engine,
+            "dtype": "float64",
+            "seconds": round(time.perf_counter() - begun, 4),
+        }
+
+    def _rayleigh(self, network: Network, kernel: Kernel) -> float | None:
+        """rᵀK r / ||r||² of the residual on the probe's samples; None for other than full outputs."""
+        if kernel.outputs != "full":
+            return None
+        with torch.no_grad(), ntk.evaluation_mode(self.module):
+            f = network.forward(network.cast(self.subset))
+        r = (f - self.targets[: len(f)].to(f)).reshape(-1)
+        square = float(r @ r)
+        return float(r @ (kernel.matrix @ r)) / square if square > 0 else None

@@ -1,0 +1,139 @@
+"""The summary of a run: every figure of the closing table, computed from its logs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lplr_cli.certificate import estimate_constants
+from lplr_cli.diagnostics import clean_series, envelope, fit_linear, pl_ratio, stable_window
+from lplr_cli.errors import InputError
+from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
+
+NO_CERTIFICATE = "this version measures L_K along the run, a lower bound; a certificate needs an upper bound"
+
+
+def _value(frame: pd.DataFrame, column: str, row: int) -> float | None:
+    if frame.empty or column not in frame.columns:
+        return None
+    value = frame[column].iloc[row]
+    return None if pd.isna(value) else float(value)
+
+
+def summarize(run: RunDirectory) -> dict[str, Any]:
+    """All figures of a run with at least one logged step, with stable keys; a missing value is None.
+
+    Raises:
+        InputError: no readable log.
+    """
+    record = run.config()
+    log, probes = run.log(), run.probes()
+    try:
+        scale = float(record["loss"]["scale"])
+        config = record["config"]
+        n = int(record["data"]["n"])
+        outputs = int(record["data"]["outputs"])
+        lr = float(config["lr"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{run.path / 'run.json'} lacks {error}", "the run directory is damaged") from error
+    series = clean_series(log)
+    window = stable_window(series.steps, series.loss)
+    lowest = float(series.loss.min())
+    proxy = pl_ratio(series.loss, series.grad_norm_sq, lowest)
+    star = pl_ratio(series.loss, series.grad_norm_sq, 0.0)
+    fit = None
+    if window is not None:
+        fit = fit_linear(series.steps[window.rows], series.loss[window.rows], window.floor)
+    estimates = estimate_constants(log, probes, scale)
+    probe_size = None if probes.empty else int(probes["probe_size"].iloc[0])
+    subset = probe_size is not None and probe_size < n
+    initial = _value(probes, "lambda_min", 0)
+    change = _value(probes, "ntk_change", -1)
+    top = _value(probes, "lambda_max", 0)
+    sharp = [v for v in (probes["sharpness"].tolist() if "sharpness" in probes else []) if v == v]
+    reached = estimates.mu_kernel
+    summary: dict[str, Any] = {
+        "command": "train",
+        "schema_version": SCHEMA_VERSION,
+        "run": str(run.path),
+        "status": record.get("status"),
+        "normalisation": {
+            "loss": record["loss"].get("formula"),
+            "loss_scale": scale,
+            "ntk": "K = J J^T / n",
+            "pl": "0.5 ||grad L||^2 >= mu (L - L*)",
+        },
+        "model": record.get("model"),
+        "data": {"source": record["data"].get("source"), "n": n, "outputs": outputs},
+        "optimizer": {
+            "name": config.get("optimizer"),
+            "lr": lr,
+            "lr_rule": record.get("lr_rule"),
+            "momentum": config.get("momentum"),
+            "schedule": config.get("schedule"),
+        },
+        "steps": int(log["step"].iloc[-1]) if len(log) else 0,
+        "seconds": _value(log, "seconds", -1),
+        "loss": {"initial": float(series.loss[0]), "final": float(series.loss[-1]), "min": lowest},
+        "probe": {
+            "size": probe_size,
+            "subset": subset,
+            "outputs": None if probes.empty else str(probes["outputs"].iloc[0]),
+            "count": len(probes),
+        },
+        "lambda_min": {
+            "initial": initial,
+            "final": _value(probes, "lambda_min", -1),
+            "lower_initial": _value(probes, "lambda_min_lower", 0),
+            # Interlacing (theory.md section 2): n λ_min(K) ≤ m λ_min(K_S) for a subset S of m samples.
+            "upper_bound_full": None if initial is None or probe_size is None else initial * probe_size / n,
+        },
+        "lambda_max": {"initial": top, "final": _value(probes, "lambda_max", -1)},
+        "drift": {"max": estimates.radius, "final": _value(log, "drift", -1)},
+        "ntk_drift_percent": None if change is None or not top else 100 * change / top,
+        "lipschitz": {"L_K_estimated": estimates.l_k, "L_J_estimated": estimates.l_j},
+        "compatibility": {
+            "L_K_R": None if estimates.l_k is None else estimates.l_k * (estimates.radius or 0.0),
+            "lambda_0": estimates.lambda_0,
+            "holds": estimates.compatible,
+        },
+        "mu_estimated": reached,
+        "mu_estimated_jacobian": estimates.mu_jacobian,
+        "mu_certified": None,
+        "mu_certified_reason": NO_CERTIFICATE,
+        "window": None if window is None else window.to_dict(),
+        "pl_ratio": envelope(proxy[window.rows] if window else np.empty(0)).to_dict(),
+        "pl_ratio_star": envelope(star[window.rows] if window else star).to_dict(),
+        "rate": None if fit is None else fit.to_dict(),
+        "sharpness": {
+            "initial": sharp[0] if sharp else None,
+            "final": sharp[-1] if sharp else None,
+            "max": max(sharp) if sharp else None,
+            "lr_over_stable": lr * max(sharp) / 2 if sharp else None,
+        },
+        "dropped_rows": series.dropped,
+    }
+    summary["verdict"] = _verdict(summary)
+    cleaned: dict[str, Any] = plain(summary)
+    return cleaned
+
+
+def _verdict(s: dict[str, Any]) -> str:
+    holds = s["compatibility"]["holds"]
+    where = f"on a subset of {s['probe']['size']} samples, " if s["probe"]["subset"] else ""
+    if holds is None:
+        return "compatibility unknown: the probes do not tell lambda_0 and L_K"
+    product, lambda_0 = s["compatibility"]["L_K_R"], s["compatibility"]["lambda_0"]
+    if not holds:
+        times = product / lambda_0 if lambda_0 > 0 else math.inf
+        return (
+            f"{where}the compatibility condition L_K R < lambda_0 fails ({product:.3g} against {lambda_0:.3g}, "
+            f"a factor {times:.3g}): the bound mu = 2(lambda_0 - L_K R) is vacuous for this run"
+        )
+    return (
+        f"{where}compatibility holds with the estimated L_K ({product:.3g} < {lambda_0:.3g}); "
+        "as L_K is only bounded from below by the probes, nothing is certified"
+    )
