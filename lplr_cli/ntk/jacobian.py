@@ -64,7 +64,8 @@ def jacobian_block(network: Network, x: Tensor, group: list[Block], *, chunk: in
             replace[block.name] = _patched(whole, block, part)
         return network.forward(sample.unsqueeze(0), replace).squeeze(0)
 
-    with evaluation_mode(network.module):
+    # Without the outer graph that the parameters of other blocks would drag along; jacrev keeps its own.
+    with torch.no_grad(), evaluation_mode(network.module):
         rows = vmap(jacrev(single), in_dims=(None, 0), chunk_size=chunk)(slices, x)
     return torch.cat([r.flatten(start_dim=2) for r in rows], dim=2)
 

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lplr_cli import ntk
+from lplr_cli.errors import InputError
+from lplr_cli.models import ModelSpec, build_model
+from lplr_cli.ntk import Network
+from tests.cases import CASES, dense_jacobian, make
+
+ENGINES = ("structured", "jacobian")
+BUDGETS = (1 << 30, 20_000)
+
+
+def rows_of(jacobian: Tensor, outputs: str | int) -> Tensor:
+    if outputs == "full":
+        return jacobian.flatten(0, 1)
+    return jacobian.flatten(1) if outputs == "trace" else jacobian[:, int(outputs)]
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max()) / max(float(b.abs().max()), 1e-300)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("outputs", ["full", "trace", 0])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_equals_dense_reference(name: str, engine: str, outputs: str | int, budget: int) -> None:
+    network, x = make(name)
+    rows = rows_of(dense_jacobian(network, x), outputs)
+    kernel = ntk.empirical_ntk(network, x, engine=engine, outputs=outputs, memory=budget, bound_rounding=True)
+    truth = rows @ rows.T / len(x)
+    assert relative(kernel.matrix, truth) < 1e-13
+    assert not kernel.matrix.requires_grad
+    assert torch.equal(kernel.matrix, kernel.matrix.T) or engine == "jacobian"
+    assert kernel.formation_error is not None
+    assert torch.linalg.matrix_norm(kernel.matrix - truth, 2) <= kernel.formation_error + 1e-14 * truth.trace()
+    if engine == "structured":
+        assert kernel.fallback == CASES[name].fallback
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_agrees_to_its_precision(name: str) -> None:
+    network, x = make(name)
+    single, y = make(name, torch.float32)
+    kernel = ntk.empirical_ntk(single, y)
+    assert kernel.matrix.dtype == torch.float32
+    assert kernel.fallback == CASES[name].fallback
+    assert relative(kernel.matrix.double(), ntk.empirical_ntk(network, x).matrix) < 1e-4
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", CASES)
+def test_cross_kernel_and_permutation(name: str, engine: str) -> None:
+    network, x = make(name)
+    jacobian = dense_jacobian(network, x)
+    cross = ntk.cross_ntk(network, x, x[:2], engine=engine)
+    truth = jacobian.flatten(0, 1) @ jacobian[:2].flatten(0, 1).T
+    assert relative(cross, truth) < 1e-13
+    order = torch.tensor(list(reversed(range(len(x)))))
+    trace = ntk.empirical_ntk(network, x, engine=engine, outputs="trace").matrix
+    permuted = ntk.empirical_ntk(network, x[order], engine=engine, outputs="trace").matrix
+    assert relative(permuted, trace[order][:, order]) < 1e-13
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", CASES)
+def test_jacobian_change(name: str, engine: str) -> None:
+    network, x = make(name)
+    generator = torch.Generator().manual_seed(1)
+    moved = {
+        k: p.detach() + 1e-6 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        for k, p in network.params.items()
+    }
+    other = Network.from_module(network.module, values=moved)
+    change = dense_jacobian(other, x) - dense_jacobian(network, x)
+    gram = ntk.jacobian_change_gram(other, network, x, engine=engine)
+    truth = change.flatten(0, 1) @ change.flatten(0, 1).T / len(x)
+    # A change of 1e-6 squared is 1e-12 of K: only a difference taken before squaring keeps digits.
+    assert relative(gram, truth) < 1e-7 or (name == "linear" and not gram.any())
+
+
+@pytest.mark.parametrize("name", ["mlp-ntk-gelu-3", "transformer", "convnet"])
+def test_parameter_blocks_add_up(name: str) -> None:
+    network, x = make(name)
+    names = list(network.params)
+    total = sum(
+        ntk.empirical_ntk(Network.from_module(network.module, names=[n]), x).matrix for n in names
+    )
+    assert isinstance(total, Tensor)
+    assert relative(total, ntk.empirical_ntk(network, x).matrix) < 1e-12
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 6),
+    features=st.integers(1, 6),
+    width=st.integers(1, 6),
+    depth=st.integers(0, 3),
+    outputs=st.integers(1, 4),
+    parametrization=st.sampled_from(["standard", "ntk"]),
+)
+def test_any_shape(n: int, features: int, width: int, depth: int, outputs: int, parametrization: str) -> None:
+    spec = ModelSpec(width=width, depth=depth, parametrization=parametrization)
+    network = Network.from_module(build_model(spec, (features,), outputs, seed=n))
+    x = torch.linspace(-1, 1, n * features, dtype=torch.float64).reshape(n, features)
+    rows = dense_jacobian(network, x).flatten(0, 1)
+    kernel = ntk.empirical_ntk(network, x).matrix
+    assert torch.allclose(kernel, rows @ rows.T / n, rtol=1e-12, atol=1e-12)
+    assert float(torch.linalg.eigvalsh(kernel)[0]) >= -1e-12 * max(1.0, float(kernel.trace()))
+
+
+def test_linear_model_in_closed_form() -> None:
+    network, x = make("linear")
+    assert torch.allclose(ntk.empirical_ntk(network, x).matrix, (x @ x.T + 1) / len(x), rtol=1e-14)
+
+
+def test_module_is_left_as_it_was() -> None:
+    module = CASES["convnet"].build().train()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    ntk.empirical_ntk(Network.from_module(module), CASES["convnet"].inputs().double())
+    assert module.training
+    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
+    assert all(p.grad is None for p in module.parameters())
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x - x.mean(dim=0))
+        return out
+
+
+def test_bad_input_is_refused() -> None:
+    network, x = make("mlp-softplus")
+    with pytest.raises(InputError, match="engine"):
+        ntk.empirical_ntk(network, x, engine="magic")
+    with pytest.raises(InputError, match="outputs"):
+        ntk.empirical_ntk(network, x, outputs=1)
+    with pytest.raises(InputError, match="mixes"):
+        ntk.empirical_ntk(Network.from_module(Mixing()), torch.randn(4, 3))
+    with pytest.raises(InputError, match="no parameter"):
+        Network.from_module(network.module, names=["nope"])
