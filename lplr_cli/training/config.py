@@ -151,7 +151,11 @@ class TrainConfig:
         model = {k: v for k, v in changes.items() if k not in own and k in {f.name for f in fields(ModelSpec)}}
         data = {k: v for k, v in changes.items() if k not in own and k not in model}
         rest = {k: v for k, v in changes.items() if k in own}
-        return replace(self, model=replace(self.model, **model), data=replace(self.data, **data), **rest)
+        parts = {
+            "model": replace(rest.pop("model", self.model), **model),
+            "data": replace(rest.pop("data", self.data), **data),
+        }
+        return replace(self, **parts, **rest)
 
     def run_name(self, source: str) -> str:
         """A directory name from the configuration, e.g. ``mnist-mlp64-s0``."""

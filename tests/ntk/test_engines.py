@@ -89,9 +89,7 @@ def test_jacobian_change(name: str, engine: str) -> None:
 def test_parameter_blocks_add_up(name: str) -> None:
     network, x = make(name)
     names = list(network.params)
-    total = sum(
-        ntk.empirical_ntk(Network.from_module(network.module, names=[n]), x).matrix for n in names
-    )
+    total = sum(ntk.empirical_ntk(Network.from_module(network.module, names=[n]), x).matrix for n in names)
     assert isinstance(total, Tensor)
     assert relative(total, ntk.empirical_ntk(network, x).matrix) < 1e-12
 

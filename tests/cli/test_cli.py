@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lplr_cli.audit import check_requirements, parse_requirement
+from lplr_cli.cli.main import OVERVIEW, run
+from lplr_cli.cli.options import parse_arguments, parse_list
+from lplr_cli.cli.probe_ntk import parse_memory
+from lplr_cli.errors import InputError
+
+LPLR = str(Path(sys.executable).with_name("lplr"))
+TINY = ["train", "mnist", "--samples", "40", "--width", "8", "--depth", "2", "--steps", "60", "--probe-every", "20"]
+
+
+def lplr(*arguments: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "LPLR_RUNS", "LPLR_DEBUG")}
+    return subprocess.run(
+        [LPLR, *arguments],
+        cwd=cwd,
+        env={**environment, "OMP_NUM_THREADS": "1", **env},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run, made by the real command."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = lplr(*TINY, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "μ certified" in done.stdout
+    assert "\x1b" not in done.stdout
+    return folder
+
+
+RUN = "runs/mnist-mlp8-s0"
+
+
+def test_run_directory_is_as_promised(workspace: Path) -> None:
+    run = workspace / RUN
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert names == {
+        ".lock",
+        "run.json",
+        "log.csv",
+        "log.parquet",
+        "probes.csv",
+        "probes.parquet",
+        "summary.json",
+        "checkpoints/step-000000.pt",
+        "checkpoints/step-000060.pt",
+    }
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["loss"]["scale"] == 1.0
+    assert re.fullmatch("[0-9a-f]{64}", record["data"]["sha256"])
+    log = pd.read_csv(run / "log.csv")
+    assert list(log.columns) == ["step", "epoch", "loss", "grad_norm_sq", "drift", "lr", "seconds"]
+    pd.testing.assert_frame_equal(log, pd.read_parquet(run / "log.parquet"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["pl-ratio", RUN], ["fit-rate", RUN], ["probe-ntk", RUN, "--verify"], ["probe-ntk", RUN, "--size", "7"]],
+)
+def test_every_format_of_every_command(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.chdir(workspace)
+
+    def shown(*more: str) -> str:
+        assert run([*command, *more]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out
+
+    assert "\x1b" not in shown()
+    record = json.loads(shown("--format", "json"))
+    assert record["command"] == command[0]
+    assert "NaN" not in json.dumps(record)
+    assert len(pd.read_csv(io.StringIO(shown("--format", "csv")))) > 0
+    assert "| --- |" in shown("--format", "markdown")
+
+
+def test_no_color_on_a_terminal(workspace: Path) -> None:
+    def on_a_terminal(**env: str) -> str:
+        shell = f"{LPLR} pl-ratio {RUN}"
+        done = subprocess.run(
+            ["script", "-qec", shell, "/dev/null"],
+            cwd=workspace,
+            env={**os.environ, "TERM": "xterm-256color", **env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout
+
+    assert "\x1b[" in on_a_terminal(NO_COLOR="")
+    assert "\x1b[" not in on_a_terminal(NO_COLOR="1")
+
+
+def test_output_files(workspace: Path, tmp_path: Path) -> None:
+    run = str(workspace / RUN)
+    for suffix in ("csv", "parquet", "json", "md"):
+        path = tmp_path / f"out.{suffix}"
+        assert lplr("pl-ratio", run, "--output", str(path), cwd=tmp_path).returncode == 0
+        assert path.stat().st_size > 0
+    before = path.read_bytes()
+    refused = lplr("pl-ratio", run, "--output", str(path), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert path.read_bytes() == before
+    assert lplr("pl-ratio", run, "--output", str(path), "--force", cwd=tmp_path).returncode == 0
+    series = pd.read_parquet(tmp_path / "out.parquet")
+    log = pd.read_csv(workspace / RUN / "log.csv")
+    assert np.allclose(series["pl_ratio_star"], 0.5 * log["grad_norm_sq"] / log["loss"], rtol=1e-14)
+
+
+def test_logs_from_elsewhere_and_from_stdin(workspace: Path) -> None:
+    text = (workspace / RUN / "log.csv").read_text()
+    by_run = json.loads(lplr("pl-ratio", RUN, "--format", "json", cwd=workspace).stdout)
+    piped = json.loads(lplr("pl-ratio", "-", "--format", "json", cwd=workspace, stdin=text).stdout)
+    parquet = json.loads(lplr("pl-ratio", f"{RUN}/log.parquet", "--format", "json", cwd=workspace).stdout)
+    assert by_run["pl_ratio"] == piped["pl_ratio"] == parquet["pl_ratio"]
+
+
+def test_requirements_set_the_exit_code(workspace: Path) -> None:
+    assert lplr("pl-ratio", RUN, "--require", "pl_ratio_star.min > 0", cwd=workspace).returncode == 0
+    failed = lplr("pl-ratio", RUN, "--require", "pl_ratio_star.min > 1e9", cwd=workspace)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("lplr: failed: pl_ratio_star.min > 1e+09 (found ")
+    assert failed.stderr.count("\n") == 1
+    null = lplr("pl-ratio", RUN, "--require", "mu_certified > 0", cwd=workspace)
+    assert null.returncode == 1
+    assert "found null" in null.stderr
+    unknown = lplr("pl-ratio", RUN, "--require", "nope > 0", cwd=workspace)
+    assert unknown.returncode == 2
+    assert "pl_ratio_star.min" in unknown.stderr
+    assert unknown.stdout == ""
+
+
+BAD = [
+    ([], 0, ""),
+    (["nope"], 2, "nope"),
+    (["train"], 2, "no data set"),
+    (["train", "nope"], 2, "no data set 'nope'"),
+    (["train", "mnist", "--nope"], 2, "--nope"),
+    (["train", "mnist", "--width", "x"], 2, "--width"),
+    (["train", "mnist", "--lr", "x"], 2, "--lr"),
+    (["train", "mnist", "--samples", "5000"], 2, "1000 at hand"),
+    (["train", "mnist", "--model", "no_module:f"], 2, "cannot import"),
+    (["train", "--resume", "nope"], 2, "no run directory"),
+    (["train", "mnist", "--resume", RUN], 2, "does not go with DATASET"),
+    (["train", "mnist", "--out", RUN], 2, "exists already"),
+    (["probe-ntk", "nope.pt"], 2, "no checkpoint"),
+    (["probe-ntk", RUN, "--size", "9999"], 2, "out of range"),
+    (["probe-ntk", RUN, "--engine", "magic"], 2, "engine"),
+    (["probe-ntk", RUN, "--memory", "much"], 2, "--memory"),
+    (["pl-ratio", "nope"], 2, "no run or log"),
+    (["pl-ratio", RUN, "--format", "xml"], 2, "--format"),
+    (["pl-ratio", RUN, "--output", "a.xyz"], 2, "suffix"),
+    (["pl-ratio", RUN, "--require", "a ~ b"], 2, "not understood"),
+    (["pl-ratio", f"{RUN}/run.json"], 2, ""),
+    (["fit-rate", f"{RUN}/checkpoints/step-000000.pt"], 2, ""),
+    (["ablate", "mnist", "--width", "a,b"], 2, "--width"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
+)
+def test_bad_usage_is_one_line(
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.delenv("LPLR_DEBUG", raising=False)
+    before = sorted(p.name for p in workspace.rglob("*"))
+    # The same function as the console script's, without a second of imports each time.
+    assert run(list(arguments)) == code
+    out, err = capsys.readouterr()
+    if code:
+        assert out == ""
+        assert err.startswith("lplr: error: ")
+        assert err.count("\n") == 1
+        assert message in err
+    assert sorted(p.name for p in workspace.rglob("*")) == before
+
+
+def test_divergence_exits_3_and_keeps_the_run(tmp_path: Path) -> None:
+    done = lplr(*TINY, "--lr", "50", "--out", "r", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "exceeds 2/sharpness" in done.stderr
+    assert (tmp_path / "r" / "log.csv").stat().st_size > 0
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["status"] == "diverged"
+
+
+def test_ablate_table_failures_and_resume(tmp_path: Path) -> None:
+    command = ["ablate", "mnist", "--samples", "30", "--depth", "1", "--steps", "20", "--width", "4,6"]
+    done = lplr(*command, "--lr", "auto,60", "--out", "s", "--format", "json", cwd=tmp_path)
+    assert done.returncode == 3
+    record = json.loads(done.stdout)
+    statuses = {row["run"]: row["status"] for row in record["results"]}
+    assert statuses["width4-lrauto-seed0"] == statuses["width6-lrauto-seed0"] == "finished"
+    assert statuses["width4-lr60.0-seed0"] == "diverged"
+    table = pd.read_csv(tmp_path / "s" / "results.csv")
+    assert table["run"].tolist() == list(statuses)
+    pd.testing.assert_series_equal(pd.read_parquet(tmp_path / "s" / "results.parquet")["drift"], table["drift"])
+    refused = lplr(*command, "--lr", "auto,60", "--out", "s", cwd=tmp_path)
+    assert refused.returncode == 2
+    stamp = (tmp_path / "s" / "width4-lrauto-seed0" / "log.csv").stat().st_mtime_ns
+    other = lplr(*command, "--lr", "auto", "--out", "s", "--resume", cwd=tmp_path)
+    assert other.returncode == 2
+    again = lplr(*command, "--lr", "auto,60", "--out", "s", "--resume", "--format", "json", cwd=tmp_path)
+    assert again.returncode == 3
+    assert (tmp_path / "s" / "width4-lrauto-seed0" / "log.csv").stat().st_mtime_ns == stamp
+    assert [r["drift"] for r in json.loads(again.stdout)["results"]] == [r["drift"] for r in record["results"]]
+
+
+def test_user_model_and_data(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net(hidden):\n    return nn.Sequential(nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 2))\n"
+        "def data():\n    g = torch.Generator().manual_seed(0)\n"
+        "    return torch.randn(9, 3, generator=g), torch.randn(9, 2, generator=g)\n"
+    )
+    done = lplr(
+        "train", "mine:data", "--model", "mine:net", "--model-arg", "hidden=5", "--steps", "15", "--out", "r",
+        "--format", "json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["parameters"] == 3 * 5 + 5 + 5 * 2 + 2
+    assert lplr("probe-ntk", "r", "--outputs", "trace", cwd=tmp_path).returncode == 0
+
+
+def test_help_is_light_and_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import sys; from lplr_cli.cli.main import run; assert run(['--help']) == 0;"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'pandas', 'rich', 'typer')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+    from lplr_cli.cli.app import app
+
+    for command in app.registered_commands:
+        assert command.callback is not None
+        first = (command.callback.__doc__ or "").strip().splitlines()[0]
+        assert re.search(rf"^  {command.name}\s+{re.escape(first)}$", OVERVIEW, re.MULTILINE)
+        assert run([str(command.name), "--help"]) == 0
+        assert "--require" in capsys.readouterr().out
+    assert lplr("--version", cwd=tmp_path).stdout.startswith("lplr ")
+
+
+def test_module_runs_from_the_checkout() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "lplr_cli", "--version"], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("lplr ")
+
+
+def test_a_closed_pipe_is_no_traceback(workspace: Path) -> None:
+    shell = f"set -o pipefail; {LPLR} pl-ratio {RUN} --format csv | head -1"
+    done = subprocess.run(["bash", "-c", shell], cwd=workspace, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("step,loss")
+    assert "Traceback" not in done.stderr
+
+
+def test_requirement_expressions() -> None:
+    record = {"a": {"b": 1.5, "c": None}, "d": True, "e": None, "f": "text"}
+    good = ["a.b >= 1.5", "a.b<2", "d == true", " a.b != 0 "]
+    assert check_requirements([parse_requirement(t) for t in good], record) == []
+    bad = ["a.b > 1.5", "a.c > 0", "d == false", "e.x.y > 0"]
+    assert len(check_requirements([parse_requirement(t) for t in bad], record)) == 4
+    for text in ("a.b", "a.b >= x", ">= 1", "a.b >= nan", "a b >= 1"):
+        with pytest.raises(InputError):
+            parse_requirement(text)
+    with pytest.raises(InputError, match=r"a\.b"):
+        check_requirements([parse_requirement("f == 1")], record)
+
+
+def test_option_parsers() -> None:
+    assert parse_memory("2GiB") == 2 << 30
+    assert parse_memory("500 MB") == 500_000_000
+    assert parse_arguments(["a=1", "b=0.5", "c=true", "d=x=y"]) == {"a": 1, "b": 0.5, "c": True, "d": "x=y"}
+    assert parse_list("1, 2", "n", int) == [1, 2]
+    with pytest.raises(InputError):
+        parse_arguments(["a"])
