@@ -110,8 +110,7 @@ def dense_jacobian(network: Network, x: Tensor) -> Tensor:
         f = network.forward(sample.unsqueeze(0))[0]
         per_output = []
         for value in f:
-            grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
-            parts = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, params, strict=True)]
-            per_output.append(torch.cat([g.reshape(-1) for g in parts]))
+            grads = torch.autograd.grad(value, params, retain_graph=True, materialize_grads=True)
+            per_output.append(torch.cat([g.reshape(-1) for g in grads]))
         rows.append(torch.stack(per_output))
     return torch.stack(rows)

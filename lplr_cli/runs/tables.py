@@ -100,7 +100,8 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise InputError(f"cannot read {path} ({error.strerror})", "give a run directory") from error
     whole = content[: content.rfind(b"\n") + 1]
     try:
-        return pd.read_csv(io.BytesIO(whole), **_exact_floats())
+        frame: pd.DataFrame = pd.read_csv(io.BytesIO(whole), **_exact_floats())
+        return frame
     except (ValueError, UnicodeDecodeError, OverflowError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read {path} ({first})", "the file is no CSV log") from error

@@ -18,7 +18,7 @@ def with_spectrum(values: Tensor, seed: int = 0) -> Tensor:
     """A symmetric matrix with eigenvalues ``values`` up to rounding."""
     generator = torch.Generator().manual_seed(seed)
     q, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64))
-    matrix = (q * values) @ q.T
+    matrix: Tensor = (q * values) @ q.T
     return (matrix + matrix.T) / 2
 
 

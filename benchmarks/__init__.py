@@ -1,0 +1,1 @@
+"""Benchmarks: ratios within one process, printed as Markdown. Run with ``make bench``."""

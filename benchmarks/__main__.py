@@ -1,0 +1,14 @@
+"""``python -m benchmarks``: all reports as Markdown on stdout."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from benchmarks import kernel, training_overhead
+
+if __name__ == "__main__":
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
+    print(f"## Training overhead\n\n{training_overhead.report()}\n")
+    print(f"## Kernel\n\n{kernel.report()}")
