@@ -131,6 +131,14 @@ def test_output_files(workspace: Path, tmp_path: Path) -> None:
     assert np.allclose(series["pl_ratio_star"], 0.5 * log["grad_norm_sq"] / log["loss"], rtol=1e-14)
 
 
+def test_fit_rate_through_the_console_script(workspace: Path) -> None:
+    done = lplr("fit-rate", RUN, "--format", "json", cwd=workspace)
+    assert done.returncode == 0
+    record = json.loads(done.stdout)
+    assert done.stderr == ""
+    assert (record["rate"] is None) == (record["window"] is None or record["points"] == 0)
+
+
 def test_logs_from_elsewhere_and_from_stdin(workspace: Path) -> None:
     text = (workspace / RUN / "log.csv").read_text()
     by_run = json.loads(lplr("pl-ratio", RUN, "--format", "json", cwd=workspace).stdout)

@@ -99,7 +99,7 @@ def test_identity_of_the_theory() -> None:
     square = sum(float(g.square().sum()) for g in grads)
     kernel = ntk.empirical_ntk(network, x).matrix
     r = residual.detach().reshape(-1)
-    assert 0.5 * square / float(loss) == pytest.approx(2 * float(r @ kernel @ r) / float(r @ r), rel=1e-12)
+    assert 0.5 * square / float(loss.detach()) == pytest.approx(2 * float(r @ kernel @ r) / float(r @ r), rel=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1024, 2])

@@ -242,9 +242,13 @@ def test_changed_data_are_noticed(tmp_path: Path) -> None:
         probe_checkpoint(tmp_path / "r")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("width", "lr", "low", "high"), [(128, 5e-4, 0.12, 0.27), (512, 5e-4, 0.12, 0.27), (1024, 2.5e-4, 0.08, 0.17)]
+    ("width", "lr", "low", "high"),
+    [
+        (128, 5e-4, 0.12, 0.27),
+        pytest.param(512, 5e-4, 0.12, 0.27, marks=pytest.mark.slow),
+        pytest.param(1024, 2.5e-4, 0.08, 0.17, marks=pytest.mark.slow),
+    ],
 )
 def test_paper_runs_that_stay(tmp_path: Path, width: int, lr: float, low: float, high: float) -> None:
     config = TrainConfig(
