@@ -93,8 +93,7 @@ def empirical_ntk(
         InputError: unknown engine or outputs, or a model whose samples interact.
     """
     x = network.cast(inputs)
-    check_samples_independent(network, x)
-    count = output_count(network, x)
+    count = check_samples_independent(network, x)
     outputs = parse_outputs(outputs, count)
     chosen = _chosen_engine(engine)
     fallback: tuple[str, ...] = ()
@@ -125,8 +124,7 @@ def cross_ntk(
 ) -> Tensor:
     """J(inputs) J(others)ᵀ, not normalised, shape (rows of inputs, rows of others)."""
     x, y = network.cast(inputs), network.cast(others)
-    check_samples_independent(network, x)
-    outputs = parse_outputs(outputs, output_count(network, x))
+    outputs = parse_outputs(outputs, check_samples_independent(network, x))
     if _chosen_engine(engine) == "structured":
         return structured.gram(network, x, y, outputs=outputs, budget=memory)[0]
     return jacobian.gram(network, x, y, outputs=outputs, budget=memory)

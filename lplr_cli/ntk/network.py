@@ -116,8 +116,11 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
-def check_samples_independent(network: Network, x: Tensor) -> None:
+def check_samples_independent(network: Network, x: Tensor) -> int:
     """Refuse a model whose output for a sample depends on the other samples of the batch.
+
+    Returns:
+        C, the outputs of a sample.
 
     Raises:
         InputError: outputs differ between a batch of two and of one, or are not finite.
@@ -133,3 +136,4 @@ def check_samples_independent(network: Network, x: Tensor) -> None:
             "the model mixes the samples of a batch in evaluation mode",
             "the empirical NTK needs f(x) to depend on x alone",
         )
+    return alone.shape[1]

@@ -24,8 +24,8 @@ from lplr_cli.ntk import jacobian
 from lplr_cli.ntk.capture import Capture, Key, Use
 from lplr_cli.ntk.network import Network, evaluation_mode
 
-# Rows of a tile: two buffers of this size squared stay in the second-level cache.
-TILE = 512
+# A panel of K is at most this high and wide: its two buffers stay in the last-level cache.
+PANEL = (256, 2048)
 # Bytes of per-sample work space in units of the stored factors: the autograd graph of one chunk.
 _GRAPH_FACTOR = 6
 
@@ -140,6 +140,23 @@ class Term:
         assert total is not None
         return total
 
+    def projected_gradient(self, network: Network, u: Tensor) -> Tensor:
+        """uᵀG, G the gradient summed over samples and outputs, u one number a row; (groups, columns)."""
+        everything = slice(None)
+        if self.kind == "linear":
+            b = self.right(everything)
+            groups = b.shape[3]
+            b = (b.sum(dim=(1, 2)) @ u.view(groups, -1, 1)).transpose(0, 1)  # (g, m, T, 1)
+            a = self.left(everything).transpose(0, 1)
+            return (b.reshape(groups, 1, -1) @ a.reshape(groups, -1, a.shape[3])).squeeze(1)
+        if self.kind == "scale":
+            rows = sum(p.reduced().sum(dim=(0, 1, 2)) for p in self.parts)
+            assert isinstance(rows, Tensor)
+            return (u @ rows).reshape(1, 1)
+        count, _ = self.rows(network)
+        g = self.gradient(everything, 0, count).sum(dim=(0, 1, 2))
+        return (u @ g.reshape(count, -1)).unsqueeze(0)
+
     def rows(self, network: Network) -> tuple[int, int]:
         """(number of rows of the parameter, smallest number of them that ``gradient`` can give)."""
         parameter = network.params[self.key.name]
@@ -211,13 +228,15 @@ class Plan:
         doubtful = {u.key.name for u in capture.uses if u.shape[0] != len(few)}
         doubtful |= {u.key.name for u in uses if u.a is not None and len(u.a) != len(few)}
         doubtful |= _overlapping(uses)
+        longest = max(p.shape[0] if p.dim() else 1 for p in network.params.values())
+        u = torch.randn(longest, generator=generator, dtype=torch.float64).to(f)
         self.understood: list[str] = []
         self.fallback: list[str] = []
         for name, gradient in truth.items():
             mine = [p for p in parts if p.use.key.name == name]
             if gradient is None and not mine:
                 continue  # the output does not depend on it: a zero block of J
-            if name not in doubtful and mine and _agrees(network, name, mine, gradient):
+            if name not in doubtful and mine and _agrees(network, name, mine, gradient, u):
                 self.understood.append(name)
             else:
                 self.fallback.append(name)
@@ -254,28 +273,36 @@ def _overlapping(uses: list[Use]) -> set[str]:
     return overlapping
 
 
-def _agrees(network: Network, name: str, parts: list[Part], gradient: Tensor | None) -> bool:
-    """Whether the factors reproduce autograd's gradient of a random combination of outputs."""
+def _agrees(network: Network, name: str, parts: list[Part], gradient: Tensor | None, u: Tensor) -> bool:
+    """Whether the factors reproduce autograd's gradient G of a random combination of outputs.
+
+    Compared are uᵀG and uᵀ(Σ b aᵀ) for a random u over the rows of the parameter, which a wrong rule passes with
+    probability zero and which costs one pass over G.
+    """
     parameter = network.params[name]
-    total = torch.zeros_like(parameter).reshape(parameter.shape[0] if parameter.dim() else 1, -1)
-    try:
-        for key, group in _by_key(parts).items():
-            term = Term(key, group)
-            if term.kind == "scale":
-                rows = sum(p.reduced().sum(dim=(0, 1, 2)) for p in group)
-                assert isinstance(rows, Tensor)
-            else:
-                count, _ = term.rows(network)
-                rows = term.gradient(slice(None), 0, count).sum(dim=(0, 1, 2))
-            start = key.start or 0
-            stop = key.stop if key.stop is not None else len(total)
-            total[start:stop] += rows.detach().reshape(total[start:stop].shape)
-    except (RuntimeError, IndexError):
-        return False  # shapes that do not fit the rule's assumption
-    truth = torch.zeros_like(total) if gradient is None else gradient.reshape(total.shape)
-    scale = float(truth.abs().max())
+    truth = (torch.zeros_like(parameter) if gradient is None else gradient).detach()
+    truth = truth.reshape(parameter.shape[0] if parameter.dim() else 1, -1)
     tolerance = 1e-9 if network.dtype == torch.float64 else 2e-3
-    return bool(float((total - truth).abs().max()) <= tolerance * scale + torch.finfo(network.dtype).tiny)
+    errors: list[Tensor] = []
+    sizes: list[Tensor] = []
+    uncovered = torch.ones(len(truth), dtype=torch.bool, device=truth.device)
+    for key, group in _by_key(parts).items():
+        rows = slice(key.start or 0, key.stop if key.stop is not None else len(truth))
+        uncovered[rows] = False
+        try:
+            term = Term(key, group)
+            claim = term.projected_gradient(network, u[rows])
+            groups = claim.shape[0]
+            wanted = u[rows].view(groups, 1, -1) @ truth[rows].view(groups, -1, truth.shape[1])
+            errors.append((claim - wanted.squeeze(1)).abs().max())
+            sizes.append(wanted.abs().max())
+        except (RuntimeError, IndexError):
+            return False  # shapes that do not fit the rule's assumption
+    if bool(uncovered.any()) and bool(truth[uncovered].any()):
+        return False
+    # Relative to the whole parameter: some rows may have no gradient but rounding.
+    scale = float(torch.stack(sizes).max())
+    return float(torch.stack(errors).max()) <= tolerance * scale + torch.finfo(network.dtype).tiny
 
 
 def _by_key(parts: list[Part]) -> dict[Key, list[Part]]:
@@ -312,7 +339,7 @@ def _collect(network: Network, x: Tensor, names: set[str], outputs: str | int, c
                     column.append(_or_zero(g, u, f))
             # z's gradients, rows of K first, then the outputs that are summed within a row.
             summed = 1 if outputs == "trace" else 2
-            stacked = [torch.stack(c, dim=1).unsqueeze(summed) for c in columns]
+            stacked = [(torch.stack(c, dim=1) if len(c) > 1 else c[0].unsqueeze(1)).unsqueeze(summed) for c in columns]
             pieces.append([Part(u, u.a, stacked[places[(id(u.edge.node), u.edge.output_nr)]]) for u in uses])
             del f, capture
     if len(pieces) == 1:
@@ -394,8 +421,8 @@ def _absolute(part: Part, rows: slice) -> Tensor:
     return sums.sum(dim=(3, 4)).unsqueeze(3)
 
 
-def _tiles(count: int, step: int) -> list[slice]:
-    return [slice(i, min(count, i + step)) for i in range(0, count, step)]
+def _tiles(count: int, step: int, first: int = 0) -> list[slice]:
+    return [slice(i, min(count, i + step)) for i in range(first, count, step)]
 
 
 class _Accumulator:
@@ -404,14 +431,17 @@ class _Accumulator:
     def __init__(self, kernel: Tensor, q: int, symmetric: bool, budget: int) -> None:
         self.kernel, self.q, self.symmetric, self.budget = kernel, q, symmetric, budget
 
-    def pairs(self, step: int) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Tiles of samples (rows, columns) with the part of K they address, (m, q, m', q)."""
+    def panels(self, height: int, width: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Panels of samples (rows, columns) with the part of K they address, (m·q, m'·q).
+
+        In the symmetric case a panel begins at the diagonal; what lies below it inside the panel is left to
+        :func:`_mirror`.
+        """
         rows, columns = self.kernel.shape[0] // self.q, self.kernel.shape[1] // self.q
-        for i in _tiles(rows, step):
-            for j in _tiles(columns, step):
-                if not self.symmetric or j.stop > i.start:
-                    tile = self.kernel[i.start * self.q : i.stop * self.q, j.start * self.q : j.stop * self.q]
-                    yield i, j, tile
+        for i in _tiles(rows, height):
+            for j in _tiles(columns, width, i.start if self.symmetric else 0):
+                tile = self.kernel[i.start * self.q : i.stop * self.q, j.start * self.q : j.stop * self.q]
+                yield i, j, tile
 
     def add_products(self, left: list[Term], right: list[Term]) -> None:
         """Terms with one position: Σ (A A'ᵀ) ∘ (B B'ᵀ), every product of a tile while it is in the cache."""
@@ -426,12 +456,15 @@ class _Accumulator:
             else:
                 b2 = two.right(whole)[:, :, :, 0, 0].flatten(2).flatten(0, 1)
                 factors.append((a, b, two.left(whole)[:, 0, 0], b2))
-        step = max(1, TILE // q) if q > 1 else TILE
-        buffers = torch.empty((2, (step * q) ** 2), dtype=self.kernel.dtype, device=self.kernel.device)
-        for i, j, tile in self.pairs(step):
+        samples = self.kernel.shape[0] // q
+        # Low panels waste little below the diagonal, high ones make better matrix products.
+        height, width = max(1, min(PANEL[0], max(128, samples // 8)) // q), max(1, PANEL[1] // q)
+        size = min(height, samples) * min(width, self.kernel.shape[1] // q)
+        buffers = torch.empty(size * (1 + q * q), dtype=self.kernel.dtype, device=self.kernel.device)
+        for i, j, tile in self.panels(height, width):
             m, k = i.stop - i.start, j.stop - j.start
-            ab = buffers[0][: m * k].view(m, k)
-            bb = buffers[1][: m * k * q * q].view(m * q, k * q)
+            ab = buffers[: m * k].view(m, k)
+            bb = buffers[m * k : m * k * (1 + q * q)].view(m * q, k * q)
             for a, b, a2, b2 in factors:
                 torch.mm(a[i], a2[j].T, out=ab)
                 torch.mm(b[i.start * q : i.stop * q], b2[j.start * q : j.stop * q].T, out=bb)
@@ -444,8 +477,8 @@ class _Accumulator:
     def add_pairwise(self, one: Term, two: Term) -> None:
         """A term with several positions: Σ_{t,t'} (a_t·a'_t')(b_t·b'_t')."""
         positions = one.size()[3]
-        step = max(1, TILE // positions)
-        for i, j, tile in self.pairs(step):
+        step = max(1, PANEL[0] // positions)
+        for i, j, tile in self.panels(step, step):
             b, b2 = one.right(i), two.right(j)
             if one.kind == "lookup":
                 t, t2 = (torch.cat([p.tokens(r) for p in term.parts], dim=1) for term, r in ((one, i), (two, j)))
@@ -461,13 +494,11 @@ class _Accumulator:
                     target[:, c, :, d] += (meet * back).sum(dim=(0, 2, 4))
 
     def add_gram(self, left: Tensor, right: Tensor) -> None:
-        """Explicit rows: left · rightᵀ, by tiles so that symmetry saves half."""
-        rows, columns = self.kernel.shape
-        step = max(TILE, -(-rows // 8)) if self.symmetric else max(rows, columns)
-        for i in _tiles(rows, step):
-            for j in _tiles(columns, step):
-                if not self.symmetric or j.stop > i.start:
-                    self.kernel[i, j].addmm_(left[i], right[j].T)
+        """Explicit rows: left · rightᵀ, by panels so that symmetry saves half."""
+        rows = len(self.kernel)
+        for i in _tiles(rows, max(128, -(-rows // 8)) if self.symmetric else rows):
+            j = slice(i.start if self.symmetric else 0, None)
+            self.kernel[i, j].addmm_(left[i], right[j].T)
 
     def add_explicit(self, one: Term, two: Term, network: Network) -> None:
         """A term by explicit per-sample gradients, over slices of the parameter's rows."""
@@ -541,11 +572,11 @@ def _accumulate(
 def _mirror(kernel: Tensor) -> None:
     """Copy what stands above the diagonal below it, tile by tile."""
     count = len(kernel)
-    for i in _tiles(count, TILE):
-        for j in _tiles(i.start, TILE):
+    for i in _tiles(count, 512):
+        for j in _tiles(i.start, 512):
             kernel[i, j] = kernel[j, i].T
         block = kernel[i, i]
-        kernel[i, i] = torch.triu(block) + torch.triu(block, 1).T
+        block.copy_(torch.triu(block) + torch.triu(block, 1).T)
 
 
 def _groups(plan: Plan, samples: int, budget: int) -> Iterator[set[str]]:
