@@ -12,10 +12,13 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from lplr_cli.errors import NumericalError
-from lplr_cli.ntk.verified import unit_roundoff
+from lplr_cli.ntk.cholesky import Solve, cholesky
+from lplr_cli.ntk.verified import LowerBound, lambda_min_lower, unit_roundoff
 
 # Up to this size all eigenvalues are computed.
 FULL_LIMIT = 3000
+# Relative accuracy asked of eigenvectors by inverse Lanczos; eigenvalues are accurate to about its square.
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Spectrum:
             it of ``lambda_min``. None where all eigenvalues were computed.
         method: ``eigh``, ``cholesky+lanczos`` or ``lanczos``.
         dtype: of the arithmetic.
+        lower: verified lower bound of λ_min, where it was asked for.
     """
 
     size: int
@@ -47,6 +51,12 @@ class Spectrum:
     residual: float | None
     method: str
     dtype: str
+    lower: LowerBound | None = None
+
+    @property
+    def lambda_min_lower(self) -> float | None:
+        """The verified bound, None when it was not asked for or nothing can be said."""
+        return self.lower.value if self.lower is not None and math.isfinite(self.lower.value) else None
 
     @property
     def effective_rank(self) -> float | None:
@@ -66,13 +76,17 @@ class Spectrum:
         return max(0.0, math.log10(abs(self.lambda_min) / self.resolution))
 
 
-def spectrum(kernel: Tensor, *, extremal: int | None = None, full_limit: int = FULL_LIMIT) -> Spectrum:
+def spectrum(
+    kernel: Tensor, *, extremal: int | None = None, full_limit: int = FULL_LIMIT, formation_error: float | None = None
+) -> Spectrum:
     """Eigenvalues of ``kernel``: all up to ``full_limit``, else the extremal ones.
 
     Args:
-        kernel: symmetric (N, N).
+        kernel: symmetric (N, N); used as work space above ``full_limit``, and restored.
         extremal: how many eigenvalues at each end (1 by default); only used above ``full_limit``.
         full_limit: largest N of which all eigenvalues are computed.
+        formation_error: bound of the error of ``kernel`` itself in operator norm. When it is given, a lower bound of
+            λ_min is proved as well, at the cost of one more Cholesky factorisation.
 
     Raises:
         NumericalError: entries not finite, or no convergence.
@@ -83,29 +97,47 @@ def spectrum(kernel: Tensor, *, extremal: int | None = None, full_limit: int = F
         raise NumericalError("the kernel holds NaN or infinity", "check the checkpoint and the data")
     trace = float(diagonal.sum())
     name = str(kernel.dtype).removeprefix("torch.")
-    if count <= full_limit:
+    lower: LowerBound | None = None
+    if count <= max(full_limit, 2):
         try:
             values = torch.linalg.eigvalsh(kernel).double().cpu().numpy()
         except RuntimeError as error:
             # torch raises its LinAlgError, a RuntimeError.
             raise NumericalError(f"eigenvalues did not converge ({error})", "check the kernel") from error
-        resolution = count * unit_roundoff(kernel.dtype) * float(max(abs(values[0]), abs(values[-1])))
-        return Spectrum(count, float(values[0]), float(values[-1]), trace, resolution, values, True, None, "eigh", name)
+        if formation_error is not None:
+            lower = lambda_min_lower(kernel, float(values[0]), formation_error=formation_error)
+        largest = float(max(abs(values[0]), abs(values[-1])))
+        resolution = count * unit_roundoff(kernel.dtype) * largest
+        return Spectrum(
+            count, float(values[0]), float(values[-1]), trace, resolution, values, True, None, "eigh", name, lower
+        )
     k = min(extremal or 1, count - 2)
     top = _largest(kernel, k)
-    low, residual = _smallest(kernel, k, float(top[-1]))
-    resolution = count * unit_roundoff(kernel.dtype) * float(top[-1])
+    # With a bound to prove, a rough value is enough here: the second factorisation, shifted closely below λ_min,
+    # gives the bound and then the eigenvalues in a few steps.
+    rough = formation_error is not None
+    low, residual = _smallest(kernel, 1 if rough else k, float(top[-1]), 1e-2 if rough else _TOLERANCE)
+    if formation_error is not None:
+        found: list[NDArray[np.float64]] = []
+        lower = lambda_min_lower(
+            kernel,
+            float(low[0]),
+            formation_error=formation_error,
+            use=lambda solve: found.append(_bottom(solve, kernel, k, _TOLERANCE)),
+        )
+        low, residual = _rayleigh(kernel, found[0]) if found else _smallest(kernel, k, float(top[-1]), _TOLERANCE)
     return Spectrum(
         count,
         float(low[0]),
         float(top[-1]),
         trace,
-        resolution,
+        count * unit_roundoff(kernel.dtype) * float(top[-1]),
         np.concatenate([low, top]),
         False,
         residual,
         "cholesky+lanczos",
         name,
+        lower,
     )
 
 
@@ -120,48 +152,69 @@ def _product(kernel: Tensor, v: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
+def _lanczos_vectors(k: int, count: int) -> int:
+    return min(count, 8 + 2 * k)
+
+
 def _largest(kernel: Tensor, k: int) -> NDArray[np.float64]:
-    operator = LinearOperator(kernel.shape, matvec=lambda v: _product(kernel, v), dtype=np.float64)
+    count = len(kernel)
     values: NDArray[np.float64] = eigsh(
-        operator, k=k, which="LA", v0=start_vector(len(kernel)), return_eigenvectors=False
+        LinearOperator(kernel.shape, matvec=lambda v: _product(kernel, v), dtype=np.float64),
+        k=k,
+        which="LA",
+        v0=start_vector(count),
+        ncv=_lanczos_vectors(k, count),
+        tol=1e-10,
+        return_eigenvectors=False,
     )
     return np.sort(values)
 
 
-def _smallest(kernel: Tensor, k: int, scale: float) -> tuple[NDArray[np.float64], float]:
+def _smallest(kernel: Tensor, k: int, scale: float, tolerance: float) -> tuple[NDArray[np.float64], float]:
     """The k smallest eigenvalues by Lanczos on (K + sI)⁻¹, with s the least shift that Cholesky accepts."""
-    count = len(kernel)
     shift = 0.0
-    factor = torch.empty_like(kernel)
-    info = torch.empty((), dtype=torch.int32, device=kernel.device)
     for _ in range(60):
-        factor.copy_(kernel)
-        factor.diagonal().add_(shift)
-        torch.linalg.cholesky_ex(factor, out=(factor, info))
-        if int(info) == 0:
-            break
-        shift = 4 * shift if shift else 2 * count * unit_roundoff(kernel.dtype) * scale
-    else:
-        raise NumericalError("the kernel is far from positive semidefinite", "check the model")
+        with cholesky(kernel, -shift) as solve:
+            vectors = None if solve is None else _bottom(solve, kernel, k, tolerance)
+        if vectors is not None:
+            return _rayleigh(kernel, vectors)
+        shift = 4 * shift if shift else 2 * len(kernel) * unit_roundoff(kernel.dtype) * scale
+    raise NumericalError("the kernel is far from positive semidefinite", "check the model")
 
-    def solve(v: NDArray[np.float64]) -> NDArray[np.float64]:
-        right = torch.as_tensor(v.reshape(count, 1), dtype=kernel.dtype, device=kernel.device)
-        result: NDArray[np.float64] = torch.cholesky_solve(right, factor).double().cpu().numpy().reshape(v.shape)
+
+def _bottom(solve: Solve, like: Tensor, k: int, tolerance: float) -> NDArray[np.float64]:
+    """Unit eigenvectors to the k largest eigenvalues of the inverse that ``solve`` applies, (N, k)."""
+    count = len(like)
+
+    def apply(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        right = torch.as_tensor(v.reshape(count, 1), dtype=like.dtype, device=like.device)
+        result: NDArray[np.float64] = solve(right).double().cpu().numpy().reshape(v.shape)
         return result
 
-    inverse = LinearOperator(kernel.shape, matvec=solve, dtype=np.float64)
     try:
-        values, vectors = eigsh(inverse, k=k, which="LA", v0=start_vector(count), tol=1e-10)
+        _, vectors = eigsh(
+            LinearOperator((count, count), matvec=apply, dtype=np.float64),
+            k=k,
+            which="LA",
+            v0=start_vector(count),
+            ncv=_lanczos_vectors(k, count),
+            tol=tolerance,
+        )
     except ArpackNoConvergence as error:
         raise NumericalError("inverse Lanczos did not converge", "ask for fewer eigenvalues") from error
-    order = np.argsort(-values)
-    low = 1.0 / values[order] - shift
-    v = vectors[:, order[0]]
-    v = v / np.linalg.norm(v)
-    image = _product(kernel, v)
-    # The Rayleigh quotient is more accurate than the inverse's eigenvalue.
-    low[0] = float(v @ image)
-    return low, float(np.linalg.norm(image - low[0] * v))
+    unit: NDArray[np.float64] = vectors / np.linalg.norm(vectors, axis=0)
+    return unit
+
+
+def _rayleigh(kernel: Tensor, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Rayleigh quotients of unit vectors, ascending, and the residual of the smallest.
+
+    Their error is quadratic in that of the vectors.
+    """
+    images = _product(kernel, vectors)
+    values = np.sum(vectors * images, axis=0)
+    best = int(np.argmin(values))
+    return np.sort(values), float(np.linalg.norm(images[:, best] - values[best] * vectors[:, best]))
 
 
 def operator_norm(matrix: Tensor) -> float:

@@ -22,10 +22,11 @@ from torch import Tensor
 from lplr_cli.errors import InputError
 from lplr_cli.ntk import jacobian
 from lplr_cli.ntk.capture import Capture, Key, Use
+from lplr_cli.ntk.cholesky import mirror
 from lplr_cli.ntk.network import Network, evaluation_mode
 
 # A panel of K is at most this high and wide: its two buffers stay in the last-level cache.
-PANEL = (256, 2048)
+PANEL = (512, 1024)
 # Bytes of per-sample work space in units of the stored factors: the autograd graph of one chunk.
 _GRAPH_FACTOR = 6
 
@@ -105,6 +106,11 @@ class Term:
             ones = [p.left(rows)[..., :1] for p in self.origin]
             a = torch.cat([a, torch.cat(ones, dim=2) if len(ones) > 1 else ones[0]], dim=3)
         return a
+
+    def left_norms(self, rows: slice) -> Tensor:
+        """||a_t||, (m, g, T), the fused bias counted as an input of 1."""
+        norms = torch.cat([torch.linalg.vector_norm(p.left(rows), dim=3) for p in self.parts], dim=2)
+        return norms if self.bias is None else torch.hypot(norms, torch.ones_like(norms))
 
     def right(self, rows: slice) -> Tensor:
         """(m, q, s, g, T, o)."""
@@ -394,7 +400,7 @@ class Rounding:
             if term.kind in ("linear", "lookup"):
                 sums = torch.linalg.vector_norm(term.right(rows), dim=5)
                 if term.kind == "linear":
-                    sums = sums * torch.linalg.vector_norm(term.left(rows), dim=3)[:, None, None]
+                    sums = sums * term.left_norms(rows)[:, None, None]
                 sums = sums.sum(dim=4)
             else:
                 sums = torch.stack([_absolute(p, rows) for p in term.parts]).sum(dim=0)
@@ -435,7 +441,7 @@ class _Accumulator:
         """Panels of samples (rows, columns) with the part of K they address, (m·q, m'·q).
 
         In the symmetric case a panel begins at the diagonal; what lies below it inside the panel is left to
-        :func:`_mirror`.
+        :func:`lplr_cli.ntk.cholesky.mirror`.
         """
         rows, columns = self.kernel.shape[0] // self.q, self.kernel.shape[1] // self.q
         for i in _tiles(rows, height):
@@ -569,16 +575,6 @@ def _accumulate(
         target.add_gram(rows_left, rows_right)
 
 
-def _mirror(kernel: Tensor) -> None:
-    """Copy what stands above the diagonal below it, tile by tile."""
-    count = len(kernel)
-    for i in _tiles(count, 512):
-        for j in _tiles(i.start, 512):
-            kernel[i, j] = kernel[j, i].T
-        block = kernel[i, i]
-        block.copy_(torch.triu(block) + torch.triu(block, 1).T)
-
-
 def _groups(plan: Plan, samples: int, budget: int) -> Iterator[set[str]]:
     """Names whose factors are held together; a fresh pass serves each group."""
     group: set[str] = set()
@@ -663,7 +659,7 @@ def gram(
                 del right
             del left
     if symmetric:
-        _mirror(kernel)
+        mirror(kernel)
     if plan.fallback:
         rest = _restricted(network, plan.fallback)
         if reference is not None:

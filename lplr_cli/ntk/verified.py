@@ -14,10 +14,13 @@ arithmetic of the bound is rounded outwards.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from lplr_cli.ntk.cholesky import Solve, cholesky
 
 # Additions to N in the index of γ. Blocked kernels may multiply by reciprocals of the diagonal instead of dividing,
 # one rounding more an element; the rest is spare.
@@ -70,17 +73,25 @@ def _slack(kernel: Tensor, c: float) -> float:
     return total * (1 + 2**-48)
 
 
-def lambda_min_lower(kernel: Tensor, estimate: float, *, formation_error: float = 0.0, attempts: int = 6) -> LowerBound:
+def lambda_min_lower(
+    kernel: Tensor,
+    estimate: float,
+    *,
+    formation_error: float = 0.0,
+    attempts: int = 8,
+    use: Callable[[Solve], None] | None = None,
+) -> LowerBound:
     """A lower bound of λ_min of the exact matrix behind ``kernel``.
 
     Args:
-        kernel: symmetric (N, N); its lower triangle is read.
+        kernel: symmetric (N, N); one triangle is read.
         estimate: approximate λ_min, from any method; decides only how sharp the bound is.
         formation_error: bound of the operator norm of computed minus exact matrix.
         attempts: factorisations to spend; the first succeeds unless λ_min is at the edge of precision.
+        use: called with the solver of the factorisation that succeeded, whose shift lies closely below λ_min.
 
     Returns:
-        The bound. Memory: one further N × N matrix. Cost: one Cholesky an attempt.
+        The bound. ``kernel`` is used as work space and restored. Cost: one Cholesky an attempt.
     """
     count = len(kernel)
     best = LowerBound(-math.inf, -math.inf, math.inf, formation_error, 0)
@@ -89,21 +100,21 @@ def lambda_min_lower(kernel: Tensor, estimate: float, *, formation_error: float 
     unit = unit_roundoff(kernel.dtype) * float(kernel.diagonal().double().abs().sum())
     # What Cholesky loses in practice is far below the a priori bound: a few units of rounding in λ_max.
     margin = max(0.01 * abs(estimate), 4 * unit)
-    work = torch.empty_like(kernel)
     tried = 0
     for tried in range(1, attempts + 1):
         # Rounded to the dtype of the matrix, so that the shift applied is the shift that counts.
         applied = float(torch.tensor(estimate - margin, dtype=kernel.dtype))
-        work.copy_(kernel)
-        work.diagonal().sub_(applied)
-        _, info = torch.linalg.cholesky_ex(work, out=(work, torch.empty((), dtype=torch.int32, device=work.device)))
-        if int(info) == 0 and bool(torch.isfinite(work.diagonal()).all()):
+        with cholesky(kernel, applied) as solve:
+            succeeded = solve is not None
+            if solve is not None and use is not None:
+                use(solve)
+        if succeeded:
             slack = _slack(kernel, applied)
             value = math.nextafter(applied - slack, -math.inf)
             value = math.nextafter(value - formation_error, -math.inf)
             best = LowerBound(value, applied, slack, formation_error, tried)
             break
-        margin *= 4
+        margin *= 2
     else:
         best = LowerBound(-math.inf, -math.inf, math.inf, formation_error, tried)
     return best

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,11 +98,7 @@ def probe_checkpoint(
     network = checkpoint_network(checkpoint, DTYPES[dtype], resolve_device(device))
     inputs = torch.from_numpy(dataset.inputs[:size])
     kernel = ntk.empirical_ntk(network, inputs, engine=engine, outputs=outputs, memory=memory, bound_rounding=verify)
-    spectrum = ntk.spectrum(kernel.matrix, extremal=eigenvalues)
-    lower: float | None = None
-    if kernel.formation_error is not None:
-        bound = ntk.lambda_min_lower(kernel.matrix, spectrum.lambda_min, formation_error=kernel.formation_error)
-        lower = bound.value if math.isfinite(bound.value) else None
+    spectrum = ntk.spectrum(kernel.matrix, extremal=eigenvalues, formation_error=kernel.formation_error)
     record: dict[str, Any] = {
         "command": "probe-ntk",
         "schema_version": SCHEMA_VERSION,
@@ -123,7 +118,7 @@ def probe_checkpoint(
         "verified": verify,
         "lambda_min": {
             "value": spectrum.lambda_min,
-            "lower": lower,
+            "lower": spectrum.lambda_min_lower,
             "resolution": spectrum.resolution,
             "digits": spectrum.digits,
             "residual": spectrum.residual,
