@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ def probe_ntk(
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory (its last one).")
     ],
-    engine: Annotated[str, typer.Option(help="auto, structured or jacobian.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, structured, jacobian or operator (matrix-free).")] = "auto",
     size: Annotated[str, typer.Option(help="Samples, the first of the training set, or all.")] = "all",
     outputs: Annotated[str, typer.Option(help="full (nC × nC), trace, or the index of one output.")] = "full",
     eigenvalues: Annotated[int, typer.Option(help="Eigenvalues to print at each end.")] = 5,
     verify: Annotated[bool, typer.Option("--verify", help="Prove a lower bound of λ_min.")] = False,
     dtype: Annotated[str, typer.Option(help="float64, or float32 (λ_min then has few digits or none).")] = "float64",
-    memory: Annotated[str, typer.Option(help="Work space beside the kernel itself, e.g. 2GiB.")] = "2GiB",
+    memory: Annotated[str, typer.Option(help="Bytes for the kernel and all work on it, e.g. 2GiB.")] = "2GiB",
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     data_dir: Annotated[Path | None, typer.Option(help="Where the checkpoint's IDX or CIFAR-10 files lie now.")] = None,
     format: out_.Format = "table",
@@ -73,18 +74,25 @@ def probe_ntk(
         raise InputError(f"--eigenvalues {eigenvalues} is too small", "give at least 1")
     from lplr_cli.training import probe_checkpoint
 
-    probe = probe_checkpoint(
-        checkpoint,
-        size=count,
-        engine=engine,
-        outputs=outputs,
-        eigenvalues=eigenvalues,
-        verify=verify,
-        dtype=dtype,
-        memory=budget,
-        device=device,
-        data_dir=data_dir,
-    )
+    with counting_progress("products with K") as progress:
+        probe = probe_checkpoint(
+            checkpoint,
+            size=count,
+            engine=engine,
+            outputs=outputs,
+            eigenvalues=eigenvalues,
+            verify=verify,
+            dtype=dtype,
+            memory=budget,
+            device=device,
+            data_dir=data_dir,
+            progress=progress,
+        )
+    if probe.record["method"] == "lanczos":
+        out_.note(
+            "matrix-free: the smallest values are Ritz values, estimates from above; "
+            f"some eigenvalue lies within {probe.record['lambda_min']['residual']:.2g} of λ_min"
+        )
     if dtype == "float32":
         out_.note(
             f"float32: λ_min can have about {probe.record['lambda_min']['digits']:.1f} decimal digits here; "
@@ -103,8 +111,10 @@ def _grids(probe: KernelProbe, shown: int) -> list[Any]:
     low = r["lambda_min"]
     where = "a subset: λ_min bounds the full one from above" if r["subset"] else "all samples"
     digits = f"about {low['digits']:.1f} decimal digits in {r['dtype']}"
+    ritz = r["method"] == "lanczos"
+    above = f"Ritz value, from above; residual {number(low['residual'], 3)}"
     rows = [
-        ["λ_min", number(low["value"], 6), "computed", digits],
+        ["λ_min", number(low["value"], 6), "estimate" if ritz else "computed", above if ritz else digits],
         [
             "λ_max",
             number(r["lambda_max"], 6),

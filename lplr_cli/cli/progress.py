@@ -47,3 +47,17 @@ def training_progress() -> Iterator[Callable[[Progress], None] | None]:
             )
 
         yield update
+
+
+@contextmanager
+def counting_progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A callback (done, total) that draws a bar named ``what``; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -4,13 +4,19 @@ from lplr_cli.ntk.kernel import (
     DEFAULT_MEMORY,
     ENGINES,
     Kernel,
+    KernelSpectrum,
     cross_ntk,
     empirical_ntk,
     jacobian_change_gram,
+    kernel_spectrum,
+    memory_needed,
+    ntk_operator,
     output_count,
     parse_outputs,
 )
+from lplr_cli.ntk.lanczos import Ritz, lanczos
 from lplr_cli.ntk.network import Network, evaluation_mode
+from lplr_cli.ntk.operator import NTKOperator
 from lplr_cli.ntk.sharpness import Sharpness, sharpness, squared_loss
 from lplr_cli.ntk.spectrum import Spectrum, operator_norm, spectrum
 from lplr_cli.ntk.verified import LowerBound, lambda_min_lower
@@ -19,15 +25,22 @@ __all__ = [
     "DEFAULT_MEMORY",
     "ENGINES",
     "Kernel",
+    "KernelSpectrum",
     "LowerBound",
+    "NTKOperator",
     "Network",
+    "Ritz",
     "Sharpness",
     "Spectrum",
     "cross_ntk",
     "empirical_ntk",
     "evaluation_mode",
     "jacobian_change_gram",
+    "kernel_spectrum",
     "lambda_min_lower",
+    "lanczos",
+    "memory_needed",
+    "ntk_operator",
     "operator_norm",
     "output_count",
     "parse_outputs",

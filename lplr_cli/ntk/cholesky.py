@@ -72,6 +72,7 @@ def _solver(factor: Tensor) -> Solve:
 
     def solve(b: Tensor) -> Tensor:
         y = torch.linalg.solve_triangular(factor.mT, b, upper=False)
-        return torch.linalg.solve_triangular(factor, y, upper=True)
+        solution: Tensor = torch.linalg.solve_triangular(factor, y, upper=True)
+        return solution
 
     return solve

@@ -53,8 +53,8 @@ def parameter_blocks(network: Network, rows: int, budget: int) -> Iterator[list[
         yield group
 
 
-def jacobian_block(network: Network, x: Tensor, group: list[Block], *, chunk: int | None = None) -> Tensor:
-    """∂f/∂θ_block for every sample and output, shape (n, C, P_block), unnormalised."""
+def jacobian_block(network: Network, x: Tensor, group: list[Block], *, chunk: int) -> Tensor:
+    """∂f/∂θ_block for every sample and output, shape (n, C, P_block), unnormalised; ``chunk`` samples at a time."""
     slices = [_slice(network.params[b.name].detach(), b) for b in group]
 
     def single(parts: list[Tensor], sample: Tensor) -> Tensor:
@@ -64,10 +64,22 @@ def jacobian_block(network: Network, x: Tensor, group: list[Block], *, chunk: in
             replace[block.name] = _patched(whole, block, part)
         return network.forward(sample.unsqueeze(0), replace).squeeze(0)
 
+    rows: Tensor | None = None
     # Without the outer graph that the parameters of other blocks would drag along; jacrev keeps its own.
     with torch.no_grad(), evaluation_mode(network.module):
-        rows = vmap(jacrev(single), in_dims=(None, 0), chunk_size=chunk)(slices, x)
-    return torch.cat([r.flatten(start_dim=2) for r in rows], dim=2)
+        for start in range(0, len(x), chunk):
+            pieces = vmap(jacrev(single), in_dims=(None, 0))(slices, x[start : start + chunk])
+            if rows is None:
+                shape = (len(x), pieces[0].shape[1], sum(s.numel() for s in slices))
+                rows = torch.empty(shape, dtype=network.dtype, device=network.device)
+            first = 0
+            # Into place at once: rows of a parameter are views that would keep the gradient of the whole alive.
+            for piece in pieces:
+                flat = piece.flatten(2)
+                rows[start : start + chunk, :, first : first + flat.shape[2]] = flat
+                first += flat.shape[2]
+    assert rows is not None  # there is at least one sample
+    return rows
 
 
 def _slice(parameter: Tensor, block: Block) -> Tensor:
@@ -91,11 +103,11 @@ def _select(jacobian: Tensor, outputs: str | int) -> Tensor:
 
 
 def _chunk(network: Network, x: Tensor, budget: int) -> int:
-    """Samples differentiated together: their rows of J take a quarter of the budget at most."""
+    """Samples differentiated together: their rows of J take an eighth of the budget at most."""
     with torch.no_grad():
         outputs = network.forward(x[:1]).shape[1]
     per_sample = outputs * network.parameter_count * network.dtype.itemsize
-    return int(min(256, max(1, budget // (4 * max(1, per_sample)))))
+    return int(min(256, max(1, budget // (8 * max(1, per_sample)))))
 
 
 def gram(
@@ -108,14 +120,14 @@ def gram(
         x: inputs (n, …).
         other: further inputs (n', …), or None for the symmetric case.
         outputs: ``full``, ``trace`` or the index of one output.
-        budget: bytes that blocks of J may take.
+        budget: bytes of work space, of which a block of J takes a third.
     """
     with torch.no_grad(), evaluation_mode(network.module):
         per_sample = network.forward(x[:1]).shape[1]
     samples = len(x) + (len(other) if other is not None else 0)
     chunk = _chunk(network, x, budget)
     kernel: Tensor | None = None
-    for group in parameter_blocks(network, samples * per_sample, budget // 2):
+    for group in parameter_blocks(network, samples * per_sample, budget // 3):
         left = _select(jacobian_block(network, x, group, chunk=chunk), outputs)
         right = left if other is None else _select(jacobian_block(network, other, group, chunk=chunk), outputs)
         if kernel is None:
@@ -135,7 +147,7 @@ def change_gram(
         per_sample = network.forward(x[:1]).shape[1]
     chunk = _chunk(network, x, budget)
     kernel: Tensor | None = None
-    for group in parameter_blocks(network, 2 * len(x) * per_sample, budget // 2):
+    for group in parameter_blocks(network, 2 * len(x) * per_sample, budget // 3):
         difference = jacobian_block(network, x, group, chunk=chunk)
         difference -= jacobian_block(reference, x, group, chunk=chunk)
         rows = _select(difference, outputs)
@@ -143,3 +155,9 @@ def change_gram(
         del difference, rows
     assert kernel is not None
     return kernel
+
+
+def least_memory(network: Network, rows: int) -> int:
+    """Bytes below which :func:`gram` cannot go: the smallest block of J and the differentiation of one sample."""
+    largest = max(p.numel() // max(1, p.shape[0] if p.dim() else 1) for p in network.params.values())
+    return 8 * network.dtype.itemsize * (rows * largest + network.parameter_count)

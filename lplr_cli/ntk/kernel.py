@@ -1,19 +1,39 @@
-"""The empirical NTK: one interface over the engines."""
+"""The empirical NTK: one interface over the engines.
+
+Which engine ``auto`` takes follows from what they cost, in floating-point operations for n samples, C outputs and P
+parameters:
+
+- jacobian: n·C backward passes and N²·P for the product;
+- structured: C backward passes over the batch and, for each parameter, the cheaper of the pairwise and the explicit
+  form, which is the Jacobian's product for that parameter; parameters without a rule cost what they cost there. It is
+  never dearer, so ``auto`` takes it whenever K fits into the memory;
+- operator: three passes over the data for each product K v. N products give K, so it pays only where K does not fit
+  and a few eigenvalues are wanted: there :func:`kernel_spectrum` takes it.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor
 
 from lplr_cli.errors import InputError
 from lplr_cli.ntk import jacobian, structured
+from lplr_cli.ntk.lanczos import lanczos
 from lplr_cli.ntk.network import Network, check_samples_independent, evaluation_mode
-from lplr_cli.ntk.verified import gamma
+from lplr_cli.ntk.operator import NTKOperator
+from lplr_cli.ntk.spectrum import FULL_LIMIT, Spectrum, spectrum, start_vector
+from lplr_cli.ntk.verified import gamma, unit_roundoff
 
-ENGINES = ("auto", "structured", "jacobian")
+ENGINES = ("auto", "structured", "jacobian", "operator")
 DEFAULT_MEMORY = 2 << 30
+# Buffers of the linear algebra libraries and of the allocator, which no tile size governs.
+_RESERVE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -63,11 +83,58 @@ def output_count(network: Network, x: Tensor) -> int:
         return network.forward(x[:1]).shape[1]
 
 
-def _chosen_engine(engine: str) -> str:
+def format_bytes(count: float) -> str:
+    """A size that ``--memory`` understands, rounded up."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if count >= size:
+            return f"{math.ceil(10 * count / size) / 10:g}{unit}"
+    return "1MiB"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A kernel to form, with everything checked.
+
+    ``needed`` is the least memory: K, the engine's least work space, a reserve.
+    """
+
+    network: Network
+    x: Tensor
+    count: int
+    outputs: str | int
+    engine: str
+    plan: structured.Plan | None
+
+    @property
+    def rows(self) -> int:
+        return len(self.x) * (self.count if self.outputs == "full" else 1)
+
+    @property
+    def kernel_bytes(self) -> int:
+        return self.rows**2 * self.network.dtype.itemsize
+
+    @property
+    def needed(self) -> int:
+        least = (
+            jacobian.least_memory(self.network, self.rows)
+            if self.plan is None
+            else self.plan.least_memory(self.network)
+        )
+        return self.kernel_bytes + least + _RESERVE
+
+
+def _task(network: Network, inputs: Tensor, engine: str, outputs: str | int) -> _Task:
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown", f"choose from {', '.join(ENGINES)}")
-    # The structured engine never costs more than the Jacobian one: it falls back to it parameter by parameter.
-    return "structured" if engine == "auto" else engine
+    x = network.cast(inputs)
+    count = check_samples_independent(network, x)
+    plan = structured.Plan(network, x) if engine in ("auto", "structured") else None
+    return _Task(network, x, count, parse_outputs(outputs, count), engine, plan)
+
+
+def memory_needed(network: Network, inputs: Tensor, *, engine: str = "auto", outputs: str | int = "full") -> int:
+    """Bytes without which :func:`empirical_ntk` refuses to form K over ``inputs``."""
+    return _task(network, inputs, engine, outputs).needed
 
 
 def empirical_ntk(
@@ -84,33 +151,162 @@ def empirical_ntk(
     Args:
         network: f and θ; its dtype is that of the arithmetic.
         inputs: (n, …).
-        engine: ``auto``, ``structured`` or ``jacobian``; all give the same matrix to rounding.
+        engine: ``auto``, ``structured``, ``jacobian`` or ``operator``; all give the same matrix to rounding.
         outputs: ``full``, ``trace`` or the index of one output.
-        memory: bytes for work space beside K itself.
-        bound_rounding: also bound the rounding of K (``formation_error``), for a verified λ_min.
+        memory: bytes for K and the work space together.
+        bound_rounding: also bound the rounding of K (``formation_error``), for a verified λ_min; not with
+            ``operator``.
 
     Raises:
-        InputError: unknown engine or outputs, or a model whose samples interact.
+        InputError: unknown engine or outputs, a model whose samples interact, or too little memory, with how much is
+            needed.
     """
-    x = network.cast(inputs)
-    count = check_samples_independent(network, x)
-    outputs = parse_outputs(outputs, count)
-    chosen = _chosen_engine(engine)
+    return _form(_task(network, inputs, engine, outputs), memory, bound_rounding)
+
+
+def _form(task: _Task, memory: int, bound_rounding: bool) -> Kernel:
+    network, x, outputs = task.network, task.x, task.outputs
+    if memory < task.needed:
+        needed = format_bytes(task.needed)
+        raise InputError(
+            f"the kernel of {task.rows:,} rows needs {needed}, above --memory {format_bytes(memory)}",
+            f"give --memory {needed}, fewer samples, or the operator engine",
+        )
+    work = memory - task.kernel_bytes - _RESERVE
+    if task.engine == "operator":
+        if bound_rounding:
+            raise InputError("the operator engine bounds no rounding", "use --engine structured")
+        products = NTKOperator(network, x, outputs=outputs, budget=work)
+        columns = [products.matvec(e) for e in np.eye(products.shape[0])]
+        matrix = torch.from_numpy(np.stack(columns)).to(network.device, network.dtype)
+        return Kernel((matrix + matrix.T) / 2, len(x), task.count, outputs, "operator", (), None)
     fallback: tuple[str, ...] = ()
     rounding = structured.Rounding()
-    if chosen == "structured":
-        matrix, fallback = structured.gram(
-            network, x, None, outputs=outputs, budget=memory, rounding=rounding if bound_rounding else None
-        )
-    else:
-        matrix = jacobian.gram(network, x, None, outputs=outputs, budget=memory)
+    if task.plan is None:
+        matrix = jacobian.gram(network, x, None, outputs=outputs, budget=work)
         rounding = structured.Rounding(network.parameter_count + 4, float(matrix.diagonal().double().sum()))
+    else:
+        matrix, fallback = structured.gram(
+            network,
+            x,
+            None,
+            outputs=outputs,
+            budget=work,
+            plan=task.plan,
+            rounding=rounding if bound_rounding else None,
+        )
     matrix /= len(x)
     error: float | None = None
     if bound_rounding:
         # The magnitude is itself computed in floating point, to far better than a part in a thousand.
         error = gamma(rounding.length, matrix.dtype) * rounding.magnitude / len(x) * 1.001
-    return Kernel(matrix, len(x), count, outputs, chosen, fallback, error)
+    engine = "jacobian" if task.plan is None else "structured"
+    return Kernel(matrix, len(x), task.count, outputs, engine, fallback, error)
+
+
+def ntk_operator(
+    network: Network,
+    inputs: Tensor,
+    *,
+    engine: str = "auto",
+    outputs: str | int = "full",
+    memory: int = DEFAULT_MEMORY,
+) -> LinearOperator:
+    """Products with K as a SciPy linear operator, (N, N): matrix-free where K does not fit, else with K itself."""
+    task = _task(network, inputs, engine, outputs)
+    if engine == "operator" or (engine == "auto" and memory < task.needed):
+        return NTKOperator(network, task.x, outputs=task.outputs, budget=memory)
+    return aslinearoperator(_form(task, memory, False).matrix.double().cpu().numpy())
+
+
+@dataclass(frozen=True)
+class KernelSpectrum:
+    """Spectrum of K over some inputs, by whichever engine served; the other fields as in :class:`Kernel`."""
+
+    spectrum: Spectrum
+    n: int
+    outputs_per_sample: int
+    outputs: str | int
+    engine: str
+    fallback: tuple[str, ...]
+
+
+def kernel_spectrum(
+    network: Network,
+    inputs: Tensor,
+    *,
+    engine: str = "auto",
+    outputs: str | int = "full",
+    memory: int = DEFAULT_MEMORY,
+    extremal: int = 1,
+    verify: bool = False,
+    steps: int = 300,
+    progress: Callable[[int, int], None] | None = None,
+) -> KernelSpectrum:
+    """Eigenvalues of K within ``memory``.
+
+    Args:
+        network: f and θ.
+        inputs: (n, …).
+        engine: as for :func:`empirical_ntk`; ``auto`` goes matrix-free when K does not fit into ``memory``.
+        outputs: ``full``, ``trace`` or the index of one output.
+        memory: bytes, all work included.
+        extremal: eigenvalues at each end where not all are computed.
+        verify: prove a lower bound of λ_min, which needs K.
+        steps: products with K that the matrix-free Lanczos iteration may spend.
+        progress: called with (products done, products at most) by the matrix-free iteration.
+
+    Raises:
+        InputError: as :func:`empirical_ntk`.
+        NumericalError: no convergence of the dense methods.
+    """
+    task = _task(network, inputs, engine, outputs)
+    if engine == "operator" or (engine == "auto" and memory < task.needed and not verify):
+        if verify:
+            raise InputError("a verified bound needs the kernel itself", "leave out --verify or --engine operator")
+        values = _matrix_free(task, memory, extremal, steps, progress)
+        return KernelSpectrum(values, len(task.x), task.count, task.outputs, "operator", ())
+    kernel = _form(task, memory, verify)
+    # All eigenvalues take K, a copy, and LAPACK's work space.
+    fitting = math.isqrt(max(0, memory - _RESERVE) // (3 * network.dtype.itemsize))
+    values = spectrum(
+        kernel.matrix,
+        extremal=extremal,
+        full_limit=min(FULL_LIMIT, fitting),
+        formation_error=kernel.formation_error,
+    )
+    return KernelSpectrum(values, kernel.n, kernel.outputs_per_sample, kernel.outputs, kernel.engine, kernel.fallback)
+
+
+def _matrix_free(
+    task: _Task, memory: int, extremal: int, steps: int, progress: Callable[[int, int], None] | None
+) -> Spectrum:
+    network, x, rows = task.network, task.x, task.rows
+    # Lanczos vectors take half of what remains beside θ's gradient, tangent and copies; micro-batches the other half.
+    vectors = 4 * network.parameter_count * network.dtype.itemsize
+    least = vectors + 32 * rows * (2 * extremal + 2) + _RESERVE
+    if memory < least:
+        raise InputError(
+            f"matrix-free products need {format_bytes(least)}, above --memory {format_bytes(memory)}",
+            f"give --memory {format_bytes(least)}",
+        )
+    half = (memory - _RESERVE - vectors) // 2
+    products = NTKOperator(network, x, outputs=task.outputs, budget=half)
+    steps = min(steps, half // (16 * rows))
+    ritz = lanczos(products.matvec, start_vector(rows), k=extremal, steps=steps, progress=progress)
+    top = float(ritz.high[-1])
+    return Spectrum(
+        rows,
+        float(ritz.low[0]),
+        top,
+        structured.trace(network, x, outputs=task.outputs, budget=half) / len(x),
+        rows * unit_roundoff(network.dtype) * top,
+        np.concatenate([ritz.low, ritz.high]),
+        False,
+        float(ritz.low_residuals[0]),
+        "lanczos",
+        str(network.dtype).removeprefix("torch."),
+    )
 
 
 def cross_ntk(
@@ -122,12 +318,11 @@ def cross_ntk(
     outputs: str | int = "full",
     memory: int = DEFAULT_MEMORY,
 ) -> Tensor:
-    """J(inputs) J(others)ᵀ, not normalised, shape (rows of inputs, rows of others)."""
-    x, y = network.cast(inputs), network.cast(others)
-    outputs = parse_outputs(outputs, check_samples_independent(network, x))
-    if _chosen_engine(engine) == "structured":
-        return structured.gram(network, x, y, outputs=outputs, budget=memory)[0]
-    return jacobian.gram(network, x, y, outputs=outputs, budget=memory)
+    """J(inputs) J(others)ᵀ, not normalised, shape (rows of inputs, rows of others); ``memory`` is the work space."""
+    task, y = _task(network, inputs, engine, outputs), network.cast(others)
+    if task.plan is None:
+        return jacobian.gram(network, task.x, y, outputs=task.outputs, budget=memory)
+    return structured.gram(network, task.x, y, outputs=task.outputs, budget=memory, plan=task.plan)[0]
 
 
 def jacobian_change_gram(
@@ -143,10 +338,12 @@ def jacobian_change_gram(
 
     The difference of the Jacobians is formed before it is squared, so that a small change keeps its digits.
     """
-    x = network.cast(inputs)
-    outputs = parse_outputs(outputs, output_count(network, x))
-    if _chosen_engine(engine) == "structured":
-        matrix, _ = structured.gram(network, x, None, outputs=outputs, budget=memory, reference=reference)
-    else:
+    task = _task(network, inputs, engine, outputs)
+    x, outputs = task.x, task.outputs
+    if task.plan is None:
         matrix = jacobian.change_gram(network, reference, x, outputs=outputs, budget=memory)
-    return matrix / len(x)
+    else:
+        matrix, _ = structured.gram(
+            network, x, None, outputs=outputs, budget=memory, reference=reference, plan=task.plan
+        )
+    return matrix.div_(len(x))

@@ -13,6 +13,7 @@ they are understood is checked, not assumed, by comparing a weighted sum of the 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -29,6 +30,9 @@ from lplr_cli.ntk.network import Network, evaluation_mode
 PANEL = (512, 1024)
 # Bytes of per-sample work space in units of the stored factors: the autograd graph of one chunk.
 _GRAPH_FACTOR = 6
+# Part of the budget for each of graph, factors, their joined copies, and products; the allocator keeps some of what is
+# freed, so the parts do not add up to the whole.
+_SHARE = 8
 
 
 @dataclass
@@ -258,6 +262,11 @@ class Plan:
                 size += self.outputs * (torch.Size(u.shape).numel() // len(few))
                 seen.add(place)
             self.per_sample[u.key.name] += size * itemsize
+
+    def least_memory(self, network: Network) -> int:
+        """Bytes below which :func:`gram` cannot go: graph and factors of one sample, and what has no rule."""
+        rest = sum(network.params[name].numel() for name in self.fallback) * network.dtype.itemsize
+        return 4 * _GRAPH_FACTOR * sum(self.per_sample.values()) + 4 * self.outputs * rest
 
 
 def _or_zero(gradient: Tensor | None, use: Use, like: Tensor) -> Tensor:
@@ -627,7 +636,7 @@ def gram(
     kernel = torch.zeros((len(x) * q, len(right_inputs) * q), dtype=network.dtype, device=network.device)
     copies = (2 if reference is not None else 1) * (1 if symmetric else 2)
     total = max(1, sum(plan.per_sample.values()))
-    chunk = int(max(1, min(4096, budget // (4 * _GRAPH_FACTOR * total))))
+    chunk = int(max(1, min(4096, budget // (_SHARE * _GRAPH_FACTOR * total))))
 
     def factors(inputs: Tensor, names: set[str]) -> list[Part]:
         now = _collect(network, inputs, names, outputs, chunk)
@@ -635,9 +644,9 @@ def gram(
             return now
         return _difference(now, _collect(reference, inputs, names, outputs, chunk))
 
-    for names in _groups(plan, copies * max(len(x), len(right_inputs)), budget // 2):
+    for names in _groups(plan, copies * max(len(x), len(right_inputs)), budget // _SHARE):
         per_sample = max(1, sum(plan.per_sample[name] for name in names))
-        step = int(max(1, budget // (4 * copies * per_sample)))
+        step = int(max(1, budget // (_SHARE * copies * per_sample)))
         for i in _tiles(len(x), step):
             left = factors(x[i], names)
             for j in _tiles(len(right_inputs), step):
@@ -653,7 +662,7 @@ def gram(
                     right,
                     symmetric=diagonal,
                     q=q,
-                    budget=budget // 4,
+                    budget=budget // _SHARE,
                     rounding=rounding if diagonal else None,
                 )
                 del right
@@ -675,3 +684,14 @@ def gram(
         # The terms are added up, each a rounding more, and the sum is divided by n.
         rounding.length += len(network.params) + 4
     return kernel, tuple(plan.fallback)
+
+
+def trace(network: Network, x: Tensor, *, outputs: str | int = "full", budget: int = 1 << 30) -> float:
+    """trace(J Jᵀ), unnormalised, without K: from its diagonal tiles."""
+    plan = Plan(network, x)
+    rows = plan.outputs if outputs == "full" else 1
+    # Tiles whose factors fit together, so that one pass serves each.
+    factors = max(1, sum(plan.per_sample.values()))
+    step = max(1, min(256 // rows, budget // (_SHARE * factors)))
+    tiles = (gram(network, x[i], None, outputs=outputs, budget=budget, plan=plan)[0] for i in _tiles(len(x), step))
+    return math.fsum(float(tile.diagonal().double().sum()) for tile in tiles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,22 @@ def probe_checkpoint(
     memory: int = ntk.DEFAULT_MEMORY,
     device: str = "cpu",
     data_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> KernelProbe:
     """Spectrum of the normalised NTK at a checkpoint or at the last checkpoint of a run.
 
     Args:
         path: checkpoint or run directory.
         size: samples, the first of the training set; None means all.
-        engine: see :func:`lplr_cli.ntk.empirical_ntk`.
+        engine: see :func:`lplr_cli.ntk.kernel_spectrum`.
         outputs: ``full``, ``trace`` or an index.
         eigenvalues: extremal eigenvalues at each end where not all are computed.
         verify: prove a lower bound of λ_min.
         dtype: of the arithmetic.
-        memory: bytes of work space.
+        memory: bytes for everything beyond the model and the data.
         device: where to compute.
         data_dir: where the original files of the data set lie now.
+        progress: called with (products done, products at most) where the kernel is matrix-free.
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype!r} is unknown", f"choose from {', '.join(DTYPES)}")
@@ -97,8 +100,17 @@ def probe_checkpoint(
         raise InputError(f"--size {size} is out of range", f"the checkpoint has {dataset.n} samples")
     network = checkpoint_network(checkpoint, DTYPES[dtype], resolve_device(device))
     inputs = torch.from_numpy(dataset.inputs[:size])
-    kernel = ntk.empirical_ntk(network, inputs, engine=engine, outputs=outputs, memory=memory, bound_rounding=verify)
-    spectrum = ntk.spectrum(kernel.matrix, extremal=eigenvalues, formation_error=kernel.formation_error)
+    kernel = ntk.kernel_spectrum(
+        network,
+        inputs,
+        engine=engine,
+        outputs=outputs,
+        memory=memory,
+        extremal=eigenvalues,
+        verify=verify,
+        progress=progress,
+    )
+    spectrum = kernel.spectrum
     record: dict[str, Any] = {
         "command": "probe-ntk",
         "schema_version": SCHEMA_VERSION,
@@ -109,7 +121,7 @@ def probe_checkpoint(
         "n": kernel.n,
         "subset": kernel.n < dataset.n,
         "outputs": str(kernel.outputs),
-        "rows": len(kernel.matrix),
+        "rows": spectrum.size,
         "parameters": network.parameter_count,
         "engine": kernel.engine,
         "fallback": list(kernel.fallback),

@@ -1,0 +1,114 @@
+"""The operator engine: K v = J(Jᵀ v)/n by reverse and forward mode over micro-batches, nothing of size N × N or N × P.
+
+Prefer it when K does not fit into memory, or when a few products are all that is needed. It asks of the model that
+autograd can differentiate it, twice where an operation has no forward-mode derivative.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lplr_cli.ntk.network import Network, evaluation_mode
+
+# Working copies of the activations of one sample: the graph, its gradients, and the tangents of forward mode.
+_COPIES = 4
+
+
+class NTKOperator(LinearOperator):
+    """v → K v with K = J Jᵀ/n, shape (N, N), N = n·C for ``full`` outputs, else n.
+
+    Args:
+        network: f and θ.
+        inputs: (n, …).
+        outputs: ``full``, ``trace`` or the index of one output.
+        budget: bytes of work space; decides the micro-batch.
+    """
+
+    def __init__(self, network: Network, inputs: Tensor, *, outputs: str | int = "full", budget: int = 1 << 30) -> None:
+        self.network, self.inputs, self.outputs = network, network.cast(inputs), outputs
+        with evaluation_mode(network.module):
+            per_sample, count = activation_bytes(network, self.inputs)
+        self.count = count
+        self.batch = int(max(1, min(len(inputs), 4096, budget // max(1, _COPIES * per_sample))))
+        self.products = 0
+        self._forward_mode = True
+        rows = len(inputs) * (count if outputs == "full" else 1)
+        super().__init__(np.dtype(np.float64), (rows, rows))  # type: ignore[call-arg]
+
+    def _matvec(self, v: NDArray[np.float64]) -> NDArray[np.float64]:
+        n = len(self.inputs)
+        vector = torch.as_tensor(np.asarray(v).reshape(n, -1), dtype=self.network.dtype, device=self.network.device)
+        self.products += 1
+        if self.outputs == "full":
+            image = self._apply(vector)
+        else:
+            chosen = range(self.count) if self.outputs == "trace" else [int(self.outputs)]
+            image = vector.new_zeros((n, 1))
+            for c in chosen:
+                spread = vector.new_zeros((n, self.count))
+                spread[:, c] = vector[:, 0]
+                image += self._apply(spread)[:, c : c + 1]
+        result: NDArray[np.float64] = (image.reshape(-1) / n).double().cpu().numpy()
+        return result
+
+    def _adjoint(self) -> NTKOperator:
+        return self
+
+    def _apply(self, v: Tensor) -> Tensor:
+        """J(Jᵀ v) for v (n, C)."""
+        network = self.network
+        leaves = list(network.params.values())
+        direction = [torch.zeros_like(p) for p in leaves]
+        batches = torch.split(self.inputs, self.batch)
+        # The plain form of attention is the one that has derivatives of every kind.
+        with evaluation_mode(network.module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            for x, part in zip(batches, torch.split(v, self.batch), strict=True):
+                for total, g in zip(
+                    direction,
+                    torch.autograd.grad(network.forward(x), leaves, part, materialize_grads=True),
+                    strict=True,
+                ):
+                    total += g
+            return torch.cat([self._forward_product(x, direction) for x in batches])
+
+    def _forward_product(self, x: Tensor, direction: list[Tensor]) -> Tensor:
+        """J u on a micro-batch, (m, C)."""
+        params = self.network.params
+        if self._forward_mode:
+            point = {k: p.detach() for k, p in params.items()}
+            tangent = dict(zip(params, direction, strict=True))
+            try:
+                with torch.no_grad():
+                    image: Tensor = jvp(lambda p: self.network.forward(x, p), (point,), (tangent,))[1]
+                return image
+            except NotImplementedError:
+                self._forward_mode = False
+        # Without forward mode: Jᵀw is linear in w, and its derivative along u is J u.
+        f = self.network.forward(x)
+        w = torch.zeros_like(f, requires_grad=True)
+        gradients = torch.autograd.grad(f, list(params.values()), w, create_graph=True, materialize_grads=True)
+        pairs = [(g, u) for g, u in zip(gradients, direction, strict=True) if g.requires_grad]
+        (image,) = torch.autograd.grad([g for g, _ in pairs], w, [u for _, u in pairs], materialize_grads=True)
+        return image.detach()
+
+
+def activation_bytes(network: Network, x: Tensor) -> tuple[int, int]:
+    """(bytes that autograd keeps for one sample, C), from one forward pass."""
+    seen: dict[int, int] = {}
+    own = {p.data_ptr() for p in network.params.values()} | {p.data_ptr() for p in network.fixed.values()}
+
+    def note(t: Tensor) -> Tensor:
+        if t.data_ptr() not in own:
+            seen[t.data_ptr()] = t.numel() * t.element_size()
+        return t
+
+    with torch.enable_grad(), saved_tensors_hooks(note, lambda t: t):
+        f = network.forward(x[:1])
+    return sum(seen.values()) + x[:1].numel() * x.element_size(), f.shape[1]
