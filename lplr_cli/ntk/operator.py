@@ -88,7 +88,7 @@ class NTKOperator(LinearOperator):
                 with torch.no_grad():
                     image: Tensor = jvp(lambda p: self.network.forward(x, p), (point,), (tangent,))[1]
                 return image
-            except NotImplementedError:
+            except RuntimeError:  # no derivative of that kind, in torch's own or in the user's operations
                 self._forward_mode = False
         # Without forward mode: Jᵀw is linear in w, and its derivative along u is J u.
         f = self.network.forward(x)

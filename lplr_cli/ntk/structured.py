@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,8 +30,8 @@ from lplr_cli.ntk.network import Network, evaluation_mode
 PANEL = (512, 1024)
 # Bytes of per-sample work space in units of the stored factors: the autograd graph of one chunk.
 _GRAPH_FACTOR = 6
-# Part of the budget for each of graph, factors, their joined copies, and products; the allocator keeps some of what is
-# freed, so the parts do not add up to the whole.
+# Part of the budget for the graph of a chunk, and for products; the factors take a third. The allocator keeps some of
+# what is freed, so the parts do not add up to the whole.
 _SHARE = 8
 
 
@@ -45,6 +45,10 @@ class Part:
     use: Use
     a: Tensor | None
     b: Tensor
+    # A scale or bias once reduced: b is then (n, q, s, channels).
+    is_reduced: bool = False
+    # Σ_t ||a_t|| ||b_t|| of a reduced part, (n, q, s, 1), where the rounding is bounded.
+    magnitude: Tensor | None = None
 
     @property
     def groups(self) -> int:
@@ -77,6 +81,8 @@ class Part:
 
     def reduced(self) -> Tensor:
         """Per-sample gradient of a scale or bias, (n, q, s, channels): positions summed."""
+        if self.is_reduced:
+            return self.b
         axis = 3 if self.use.conv is not None else 2 + (self.use.channel_axis % len(self.use.shape))
         product = self.b if self.a is None else self.b * self.a[:, None, None]
         rest = [d for d in range(3, product.dim()) if d != axis]
@@ -215,7 +221,8 @@ class Plan:
     Attributes:
         understood: names of the parameters that the structured form covers.
         fallback: names of the others.
-        per_sample: bytes of factors that one sample takes, by name.
+        per_sample: bytes that are kept of one sample, by name.
+        graph: bytes of the graph of one sample while its factors are collected.
     """
 
     def __init__(self, network: Network, x: Tensor) -> None:
@@ -252,21 +259,27 @@ class Plan:
                 self.fallback.append(name)
         itemsize = network.dtype.itemsize
         self.per_sample = dict.fromkeys(self.understood, 0)
+        graph = 0
         seen: set[tuple[int, int]] = set()
         for u in uses:
             if u.key.name not in self.per_sample:
                 continue
             size = u.a[0].numel() if u.a is not None else 0
+            graph += (size + torch.Size(u.shape).numel() // len(few)) * itemsize
+            if u.kind == "scale":
+                self.per_sample[u.key.name] += (self.outputs + 1) * network.params[u.key.name].numel() * itemsize
+                continue
             place = (id(u.edge.node), u.edge.output_nr)
             if place not in seen:
                 size += self.outputs * (torch.Size(u.shape).numel() // len(few))
                 seen.add(place)
             self.per_sample[u.key.name] += size * itemsize
+        self.graph = max(1, graph * _GRAPH_FACTOR + sum(self.per_sample.values()))
 
     def least_memory(self, network: Network) -> int:
         """Bytes below which :func:`gram` cannot go: graph and factors of one sample, and what has no rule."""
         rest = sum(network.params[name].numel() for name in self.fallback) * network.dtype.itemsize
-        return 4 * _GRAPH_FACTOR * sum(self.per_sample.values()) + 4 * self.outputs * rest
+        return 8 * self.graph + 4 * self.outputs * rest
 
 
 def _or_zero(gradient: Tensor | None, use: Use, like: Tensor) -> Tensor:
@@ -327,49 +340,101 @@ def _by_key(parts: list[Part]) -> dict[Key, list[Part]]:
     return grouped
 
 
-def _collect(network: Network, x: Tensor, names: set[str], outputs: str | int, chunk: int) -> list[Part]:
-    """Factors of the uses of ``names`` for all of x."""
-    pieces: list[list[Part]] = []
+def _collect(network: Network, x: Tensor, names: set[str], outputs: str | int, chunk: int, measure: bool) -> list[Part]:
+    """Factors of the uses of ``names`` for all of x; ``measure`` also takes what bounds their rounding."""
+    store: _Store | None = None
     with evaluation_mode(network.module), torch.enable_grad():
         for start in range(0, len(x), chunk):
+            rows = slice(start, min(len(x), start + chunk))
             with Capture(network) as capture:
-                f = network.forward(x[start : start + chunk])
+                f = network.forward(x[rows])
             uses = [u for u in capture.uses if u.key.name in names]
             places: dict[tuple[int, int], int] = {}
-            edges: list[Use] = []
-            for u in uses:
-                # The node's identity is stable while the graph lives.
-                place = (id(u.edge.node), u.edge.output_nr)
-                if place not in places:
-                    places[place] = len(edges)
-                    edges.append(u)
-            wanted = range(f.shape[1]) if isinstance(outputs, str) else [outputs]
-            columns: list[list[Tensor]] = [[] for _ in edges]
+            # The node's identity is stable while the graph lives.
+            indices = [places.setdefault((id(u.edge.node), u.edge.output_nr), len(places)) for u in uses]
+            edges = [uses[indices.index(i)].edge for i in range(len(places))]
+            x_like = f.detach()
+            wanted = list(range(f.shape[1])) if isinstance(outputs, str) else [outputs]
+            if store is None:
+                store = _Store(len(x), len(wanted), outputs == "trace", uses, indices, measure)
+            store.put_inputs(rows, uses)
             for position, c in enumerate(wanted):
                 last = position == len(wanted) - 1
-                found = torch.autograd.grad(
-                    f[:, c].sum(), [u.edge for u in edges], retain_graph=not last, allow_unused=True
-                )
-                for column, u, g in zip(columns, edges, found, strict=True):
-                    column.append(_or_zero(g, u, f))
-            # z's gradients, rows of K first, then the outputs that are summed within a row.
-            summed = 1 if outputs == "trace" else 2
-            stacked = [(torch.stack(c, dim=1) if len(c) > 1 else c[0].unsqueeze(1)).unsqueeze(summed) for c in columns]
-            pieces.append([Part(u, u.a, stacked[places[(id(u.edge.node), u.edge.output_nr)]]) for u in uses])
-            del f, capture
-    if len(pieces) == 1:
-        return pieces[0]
-    if len({tuple((p.use.key, p.use.kind) for p in piece) for piece in pieces}) != 1:
-        raise InputError("the model's control flow depends on the data", "use --engine jacobian")
-    joined: list[Part] = []
-    shared: dict[tuple[int, ...], Tensor] = {}
-    for same in zip(*pieces, strict=True):
-        identity = tuple(id(p.b) for p in same)
-        if identity not in shared:
-            shared[identity] = torch.cat([p.b for p in same])
-        a = None if same[0].a is None else torch.cat([p.a for p in same if p.a is not None])
-        joined.append(Part(same[0].use, a, shared[identity]))
-    return joined
+                found = torch.autograd.grad(f[:, c].sum(), edges, retain_graph=not last, allow_unused=True)
+                store.put_gradients(rows, position, found, uses, x_like)
+            del f, capture, uses, edges
+    assert store is not None  # there is at least one sample
+    return store.parts()
+
+
+class _Store:
+    """Factors in their final place: each is written once, chunk by chunk of samples and output by output.
+
+    Gradients lie as (n, q, s, …), the outputs along q, or along s where they are summed. Normalisations' scales and
+    biases are reduced at once to their per-sample gradients, which are far smaller than their factors.
+    """
+
+    def __init__(
+        self, count: int, outputs: int, summed: bool, uses: list[Use], indices: list[int], measure: bool
+    ) -> None:
+        self.count, self.lead = count, (1, outputs) if summed else (outputs, 1)
+        self.uses, self.indices, self.measure = uses, indices, measure
+        self.signature = [(u.key, u.kind) for u in uses]
+        self.a: list[Tensor | None] = [None] * len(uses)
+        self.b: dict[int, Tensor] = {}
+        self.rows: dict[int, Tensor] = {}
+        self.magnitude: dict[int, Tensor] = {}
+
+    def _write(self, rows: slice, position: int, old: Tensor | None, values: Tensor) -> Tensor:
+        """``values`` (m, …) of one output into their place in (n, q, s, …)."""
+        if len(values) == self.count and self.lead == (1, 1):
+            return values[:, None, None]
+        if old is None:
+            old = values.new_empty((self.count, *self.lead, *values.shape[1:]))
+        old[rows, position if self.lead[0] > 1 else 0, position if self.lead[1] > 1 else 0] = values
+        return old
+
+    def put_inputs(self, rows: slice, uses: list[Use]) -> None:
+        """What the parameters meet, for one chunk."""
+        if [(u.key, u.kind) for u in uses] != self.signature:
+            raise InputError("the model's control flow depends on the data", "use --engine jacobian")
+        for i, u in enumerate(uses):
+            if u.a is None or u.kind == "scale":
+                continue
+            if len(u.a) == self.count:
+                self.a[i] = u.a
+                continue
+            whole = self.a[i]
+            if whole is None:
+                whole = self.a[i] = u.a.new_empty((self.count, *u.a.shape[1:]))
+            whole[rows] = u.a
+
+    def put_gradients(
+        self, rows: slice, position: int, found: Sequence[Tensor | None], uses: list[Use], like: Tensor
+    ) -> None:
+        """∂f_c/∂z of one output, for one chunk."""
+        written: set[int] = set()
+        for i, (u, place) in enumerate(zip(uses, self.indices, strict=True)):
+            g = _or_zero(found[place], u, like)
+            if u.kind != "scale":
+                if place not in written:
+                    self.b[place] = self._write(rows, position, self.b.get(place), g)
+                    written.add(place)
+                continue
+            part = Part(u, u.a, g[:, None, None])
+            self.rows[i] = self._write(rows, position, self.rows.get(i), part.reduced()[:, 0, 0])
+            if self.measure:
+                size = _absolute(part, slice(None))[:, 0, 0]
+                self.magnitude[i] = self._write(rows, position, self.magnitude.get(i), size)
+
+    def parts(self) -> list[Part]:
+        """One part a use."""
+        return [
+            Part(u, None, self.rows[i], True, self.magnitude.get(i))
+            if u.kind == "scale"
+            else Part(u, self.a[i], self.b[place])
+            for i, (u, place) in enumerate(zip(self.uses, self.indices, strict=True))
+        ]
 
 
 def _difference(now: list[Part], then: list[Part]) -> list[Part]:
@@ -380,8 +445,8 @@ def _difference(now: list[Part], then: list[Part]) -> list[Part]:
         if id(p.b) not in shared:
             shared[id(p.b)] = p.b - p0.b
         change = shared[id(p.b)]
-        if p.use.ones or p.use.kind == "lookup":
-            parts.append(Part(p.use, p.a, change))
+        if p.use.ones or p.use.kind in ("lookup", "scale"):
+            parts.append(Part(p.use, p.a, change, p.is_reduced))
         else:
             assert p.a is not None
             assert p0.a is not None
@@ -415,7 +480,9 @@ class Rounding:
                 sums = torch.stack([_absolute(p, rows) for p in term.parts]).sum(dim=0)
             self.magnitude += float(sums.double().square().sum())
         shapes = [p.right(slice(0, 1)).shape for p in term.parts]
-        positions, columns = sum(s[4] for s in shapes), max(s[2] * s[5] for s in shapes)
+        # What was reduced already has summed over its positions.
+        reduced = sum(math.prod(p.use.shape[1:]) // p.b.shape[3] for p in term.parts if p.is_reduced)
+        positions, columns = reduced + sum(s[4] for s in shapes), max(s[2] * s[5] for s in shapes)
         depth = 1 + max(p.left(slice(0, 1)).shape[3] if p.use.kind == "linear" else 1 for p in term.parts)
         if pairwise:
             self.length = max(self.length, depth + columns + positions**2 + 4)
@@ -425,6 +492,8 @@ class Rounding:
 
 def _absolute(part: Part, rows: slice) -> Tensor:
     """Σ_t ||a_t|| ||b_t|| of a scale, bias or mixed use, (m, q, s, 1)."""
+    if part.magnitude is not None:
+        return part.magnitude[rows]
     some = Part(part.use, None if part.a is None else part.a[rows], part.b[rows])
     if part.use.kind == "scale" or part.use.ones:
         size = Part(part.use, None if some.a is None else some.a.abs(), some.b.abs()).reduced()
@@ -532,15 +601,20 @@ class _Accumulator:
 
 def _explicit_rows(term: Term, first: int, last: int, budget: int) -> Tensor:
     """Per-sample gradients (n·q, s·columns), a chunk of samples at a time because of the patches."""
-    n = len(term.parts[0].b)
-    one = slice(0, 1)
-    if term.kind == "linear":
-        per_sample = term.left(one).numel() * term.parts[0].b.element_size()
-        step = max(1, budget // (8 * max(1, per_sample)))
-    else:
-        step = n
-    pieces = [term.gradient(rows, first, last).flatten(2).flatten(0, 1) for rows in _tiles(n, step)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    n, q = len(term.parts[0].b), term.parts[0].b.shape[1]
+    if term.kind != "linear":
+        return term.gradient(slice(None), first, last).flatten(2).flatten(0, 1)
+    per_sample = term.left(slice(0, 1)).numel() * term.parts[0].b.element_size()
+    whole: Tensor | None = None
+    for rows in _tiles(n, int(min(n, max(1, budget // (8 * max(1, per_sample)))))):
+        piece = term.gradient(rows, first, last).flatten(2).flatten(0, 1)
+        if len(piece) == n * q:
+            return piece
+        if whole is None:
+            whole = piece.new_empty((n * q, piece.shape[1]))
+        whole[rows.start * q : rows.stop * q] = piece
+    assert whole is not None
+    return whole
 
 
 def _accumulate(
@@ -635,18 +709,17 @@ def gram(
     right_inputs = x if other is None else other
     kernel = torch.zeros((len(x) * q, len(right_inputs) * q), dtype=network.dtype, device=network.device)
     copies = (2 if reference is not None else 1) * (1 if symmetric else 2)
-    total = max(1, sum(plan.per_sample.values()))
-    chunk = int(max(1, min(4096, budget // (_SHARE * _GRAPH_FACTOR * total))))
+    chunk = int(max(1, min(4096, budget // (_SHARE * plan.graph))))
 
     def factors(inputs: Tensor, names: set[str]) -> list[Part]:
-        now = _collect(network, inputs, names, outputs, chunk)
+        now = _collect(network, inputs, names, outputs, chunk, rounding is not None)
         if reference is None:
             return now
-        return _difference(now, _collect(reference, inputs, names, outputs, chunk))
+        return _difference(now, _collect(reference, inputs, names, outputs, chunk, False))
 
-    for names in _groups(plan, copies * max(len(x), len(right_inputs)), budget // _SHARE):
+    for names in _groups(plan, copies * max(len(x), len(right_inputs)), budget // 3):
         per_sample = max(1, sum(plan.per_sample[name] for name in names))
-        step = int(max(1, budget // (_SHARE * copies * per_sample)))
+        step = int(max(1, budget // (3 * copies * per_sample)))
         for i in _tiles(len(x), step):
             left = factors(x[i], names)
             for j in _tiles(len(right_inputs), step):
