@@ -6,9 +6,12 @@ import platform
 
 import torch
 
-from benchmarks import kernel, training_overhead
+from benchmarks import kernel, large, scaling, training_overhead
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
     print(f"## Training overhead\n\n{training_overhead.report()}\n")
     print(f"## Kernel\n\n{kernel.report()}")
+    print(f"\n## ResNet\n\n{kernel.resnet_report()}")
+    print(f"\n## Verified λ_min\n\n{large.report()}")
+    print(f"\n## Scaling\n\n{scaling.report()}")

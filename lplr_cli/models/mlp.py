@@ -53,6 +53,7 @@ class MLP(nn.Module):
         sizes = [features, *[width] * depth, outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.activation = make_activation(activation, beta)
+        self.activation_name, self.beta = activation, beta
         self.parametrization = parametrization
         self.scales = [1.0 / math.sqrt(a) if parametrization == "ntk" else 1.0 for a in sizes[:-1]]
 

@@ -19,7 +19,7 @@ from lplr_cli.ntk.network import Network, evaluation_mode
 from lplr_cli.ntk.operator import NTKOperator
 from lplr_cli.ntk.sharpness import Sharpness, sharpness, squared_loss
 from lplr_cli.ntk.spectrum import Spectrum, operator_norm, spectrum
-from lplr_cli.ntk.verified import LowerBound, lambda_min_lower
+from lplr_cli.ntk.verified import LowerBound, gamma, lambda_min_lower
 
 __all__ = [
     "DEFAULT_MEMORY",
@@ -35,6 +35,7 @@ __all__ = [
     "cross_ntk",
     "empirical_ntk",
     "evaluation_mode",
+    "gamma",
     "jacobian_change_gram",
     "kernel_spectrum",
     "lambda_min_lower",

@@ -33,9 +33,9 @@ def _reflect(target: Tensor, source: Tensor) -> None:
         for left in range(0, start, _STRIP):
             columns = slice(left, min(start, left + _STRIP))
             target[start:stop, columns] = source[start:stop, columns]
-        block, image = target[start:stop, start:stop], source[start:stop, start:stop].clone()
+        block, image = target[start:stop, start:stop], source[start:stop, start:stop]
         below = torch.ones_like(block, dtype=torch.bool).tril_(-1)
-        block[below] = image[below]
+        block.copy_(torch.where(below, image, block))
 
 
 @contextmanager
