@@ -15,7 +15,7 @@ from lplr_cli.errors import InputError, LplrError
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
 from lplr_cli.runs.atomic import output_errors, write_text
 from lplr_cli.runs.tables import write_parquet
-from lplr_cli.training import Progress, TrainConfig, resume, summarize, train
+from lplr_cli.training import Progress, TrainConfig, certified_columns, resume, summarize, train
 
 RESULT_COLUMNS = (
     "status",
@@ -139,7 +139,7 @@ def _run_cell(config: TrainConfig, path: Path, on_progress: Callable[[Progress],
         row["error"] = message or None
         if status == "interrupted":
             return row
-        summary = summarize(run)
+        summary = summarize(run, certified_columns(run))
         run.write_summary(summary)
         row |= result_row(summary)
     except LplrError as error:
@@ -162,6 +162,8 @@ def result_row(summary: Mapping[str, Any]) -> dict[str, Any]:
         "rate": None if summary["rate"] is None else summary["rate"]["rate"],
         "lr_over_stable": summary["sharpness"]["lr_over_stable"],
         "mu_estimated": summary["mu_estimated"],
+        "mu_certified": summary["mu_certified"],
+        "certified_radius": summary["certified_radius"],
     }
 
 

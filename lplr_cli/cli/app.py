@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lplr_cli.cli.ablate import ablate
+from lplr_cli.cli.certify import certify
 from lplr_cli.cli.fit_rate import fit_rate
 from lplr_cli.cli.pl_ratio import pl_ratio
 from lplr_cli.cli.probe_ntk import probe_ntk
@@ -31,5 +32,6 @@ def _root(
 app.command("train")(train)
 app.command("ablate")(ablate)
 app.command("probe-ntk")(probe_ntk)
+app.command("certify")(certify)
 app.command("pl-ratio")(pl_ratio)
 app.command("fit-rate")(fit_rate)

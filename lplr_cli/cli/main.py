@@ -27,6 +27,7 @@ Runs
 
 Diagnostics
   probe-ntk  NTK spectrum of a checkpoint.
+  certify    Proved μ over a ball around a checkpoint, certified radii, containment.
   pl-ratio   PL ratio of a run and its lower envelope on the stable window.
   fit-rate   Linear convergence rate of a run: a log-linear fit on the stable window.
 
@@ -41,6 +42,7 @@ Options
 Examples
   lplr train mnist --width 64
   lplr probe-ntk runs/mnist-mlp64-s0 --verify
+  lplr certify runs/mnist-mlp64-s0
   lplr pl-ratio runs/mnist-mlp64-s0 --require 'pl_ratio_star.min >= 0.05'
   lplr ablate mnist --width 32,64 --seed 0,1
 

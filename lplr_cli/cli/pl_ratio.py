@@ -56,6 +56,7 @@ def pl_ratio(
             "pl_ratio_star": diagnostics.envelope(star[window.rows] if window else star).to_dict(),
             "mu_estimated": summary.get("mu_estimated"),
             "mu_certified": summary.get("mu_certified"),
+            "certified_radius": summary.get("certified_radius"),
             "mu_certified_reason": summary.get("mu_certified_reason", "a log alone has no network to certify"),
         }
     )

@@ -8,36 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.options import parse_memory
 from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
     from lplr_cli.training import KernelProbe
-
-_UNITS = {
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-}
-
-
-def parse_memory(text: str) -> int:
-    """Bytes from a size such as ``2GiB`` or ``500MB``."""
-    digits = text.rstrip("kKmMgGiIbB ")
-    unit = text[len(digits) :].strip().lower()
-    try:
-        value = float(digits) * (_UNITS[unit] if unit not in ("", "b") else 1)
-    except (ValueError, KeyError):
-        value = 0.0
-    if not 1 <= value < 2**60:
-        raise InputError(f"--memory {text!r} is no size", "write it like 2GiB or 500MB")
-    return int(value)
 
 
 def probe_ntk(

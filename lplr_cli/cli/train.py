@@ -147,14 +147,14 @@ def _resume(context: typer.Context, path: Path) -> Outcome:
 
 def _finish(outcome: Outcome, sink: out_.Sink) -> None:
     from lplr_cli.reporting import summary_grid
-    from lplr_cli.training import summarize
+    from lplr_cli.training import certified_columns, summarize
 
     path = outcome.run.path
     if outcome.status == "interrupted":
         out_.note(f"{outcome.message}; continue with: lplr train --resume {path}")
         raise typer.Exit(130)
     try:
-        record: dict[str, Any] = summarize(outcome.run)
+        record: dict[str, Any] = summarize(outcome.run, certified_columns(outcome.run))
     except InputError:
         if outcome.status != "diverged":
             raise

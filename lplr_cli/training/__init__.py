@@ -1,5 +1,6 @@
 """Training runs with diagnostics."""
 
+from lplr_cli.training.certify_checkpoint import certified_columns, certify_checkpoint
 from lplr_cli.training.checkpoint_probe import (
     KernelProbe,
     checkpoint_network,
@@ -21,6 +22,8 @@ __all__ = [
     "Progress",
     "TrainConfig",
     "Trainer",
+    "certified_columns",
+    "certify_checkpoint",
     "checkpoint_network",
     "open_checkpoint",
     "probe_checkpoint",

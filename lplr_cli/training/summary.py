@@ -13,7 +13,11 @@ from lplr_cli.diagnostics import clean_series, envelope, fit_linear, pl_ratio, s
 from lplr_cli.errors import InputError
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
 
-NO_CERTIFICATE = "this version measures L_K along the run, a lower bound; a certificate needs an upper bound"
+NOT_ASKED = {
+    "mu_certified": None,
+    "certified_radius": None,
+    "mu_certified_reason": "not computed: see lplr certify",
+}
 
 
 def _value(frame: pd.DataFrame, column: str, row: int) -> float | None:
@@ -23,8 +27,12 @@ def _value(frame: pd.DataFrame, column: str, row: int) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def summarize(run: RunDirectory) -> dict[str, Any]:
+def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dict[str, Any]:
     """All figures of a run with at least one logged step, with stable keys; a missing value is None.
+
+    Args:
+        run: the run.
+        certified: from :func:`lplr_cli.training.certified_columns`.
 
     Raises:
         InputError: no readable log.
@@ -102,8 +110,7 @@ def summarize(run: RunDirectory) -> dict[str, Any]:
         },
         "mu_estimated": reached,
         "mu_estimated_jacobian": estimates.mu_jacobian,
-        "mu_certified": None,
-        "mu_certified_reason": NO_CERTIFICATE,
+        **(certified or NOT_ASKED),
         "window": None if window is None else window.to_dict(),
         "pl_ratio": envelope(proxy[window.rows] if window else np.empty(0)).to_dict(),
         "pl_ratio_star": envelope(star[window.rows] if window else star).to_dict(),

@@ -14,8 +14,7 @@ import pytest
 
 from lplr_cli.audit import check_requirements, parse_requirement
 from lplr_cli.cli.main import OVERVIEW, run
-from lplr_cli.cli.options import parse_arguments, parse_list
-from lplr_cli.cli.probe_ntk import parse_memory
+from lplr_cli.cli.options import parse_arguments, parse_list, parse_memory
 from lplr_cli.errors import InputError
 
 LPLR = str(Path(sys.executable).with_name("lplr"))

@@ -1,0 +1,341 @@
+"""Certificates: λ_0 verified, L_J and L_K bounded over balls, certified radii and μ, containment (docs/theory.md).
+
+Every number here is one of three kinds. ``verified``: proved for the exact network at θ_0 from floating-point results.
+``bound``: proved over a ball. ``estimate``: a lower bound of a constant that the theory needs from above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lplr_cli.certificate.ball import BallBounds, SmoothMLP
+from lplr_cli.certificate.norms import kernel_norm_upper
+from lplr_cli.errors import InputError
+from lplr_cli.ntk import DEFAULT_MEMORY, Network, empirical_ntk, jacobian_change_gram, operator_norm, spectrum
+
+# Scalars are combined in a few dozen operations; each result is moved outwards by far more than their rounding.
+_OUTWARDS = 1e-12
+_BISECTIONS = 24
+
+
+def _up(value: float) -> float:
+    return value + abs(value) * _OUTWARDS
+
+
+def _down(value: float) -> float:
+    return value - abs(value) * _OUTWARDS
+
+
+@dataclass(frozen=True)
+class AtRadius:
+    """What is proved on the ball of one radius.
+
+    Attributes:
+        radius: R.
+        l_j: ||J̃(θ) - J̃(θ')|| ≤ L_J ||θ - θ'||.
+        l_k: 2 (||J̃(θ_0)|| + L_J R) L_J, the same for K.
+        mu_kernel: 2(λ_0 - L_K R), or None where it is not positive.
+        mu_jacobian: 2(σ_0 - L_J R)², or None where L_J R ≥ σ_0.
+        beta: 2(B² + L_J √L_0), a bound of ||∇²L|| where L does not exceed L_0.
+    """
+
+    radius: float
+    l_j: float
+    l_k: float
+    mu_kernel: float | None
+    mu_jacobian: float | None
+    beta: float
+
+
+@dataclass(frozen=True)
+class Containment:
+    """Section 4: gradient descent with η ≤ 1/β proved to stay inside, or by how much the proof fails.
+
+    Attributes:
+        holds: whether R (σ_0 - L_J R) ≥ 2 √L_0 has a solution.
+        reach: the largest R (σ_0 - L_J R) / (2 √L_0) found; at least 1 where it holds.
+        at: the ball of the smallest such R found, else of the best R.
+        eta_max: 1/β there.
+    """
+
+    holds: bool
+    reach: float
+    at: AtRadius
+    eta_max: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """All constants of one network at θ_0 on its full training set; normalisation as in docs/theory.md section 1.
+
+    Attributes:
+        n: samples. outputs: C. parameters: P, the trained ones.
+        lambda_0: λ_min(K(θ_0)) as computed; lambda_0_lower and sigma_0_lower: verified, 0 when positivity is not.
+        norm_upper: verified upper bound of ||J̃(θ_0)||_op.
+        sqrt_loss_upper: verified upper bound of √L(θ_0).
+        jacobian_error: bound of ||Ĵ - J||/√n for the rounding of the forward and backward pass, covered above.
+        method: how ||Dz_l|| was bounded.
+        l_j_start: L_J at radius 0, the bound of the Hessians at θ_0.
+        radius_kernel, radius_jacobian: largest radii found with μ > 0, by each way; infinite for linear models.
+        given: on the ball that was asked for, or None.
+        containment: section 4.
+        verdict: one sentence.
+    """
+
+    n: int
+    outputs: int
+    parameters: int
+    lambda_0: float
+    lambda_0_lower: float
+    sigma_0_lower: float
+    norm_upper: float
+    sqrt_loss_upper: float
+    jacobian_error: float
+    method: str
+    l_j_start: float
+    radius_kernel: float
+    radius_jacobian: float
+    given: AtRadius | None
+    containment: Containment
+    verdict: str
+
+
+def certify(
+    module: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    names: list[str] | None = None,
+    radius: float | None = None,
+    method: str = "auto",
+    memory: int = DEFAULT_MEMORY,
+) -> Certificate:
+    """Certify a smooth MLP at its present parameters.
+
+    Args:
+        module: a :class:`lplr_cli.models.MLP` at θ_0.
+        inputs: all training inputs (n, …): a subset certifies nothing.
+        targets: all training targets (n, C).
+        names: the trained parameters; all that require grad by default.
+        radius: also report what is proved on this ball.
+        method: ``auto``, ``tight`` or ``fast``, see :class:`BallBounds`.
+        memory: bytes for the kernel and the work on it.
+
+    Raises:
+        NoCertificateError: no bound is proved for this network.
+        InputError: a radius that is no radius, or too little memory.
+    """
+    if radius is not None and not 0 <= radius < math.inf:
+        raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
+    network = SmoothMLP.from_module(module, names)
+    x = inputs.flatten(1).double()
+    ball = BallBounds(network, x, method=method)
+    n = len(x)
+    chosen = Network.from_module(module, names=names)
+    kernel = empirical_ntk(chosen, x, engine="structured", memory=memory, bound_rounding=True)
+    assert kernel.formation_error is not None
+    norm = math.sqrt(_up(kernel_norm_upper(kernel.matrix) + kernel.formation_error)) + ball.jacobian_error
+    values = spectrum(kernel.matrix, formation_error=kernel.formation_error)
+    del kernel
+    # What was verified speaks of Ĵ, the Jacobian as computed: Weyl for singular values brings it to J.
+    sigma = max(0.0, _down(math.sqrt(max(0.0, values.lambda_min_lower or 0.0)) - ball.jacobian_error))
+    residual = ball.f - targets.reshape(n, -1).double()
+    # The rounding of the subtraction is counted with the error of f.
+    error = ball.f_error + residual.abs() * 2**-52
+    root = _up((float(torch.linalg.norm(residual)) + float(torch.linalg.norm(error))) / math.sqrt(n) * (1 + 1e-10))
+    norm = _up(norm)
+
+    def on(r: float) -> AtRadius:
+        l_j = ball.l_j(r)
+        beyond = _up(norm + l_j * r)
+        l_k = _up(2 * beyond * l_j)
+        slack = _down(sigma - _up(l_j * r))
+        mu_kernel = _down(2 * (_down(sigma * sigma) - _up(l_k * r)))
+        return AtRadius(
+            r,
+            l_j,
+            l_k,
+            mu_kernel if mu_kernel > 0 else None,
+            _down(2 * slack * slack) if slack > 0 else None,
+            _up(2 * (beyond * beyond + l_j * root)),
+        )
+
+    start = on(0.0)
+    r_kernel = _largest(lambda r: on(r).mu_kernel is not None, sigma * sigma, start.l_k)
+    r_jacobian = _largest(lambda r: on(r).mu_jacobian is not None, sigma, start.l_j)
+    containment = _containment(on, sigma, root, r_jacobian)
+    return Certificate(
+        n=n,
+        outputs=ball.outputs,
+        parameters=chosen.parameter_count,
+        lambda_0=values.lambda_min,
+        lambda_0_lower=_down(sigma * sigma),
+        sigma_0_lower=sigma,
+        norm_upper=norm,
+        sqrt_loss_upper=root,
+        jacobian_error=ball.jacobian_error,
+        method=ball.method,
+        l_j_start=start.l_j,
+        radius_kernel=r_kernel,
+        radius_jacobian=r_jacobian,
+        given=None if radius is None else on(radius),
+        containment=containment,
+        verdict=_verdict(sigma, r_jacobian, containment),
+    )
+
+
+def _largest(certified: Callable[[float], bool], numerator: float, constant: float) -> float:
+    """The largest radius found on which something is certified, starting from numerator / constant at radius 0."""
+    if numerator <= 0:
+        return 0.0
+    if constant == 0:
+        return math.inf
+    high = numerator / constant
+    low = high
+    while low > 1e-12 * high and not certified(low):
+        low /= 2
+    if not certified(low):
+        return 0.0
+    if low == high:
+        return low
+    high = 2 * low
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if certified(middle):
+            low = middle
+        else:
+            high = middle
+        if high - low < 1e-4 * low:
+            break
+    return low
+
+
+def _containment(on: Callable[[float], AtRadius], sigma: float, root: float, limit: float) -> Containment:
+    """Search R with R (σ_0 - L_J R) ≥ 2 √L_0 below the certified radius."""
+
+    def reach(at: AtRadius) -> float:
+        value = _down(at.radius * _down(sigma - _up(at.l_j * at.radius)))
+        return value / (2 * root) if root > 0 else math.inf
+
+    def answer(at: AtRadius) -> Containment:
+        value = reach(at)
+        return Containment(_down(value) >= 1, value, at, _down(1 / at.beta) if at.beta > 0 else math.inf)
+
+    if limit == 0 or sigma == 0:
+        return answer(on(0.0))
+    if math.isinf(limit):
+        return answer(on(_up(2 * root / sigma) * (1 + 1e-9)))
+    # The product is largest near half the certified radius, and unimodal where L_J hardly changes.
+    candidates = [on(limit * (0.05 + 0.9 * i / 18)) for i in range(19)]
+    best = max(candidates, key=reach)
+    if reach(best) < 1:
+        return answer(best)
+    high, low = best.radius, 2 * root / sigma
+    found = best
+    for _ in range(_BISECTIONS):
+        middle = on(0.5 * (low + high))
+        if _down(reach(middle)) >= 1:
+            high, found = middle.radius, middle
+        else:
+            low = middle.radius
+        if high - low < 1e-3 * high:
+            break
+    return answer(found)
+
+
+def _verdict(sigma: float, r_jacobian: float, containment: Containment) -> str:
+    if sigma == 0:
+        return "no certificate: lambda_min(K) > 0 is not proved on the full training set"
+    if containment.holds and containment.at.mu_jacobian is not None:
+        return (
+            f"certified: every iterate stays within R = {containment.at.radius:.4g}, "
+            f"L_t <= (1 - eta mu)^t L_0 with mu = {containment.at.mu_jacobian:.4g}, "
+            f"for eta <= {containment.eta_max:.4g}"
+        )
+    return (
+        f"certified: the ball of radius {r_jacobian:.3g} is locally PL; "
+        f"containment is not: R (sigma_0 - L_J R) reaches {containment.reach:.3g} of the 2 sqrt(L_0) it needs"
+    )
+
+
+@dataclass(frozen=True)
+class RunCheck:
+    """A run held against a containment certificate; None where nothing can be said.
+
+    Attributes:
+        applies: whether the certificate speaks of this run at all (full-batch GD, η ≤ 1/β, containment proved).
+        reason: why not, or what was checked.
+        steps: logged steps that were compared.
+        violations: steps outside the ball or above (1 - ημ)^t L_0; not 0 would refute the implementation.
+    """
+
+    applies: bool
+    reason: str
+    steps: int
+    violations: int
+
+
+def check_run(
+    certificate: Certificate, steps: list[int], loss: list[float], drift: list[float], lr: float, plain_gd: bool
+) -> RunCheck:
+    """Compare every logged step of a run from θ_0 with what containment promises."""
+    c = certificate.containment
+    if not c.holds or c.at.mu_jacobian is None:
+        return RunCheck(False, "containment is not proved", 0, 0)
+    if not plain_gd:
+        return RunCheck(False, "the theorem speaks of full-batch gradient descent with a constant step", 0, 0)
+    if lr > c.eta_max:
+        return RunCheck(False, f"the step {lr:.4g} is above 1/beta = {c.eta_max:.4g}", 0, 0)
+    top = certificate.sqrt_loss_upper**2
+    factor = 1 - lr * c.at.mu_jacobian
+    wrong = sum(
+        1
+        for t, value, moved in zip(steps, loss, drift, strict=True)
+        if moved > c.at.radius or value > top * factor**t * (1 + 1e-9)
+    )
+    return RunCheck(True, "every logged step against R and (1 - eta mu)^t L_0", len(steps), wrong)
+
+
+def sampled_constants(
+    module: nn.Module,
+    inputs: Tensor,
+    radius: float,
+    *,
+    names: list[str] | None = None,
+    directions: int = 4,
+    samples: int = 256,
+    memory: int = DEFAULT_MEMORY,
+) -> dict[str, Any]:
+    """Lower bounds of L_J and L_K on a ball from random directions: estimates, for comparison with the bounds.
+
+    Args:
+        module: the network at θ_0.
+        inputs: training inputs (n, …); the first ``samples`` of them are used, and a block of J̃ or K never changes by
+            more than the whole.
+        radius: how far to go in each direction.
+        names: trained parameters.
+        directions: how many random directions.
+        samples: see above.
+        memory: bytes for the kernels.
+    """
+    base = Network.from_module(module, names=names)
+    x = base.cast(inputs[:samples])
+    share = len(x) / len(inputs)
+    k0 = empirical_ntk(base, x, memory=memory).matrix
+    generator = torch.Generator().manual_seed(20250729)
+    l_j = l_k = 0.0
+    for _ in range(directions):
+        step = {k: torch.randn(p.shape, generator=generator, dtype=torch.float64) for k, p in base.params.items()}
+        size = math.sqrt(sum(float(s.square().sum()) for s in step.values()))
+        moved = {k: p.detach() + radius / size * step[k] for k, p in base.params.items()}
+        there = Network.from_module(module, values=moved, names=names)
+        change = operator_norm(jacobian_change_gram(there, base, x, memory=memory))
+        l_j = max(l_j, math.sqrt(max(0.0, change) * share) / radius)
+        l_k = max(l_k, operator_norm(empirical_ntk(there, x, memory=memory).matrix - k0) * share / radius)
+    return {"L_J_sampled": l_j, "L_K_sampled": l_k, "radius": radius, "directions": directions}

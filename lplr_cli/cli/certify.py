@@ -1,0 +1,116 @@
+"""``lplr certify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lplr_cli.cli import output as out_
+from lplr_cli.cli.options import parse_memory
+
+
+def certify(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory (its step 0).")
+    ],
+    radius: Annotated[float | None, typer.Option(help="Report what is proved on the ball of this radius.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run from this checkpoint: its largest drift is the radius.")
+    ] = None,
+    bounds: Annotated[
+        str, typer.Option(help="auto, tight (a Gram matrix for each sample) or fast (products of norms).")
+    ] = "auto",
+    directions: Annotated[int, typer.Option(help="Random directions for the estimates of L_J and L_K; 0: none.")] = 4,
+    memory: Annotated[str, typer.Option(help="Bytes for the kernels, e.g. 2GiB.")] = "2GiB",
+    data_dir: Annotated[Path | None, typer.Option(help="Where the checkpoint's IDX or CIFAR-10 files lie now.")] = None,
+    format: out_.Format = "table",
+    output: out_.Output = None,
+    force: out_.Force = False,
+    require: out_.Require = None,
+) -> None:
+    """Prove μ over a ball: λ0, L_J and L_K with certified radii, and containment of the run.
+
+    [bold]lplr certify runs/mnist-mlp64-s0[/bold]
+    """
+    sink = out_.Sink(format, output, force, require)
+    budget = parse_memory(memory)
+    from lplr_cli.training import certify_checkpoint
+
+    record = certify_checkpoint(
+        checkpoint,
+        run=run,
+        radius=radius,
+        method=bounds,
+        directions=directions,
+        memory=budget,
+        data_dir=data_dir,
+    )
+    sink.emit(out_.Result(record, out_.key_value_frame(record), _grids(record)))
+
+
+def _grids(r: dict[str, Any]) -> list[Any]:
+    from lplr_cli.reporting import Grid, number
+
+    def ball(at: dict[str, Any], name: str) -> list[list[str]]:
+        none = "none: not positive"
+        return [
+            [f"L_J on {name}", number(at["l_j"], 5), "bound", "5", "Jacobian, Lipschitz"],
+            [f"L_K on {name}", number(at["l_k"], 5), "bound", "3", "2 (‖J̃‖ + L_J R) L_J"],
+            [f"μ on {name}, Kernel-Weyl", number(at["mu_kernel"], 5), "verified", "3", "2(λ0 − L_K R)"]
+            if at["mu_kernel"] is not None
+            else [f"μ on {name}, Kernel-Weyl", "–", none, "3", "2(λ0 − L_K R)"],
+            [f"μ on {name}, Jacobian-Weyl", number(at["mu_jacobian"], 5), "verified", "3", "2(σ0 − L_J R)²"]
+            if at["mu_jacobian"] is not None
+            else [f"μ on {name}, Jacobian-Weyl", "–", none, "3", "2(σ0 − L_J R)²"],
+        ]
+
+    free = "unbounded" if r["unbounded"] else None
+    rows = [
+        ["λ0 ≥", number(r["lambda_0_lower"], 5), "verified", "7", f"λ_min(K) on all {r['n']:,} samples"],
+        ["σ0 ≥", number(r["sigma_0_lower"], 5), "verified", "3", "√λ0"],
+        ["‖J̃(θ0)‖ ≤", number(r["norm_upper"], 5), "verified", "3", "√λ_max(K)"],
+        ["√L0 ≤", number(r["sqrt_loss_upper"], 5), "verified", "4", "residual at θ0"],
+        ["L_J at R = 0", number(r["l_j_start"], 5), "bound", "5", f"Hessians at θ0, {r['method']} bounds"],
+        ["R Kernel-Weyl", free or number(r["radius_kernel"], 5), "verified", "3", "largest found with L_K R < λ0"],
+        ["R Jacobian-Weyl", free or number(r["radius_jacobian"], 5), "verified", "3", "largest found with L_J R < σ0"],
+    ]
+    if r["given"] is not None:
+        rows += ball(r["given"], f"R = {r['given']['radius']:.4g}")
+    c = r["containment"]
+    rows.append(
+        [
+            "containment",
+            number(c["reach"], 4),
+            "verified" if c["holds"] else "not proved",
+            "4",
+            "R (σ0 − L_J R) / 2√L0, needs 1",
+        ]
+    )
+    if c["holds"]:
+        rows += [
+            ["R contained", number(c["at"]["radius"], 5), "verified", "4", "every iterate stays within"],
+            ["μ", number(c["at"]["mu_jacobian"], 5), "verified", "4", "L_t ≤ (1 − ημ)^t L0"],
+            ["η ≤", number(c["eta_max"], 5), "verified", "4", "1/β, β = 2(B² + L_J √L0)"],
+        ]
+    if r["estimates"] is not None:
+        e = r["estimates"]
+        where = f"{e['directions']} random directions, R = {e['radius']:.3g}"
+        rows += [
+            ["L_J ≥", number(e["L_J_sampled"], 5), "estimate", "3", where],
+            ["L_K ≥", number(e["L_K_sampled"], 5), "estimate", "3", where],
+        ]
+    notes = [f"Verdict: {r['verdict']}."]
+    if r["run"] is not None:
+        run = r["run"]
+        rows += [
+            ["drift of the run", number(run["drift_max"], 5), "measured", "", "largest ‖θ_t − θ_0‖"],
+            ["L_J ≥", number(run["L_J_probes"], 5), "estimate", "3", "probes of the run"],
+            ["μ estimated", number(run["mu_estimated"], 5), "estimate", "3", "2(λ0 − L_K R) with L_K from probes"],
+        ]
+        check = run["check"]
+        done = f"{check['steps']} steps, {check['violations']} violations" if check["applies"] else "not applicable"
+        notes.append(f"Run against the certificate: {done} ({check['reason']}).")
+    title = f"Certificate at {r['checkpoint']} (step {r['step']}), {r['n']:,} samples, P = {r['parameters']:,}"
+    return [Grid(title, ("quantity", "value", "kind", "section", "meaning"), rows, right=(1,), note=tuple(notes))]
