@@ -141,6 +141,7 @@ class BallBounds:
         self._pass_forward(x)
         self._pass_backward()
         self._curvature()
+        self._joint = self._joint_moment(x)
 
     # -- at θ_0 ------------------------------------------------------------------------------------------------------
 
@@ -351,6 +352,7 @@ class BallBounds:
             sensitivity[level] = _norm(at.d1[:, None] * at.e) + s_change
             moved = radius if layer.weight_trained else 0.0
             e_change = layer.scale * (moved * sensitivity[level] + at.weight_norm * s_change)
+        self._steepest = [top.amax(dim=0) for top, _, _ in diagonal]
         total = torch.zeros((self.n, self.outputs), dtype=torch.float64)
         for level in range(hidden + 1):
             layer = layers[level]
@@ -373,4 +375,21 @@ class BallBounds:
         if not 0 <= radius < math.inf:
             raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
         square = float(self.hessian_bounds(radius).square().sum()) / self.n
+        if self._joint is not None:
+            # One hidden layer, trained alone: the samples share the direction that each neuron moves in.
+            square = min(square, float(self._steepest[0].square().sum()) * self._joint)
         return math.sqrt(square) * (1 + _MARGIN) if math.isfinite(square) else math.inf
+
+    def _joint_moment(self, x: Tensor) -> float | None:
+        """λ_max((1/n) Σ_i ||x̃_i||² x̃_i x̃_iᵀ), x̃ = (c x, 1) as far as trained.
+
+        None unless the first of two layers is trained alone.
+        """
+        layers = self.network.layers
+        first, last = layers[0], layers[-1]
+        if len(layers) != 2 or last.weight_trained or last.bias_trained:
+            return None
+        parts = [first.scale * x] if first.weight_trained else []
+        parts += [torch.ones((self.n, 1), dtype=torch.float64)] if first.bias_trained else []
+        moved = torch.cat(parts, dim=1)
+        return norm_upper(moved * _norm(moved)[:, None]) ** 2 / self.n * (1 + _MARGIN)

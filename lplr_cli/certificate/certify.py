@@ -22,6 +22,8 @@ from lplr_cli.ntk import DEFAULT_MEMORY, Network, empirical_ntk, jacobian_change
 # Scalars are combined in a few dozen operations; each result is moved outwards by far more than their rounding.
 _OUTWARDS = 1e-12
 _BISECTIONS = 24
+# Steps below this fraction of 1/β are called none at all.
+_LEAST_STEP = 1e-2
 
 
 def _up(value: float) -> float:
@@ -55,18 +57,20 @@ class AtRadius:
 
 @dataclass(frozen=True)
 class Containment:
-    """Section 4: gradient descent with η ≤ 1/β proved to stay inside, or by how much the proof fails.
+    """Section 4: gradient descent with η ≤ τ/β proved to stay inside, or by how much the proof fails.
 
     Attributes:
-        holds: whether R (σ_0 - L_J R) ≥ 2 √L_0 has a solution.
-        reach: the largest R (σ_0 - L_J R) / (2 √L_0) found; at least 1 where it holds.
+        holds: whether R (σ_0 - L_J R) ≥ 2 √L_0 / (2 - τ) has a solution for some τ in (0, 1].
+        reach: the largest R (σ_0 - L_J R) / (2 √L_0) found; at least 1 for τ = 1, above 1/2 for small steps.
         at: the ball of the smallest such R found, else of the best R.
-        eta_max: 1/β there.
+        step_fraction: τ, at most 1; 0 where it does not hold.
+        eta_max: τ/β there.
     """
 
     holds: bool
     reach: float
     at: AtRadius
+    step_fraction: float
     eta_max: float
 
 
@@ -217,15 +221,19 @@ def _largest(certified: Callable[[float], bool], numerator: float, constant: flo
 
 
 def _containment(on: Callable[[float], AtRadius], sigma: float, root: float, limit: float) -> Containment:
-    """Search R with R (σ_0 - L_J R) ≥ 2 √L_0 below the certified radius."""
+    """Search R with R (σ_0 - L_J R) ≥ 2 √L_0 below the certified radius, else the R that comes nearest."""
 
     def reach(at: AtRadius) -> float:
         value = _down(at.radius * _down(sigma - _up(at.l_j * at.radius)))
         return value / (2 * root) if root > 0 else math.inf
 
     def answer(at: AtRadius) -> Containment:
-        value = reach(at)
-        return Containment(_down(value) >= 1, value, at, _down(1 / at.beta) if at.beta > 0 else math.inf)
+        value = _down(reach(at))
+        # Steps of at most τ/β need 2 √L_0 / (2 - τ): solved for τ.
+        fraction = min(1.0, _down(2 - _up(1 / value))) if value > 0.5 else 0.0
+        holds = fraction > _LEAST_STEP and at.mu_jacobian is not None
+        limit_step = _down(fraction / at.beta) if at.beta > 0 else math.inf
+        return Containment(holds, value, at, fraction if holds else 0.0, limit_step if holds else 0.0)
 
     if limit == 0 or sigma == 0:
         return answer(on(0.0))
@@ -260,7 +268,8 @@ def _verdict(sigma: float, r_jacobian: float, containment: Containment) -> str:
         )
     return (
         f"certified: the ball of radius {r_jacobian:.3g} is locally PL; "
-        f"containment is not: R (sigma_0 - L_J R) reaches {containment.reach:.3g} of the 2 sqrt(L_0) it needs"
+        f"containment is not: R (sigma_0 - L_J R) reaches {containment.reach:.3g} of 2 sqrt(L_0), "
+        "it needs more than half"
     )
 
 
@@ -282,22 +291,39 @@ class RunCheck:
 
 
 def check_run(
-    certificate: Certificate, steps: list[int], loss: list[float], drift: list[float], lr: float, plain_gd: bool
+    certificate: Certificate,
+    steps: list[int],
+    loss: list[float],
+    drift: list[float],
+    lr: float,
+    plain_gd: bool,
+    *,
+    tolerance: float = 1e-9,
 ) -> RunCheck:
-    """Compare every logged step of a run from θ_0 with what containment promises."""
+    """Compare every logged step of a run from θ_0 with what containment promises.
+
+    Args:
+        certificate: at θ_0.
+        steps: logged steps, with loss and drift beside them.
+        loss: L_t.
+        drift: ||θ_t - θ_0||.
+        lr: η.
+        plain_gd: whether this was full-batch gradient descent with a constant step and no momentum.
+        tolerance: of √L_t, relative to √L_0: the theorem speaks of exact steps, the run rounded each of them.
+    """
     c = certificate.containment
     if not c.holds or c.at.mu_jacobian is None:
         return RunCheck(False, "containment is not proved", 0, 0)
     if not plain_gd:
         return RunCheck(False, "the theorem speaks of full-batch gradient descent with a constant step", 0, 0)
     if lr > c.eta_max:
-        return RunCheck(False, f"the step {lr:.4g} is above 1/beta = {c.eta_max:.4g}", 0, 0)
-    top = certificate.sqrt_loss_upper**2
-    factor = 1 - lr * c.at.mu_jacobian
+        return RunCheck(False, f"the step {lr:.4g} is above the {c.eta_max:.4g} that is proved", 0, 0)
+    top = certificate.sqrt_loss_upper
+    factor = math.sqrt(max(0.0, 1 - lr * c.at.mu_jacobian))
     wrong = sum(
         1
         for t, value, moved in zip(steps, loss, drift, strict=True)
-        if moved > c.at.radius or value > top * factor**t * (1 + 1e-9)
+        if moved > c.at.radius * (1 + tolerance) or math.sqrt(value) > top * (factor**t + tolerance)
     )
     return RunCheck(True, "every logged step against R and (1 - eta mu)^t L_0", len(steps), wrong)
 

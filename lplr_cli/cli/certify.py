@@ -85,14 +85,14 @@ def _grids(r: dict[str, Any]) -> list[Any]:
             number(c["reach"], 4),
             "verified" if c["holds"] else "not proved",
             "4",
-            "R (σ0 − L_J R) / 2√L0, needs 1",
+            "R (σ0 − L_J R) / 2√L0: above ½ for small steps, 1 for η = 1/β",
         ]
     )
     if c["holds"]:
         rows += [
             ["R contained", number(c["at"]["radius"], 5), "verified", "4", "every iterate stays within"],
             ["μ", number(c["at"]["mu_jacobian"], 5), "verified", "4", "L_t ≤ (1 − ημ)^t L0"],
-            ["η ≤", number(c["eta_max"], 5), "verified", "4", "1/β, β = 2(B² + L_J √L0)"],
+            ["η ≤", number(c["eta_max"], 5), "verified", "4", f"{c['step_fraction']:.3g}/β, β = 2(B² + L_J √L0)"],
         ]
     if r["estimates"] is not None:
         e = r["estimates"]

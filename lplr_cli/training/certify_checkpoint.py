@@ -151,6 +151,7 @@ def _against(certificate: Certificate, run: RunDirectory) -> dict[str, Any]:
         [float(v) for v in finite["drift"]],
         lr,
         plain_gd,
+        tolerance=1e-9 if settings.get("dtype", "float64") == "float64" else 1e-4,
     )
     drift = float(log["drift"].max())
     measured = estimate_constants(log, run.probes())

@@ -1,0 +1,84 @@
+"""How near the Hessian bounds come to the largest Hessian norm found, and what they cost."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from lplr_cli.certificate import BallBounds, SmoothMLP
+from lplr_cli.data import DataSpec, load_dataset
+from lplr_cli.models import MLP, ModelSpec, build_model
+
+WIDTHS = (64, 256, 1024)
+SAMPLES = 8
+
+
+def digits(n: int) -> Tensor:
+    """n embedded digits, (n, 784)."""
+    return torch.from_numpy(load_dataset(DataSpec("mnist", samples=n)).inputs).double()
+
+
+def network(width: int, parametrization: str) -> MLP:
+    """784-m×4-1 with softplus, He."""
+    model = build_model(ModelSpec(width=width, parametrization=parametrization), (784,), 1)
+    assert isinstance(model, MLP)
+    return model
+
+
+def hessian_norm(model: MLP, x: Tensor, steps: int = 80) -> float:
+    """||∇²f(x)|| by power iteration: a lower bound."""
+    params = list(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    first = torch.autograd.grad(model(x[None]).sum(), params, create_graph=True)
+    used = [i for i, g in enumerate(first) if g.requires_grad]
+    v = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in params]
+    size = 1.0
+    for _ in range(steps):
+        size = float(torch.sqrt(torch.stack([q.square().sum() for q in v]).sum()))
+        v = [q / size for q in v]
+        v = list(
+            torch.autograd.grad(
+                [first[i] for i in used], params, [v[i] for i in used], retain_graph=True, materialize_grads=True
+            )
+        )
+    return float(torch.sqrt(torch.stack([q.square().sum() for q in v]).sum()))
+
+
+def seconds(width: int, method: str) -> tuple[float, float]:
+    """(bounds at θ_0 and one radius, ten forward and backward passes) for n = 1,000."""
+    x, model = digits(1000), network(width, "standard")
+    begun = time.perf_counter()
+    BallBounds(SmoothMLP.from_module(model), x, method=method).l_j(1e-4)
+    ours = time.perf_counter() - begun
+    begun = time.perf_counter()
+    for _ in range(10):
+        torch.autograd.grad(model(x).square().mean(), list(model.parameters()))
+    return ours, time.perf_counter() - begun
+
+
+def report() -> str:
+    """Two Markdown tables: tightness at R = 0 and small R, and time."""
+    x = digits(SAMPLES)
+    lines = [
+        "| m | parametrisation | Hessian found | tight / found | fast / found | tight at R = 1e-4 / found |",
+        "|---:|---|---:|---:|---:|---:|",
+    ]
+    for width in WIDTHS:
+        for parametrization in ("standard", "ntk"):
+            model = network(width, parametrization)
+            truth = torch.tensor([hessian_norm(model, s) for s in x], dtype=torch.float64)
+            tight, fast = (BallBounds(SmoothMLP.from_module(model), x, method=m) for m in ("tight", "fast"))
+            ratios = [
+                float((b.hessian_bounds(r)[:, 0] / truth).max()) for b, r in ((tight, 0.0), (fast, 0.0), (tight, 1e-4))
+            ]
+            lines.append(
+                f"| {width} | {parametrization} | {float(truth.mean()):.3g} | {ratios[0]:.2f} | {ratios[1]:.1f} "
+                f"| {ratios[2]:.2f} |"
+            )
+    lines += ["", "| m | method | bounds, s | ten forward and backward passes, s |", "|---:|---|---:|---:|"]
+    for width, method in ((64, "tight"), (256, "tight"), (64, "fast"), (256, "fast"), (1024, "fast")):
+        ours, passes = seconds(width, method)
+        lines.append(f"| {width} | {method} | {ours:.2f} | {passes:.2f} |")
+    return "\n".join(lines)
