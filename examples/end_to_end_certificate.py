@@ -69,7 +69,7 @@ def train(model: MLP, x: Tensor, y: Tensor, lr: float, steps: int) -> tuple[list
         losses.append(float(loss.detach()))
         drifts.append(float(torch.linalg.vector_norm(weight.detach() - start)))
         with torch.no_grad():
-            weight -= lr * gradient
+            weight.sub_(lr * gradient)
     return losses, drifts
 
 

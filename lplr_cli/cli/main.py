@@ -27,7 +27,7 @@ Runs
 
 Diagnostics
   probe-ntk  NTK spectrum of a checkpoint.
-  certify    Proved μ over a ball around a checkpoint, certified radii, containment.
+  certify    Prove μ over a ball: λ0, L_J and L_K with certified radii, and containment of the run.
   pl-ratio   PL ratio of a run and its lower envelope on the stable window.
   fit-rate   Linear convergence rate of a run: a log-linear fit on the stable window.
 

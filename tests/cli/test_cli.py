@@ -75,7 +75,13 @@ def test_run_directory_is_as_promised(workspace: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["pl-ratio", RUN], ["fit-rate", RUN], ["probe-ntk", RUN, "--verify"], ["probe-ntk", RUN, "--size", "7"]],
+    [
+        ["pl-ratio", RUN],
+        ["fit-rate", RUN],
+        ["probe-ntk", RUN, "--verify"],
+        ["probe-ntk", RUN, "--size", "7"],
+        ["certify", RUN],
+    ],
 )
 def test_every_format_of_every_command(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
@@ -178,6 +184,11 @@ BAD = [
     (["probe-ntk", RUN, "--size", "9999"], 2, "out of range"),
     (["probe-ntk", RUN, "--engine", "magic"], 2, "engine"),
     (["probe-ntk", RUN, "--memory", "much"], 2, "--memory"),
+    (["probe-ntk", RUN, "--memory", "1MiB", "--verify"], 2, "needs"),
+    (["probe-ntk", RUN, "--engine", "operator", "--verify"], 2, "verified bound"),
+    (["certify", "nope.pt"], 2, "no checkpoint"),
+    (["certify", RUN, "--radius", "-1"], 2, "radius"),
+    (["certify", RUN, "--bounds", "magic"], 2, "magic"),
     (["pl-ratio", "nope"], 2, "no run or log"),
     (["pl-ratio", RUN, "--format", "xml"], 2, "--format"),
     (["pl-ratio", RUN, "--output", "a.xyz"], 2, "suffix"),
@@ -311,3 +322,70 @@ def test_option_parsers() -> None:
     assert parse_list("1, 2", "n", int) == [1, 2]
     with pytest.raises(InputError):
         parse_arguments(["a"])
+
+
+def test_matrix_free_probe_says_so(workspace: Path) -> None:
+    dense = json.loads(lplr("probe-ntk", RUN, "--format", "json", cwd=workspace).stdout)
+    done = lplr("probe-ntk", RUN, "--engine", "operator", "--format", "json", cwd=workspace)
+    free = json.loads(done.stdout)
+    assert "Ritz values" in done.stderr
+    assert (free["engine"], free["method"]) == ("operator", "lanczos")
+    assert free["lambda_max"] == pytest.approx(dense["lambda_max"], rel=1e-8)
+    assert free["lambda_min"]["value"] >= dense["lambda_min"]["value"] * (1 - 1e-6)
+
+
+def test_certify_tells_verified_from_estimated(workspace: Path, tmp_path: Path) -> None:
+    found = json.loads(lplr("certify", RUN, "--format", "json", cwd=workspace).stdout)
+    assert 0 < found["lambda_0_lower"] <= found["lambda_0"]
+    assert 0 < found["radius_kernel"] < found["radius_jacobian"]
+    assert found["estimates"]["L_J_sampled"] <= found["given"]["l_j"]
+    assert found["run"]["L_J_probes"] <= found["given"]["l_j"]
+    assert found["given"]["radius"] == pytest.approx(found["run"]["drift_max"])
+    inside = str(found["radius_jacobian"] / 2)
+    given = ["certify", f"{RUN}/checkpoints/step-000000.pt", "--radius", inside, "--directions", "0"]
+    half = json.loads(lplr(*given, "--format", "json", cwd=workspace).stdout)
+    assert 0 < half["given"]["mu_jacobian"] < 2 * half["lambda_0"]
+    assert half["estimates"] is None
+    assert lplr(*given, "--require", "given.mu_jacobian > 0", cwd=workspace).returncode == 0
+    assert "verified" in lplr(*given, cwd=workspace).stdout
+    relu = lplr(
+        "train",
+        "mnist",
+        "--samples",
+        "20",
+        "--activation",
+        "relu",
+        "--width",
+        "4",
+        "--steps",
+        "2",
+        "--out",
+        "q",
+        cwd=tmp_path,
+    )
+    assert relu.returncode == 0
+    assert "no certificate for relu" in json.loads((tmp_path / "q" / "summary.json").read_text())["mu_certified_reason"]
+    refused = lplr("certify", "q", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("lplr: error: no certificate for relu")
+    assert refused.stdout == ""
+    still = lplr(
+        "train",
+        "mnist",
+        "--samples",
+        "8",
+        "--width",
+        "8",
+        "--depth",
+        "1",
+        "--steps",
+        "3",
+        "--lr",
+        "1e-9",
+        "--out",
+        "s",
+        cwd=tmp_path,
+    )
+    assert still.returncode == 0
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert 0 < summary["mu_certified"] < 2 * summary["lambda_min"]["initial"]

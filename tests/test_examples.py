@@ -1,0 +1,47 @@
+"""The examples run, and do what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from lplr_cli.certificate import check_run
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_end_to_end_certificate_at_the_documented_width() -> None:
+    """docs/theory.md section 6: width 18,014 is certified, and the run keeps to it; a quarter of it is not."""
+    example = load("end_to_end_certificate")
+    found, model, x, y = example.certificate(4, 18_014)
+    assert found.containment.holds
+    assert found.containment.step_fraction < 1
+    lr = found.containment.eta_max
+    losses, drifts = example.train(model, x, y, lr, 40)
+    checked = check_run(found, list(range(40)), losses, drifts, lr, True)
+    assert checked.applies
+    assert checked.violations == 0
+    assert not example.certificate(4, 4_500)[0].containment.holds
+
+
+@pytest.mark.slow
+def test_end_to_end_certificate_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "end_to_end_certificate.py")], capture_output=True, text=True, check=True
+    )
+    assert "certified: every iterate stays within" in done.stdout
+    assert " 0 violations" in done.stdout
