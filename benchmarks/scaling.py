@@ -34,9 +34,11 @@ def report() -> str:
     axes[0].set(xlabel="samples n", ylabel="seconds", title="784-m×4-1, float64")
     axes[1].set(xlabel="width m", title="the same, by width")
     axes[0].loglog(SIZES, [times[SIZES[0], 64] * (n / SIZES[0]) ** 2 for n in SIZES], "k:", label="n²")
-    for axis in axes:
+    for axis, ticks in zip(axes, (SIZES, WIDTHS), strict=True):
         axis.legend(fontsize=8)
         axis.grid(True, which="major", alpha=0.3)
+        axis.set_xticks(ticks, [f"{t:,}" for t in ticks])
+        axis.minorticks_off()
     folder = Path(__file__).parents[1] / "docs" / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "kernel-scaling.svg", metadata={"Date": None})

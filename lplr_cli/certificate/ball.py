@@ -292,7 +292,11 @@ class BallBounds:
     # -- over the ball -----------------------------------------------------------------------------------------------
 
     def hessian_bounds(self, radius: float) -> Tensor:
-        """h_ic ≥ sup over the ball of ||∇²f_ic||_op, shape (n, C)."""
+        """h_ic ≥ sup over the ball of ||∇²f_ic||_op, shape (n, C).
+
+        Leaves behind the bounds it is made of, a tensor a hidden layer: ``reach`` (n, m) of |z - ẑ|, ``forward`` (n,)
+        of ||Dz_l||, and, with the last layer too, ``backward`` (n, C) of ||∂f/∂z_l||.
+        """
         layers, phi = self.network.layers, self.network.activation
         u = torch.finfo(torch.float64).eps
         swing: list[Tensor] = []  # sup |φ'(z) - φ'(ẑ)|, (n, m)
@@ -303,6 +307,7 @@ class BallBounds:
         da: list[Tensor] = []  # sup ||Da_l||, (n,)
         a_change = torch.zeros(self.n, dtype=torch.float64)  # sup ||a_{level-1} - â_{level-1}||
         da_change = torch.zeros(self.n, dtype=torch.float64)
+        self.reach: list[Tensor] = []
         for level, at in enumerate(self._forward):
             layer = layers[level]
             c = layer.scale
@@ -317,6 +322,7 @@ class BallBounds:
                 torch.sqrt(own[:, None] + (c * (at.row_norms + moved)[None] * below[:, None]).square()),
             )
             reach = (rows * radius + at.z_error) * (1 + _MARGIN)
+            self.reach.append(reach)
             low, high = at.z - reach, at.z + reach
             bend.append(phi.sup_second(low, high))
             slope.append(phi.sup_first(low, high))
@@ -352,6 +358,7 @@ class BallBounds:
             sensitivity[level] = _norm(at.d1[:, None] * at.e) + s_change
             moved = radius if layer.weight_trained else 0.0
             e_change = layer.scale * (moved * sensitivity[level] + at.weight_norm * s_change)
+        self.forward, self.backward = dz, sensitivity
         self._steepest = [top.amax(dim=0) for top, _, _ in diagonal]
         total = torch.zeros((self.n, self.outputs), dtype=torch.float64)
         for level in range(hidden + 1):

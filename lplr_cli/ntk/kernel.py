@@ -128,7 +128,7 @@ def _task(network: Network, inputs: Tensor, engine: str, outputs: str | int) -> 
         raise InputError(f"engine {engine!r} is unknown", f"choose from {', '.join(ENGINES)}")
     x = network.cast(inputs)
     count = check_samples_independent(network, x)
-    plan = structured.Plan(network, x) if engine in ("auto", "structured") else None
+    plan = structured.plan_for(network, x) if engine in ("auto", "structured") else None
     return _Task(network, x, count, parse_outputs(outputs, count), engine, plan)
 
 

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lplr_cli.errors import InputError
 from lplr_cli.ntk import jacobian
@@ -221,6 +224,7 @@ class Plan:
     Attributes:
         understood: names of the parameters that the structured form covers.
         fallback: names of the others.
+        signature: the uses in the order of the forward pass.
         per_sample: bytes that are kept of one sample, by name.
         graph: bytes of the graph of one sample while its factors are collected.
     """
@@ -247,6 +251,7 @@ class Plan:
         doubtful |= _overlapping(uses)
         longest = max(p.shape[0] if p.dim() else 1 for p in network.params.values())
         u = torch.randn(longest, generator=generator, dtype=torch.float64).to(f)
+        self.signature = [(u.key, u.kind) for u in capture.uses]
         self.understood: list[str] = []
         self.fallback: list[str] = []
         for name, gradient in truth.items():
@@ -280,6 +285,41 @@ class Plan:
         """Bytes below which :func:`gram` cannot go: graph and factors of one sample, and what has no rule."""
         rest = sum(network.params[name].numel() for name in self.fallback) * network.dtype.itemsize
         return 8 * self.graph + 4 * self.outputs * rest
+
+
+# Plans of modules that are still alive, by everything that could change what the forward pass does.
+_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
+
+
+def plan_for(network: Network, x: Tensor) -> Plan:
+    """The plan of an earlier call with the same module, state and shapes, else a new one.
+
+    The rules depend on the code of the forward pass and not on θ. A module counts as changed when the type or any
+    plain attribute of one of its submodules does, or the number of its hooks, parameters or children.
+    """
+    plans = _PLANS.setdefault(network.module, {})
+    key = (
+        tuple((name, p.shape) for name, p in network.params.items()),
+        tuple(network.fixed),
+        (network.dtype, network.device, x.shape[1:], x.dtype, len(x) < 3),
+        tuple(_state(module) for module in network.module.modules()),
+    )
+    if key not in plans:
+        plans[key] = Plan(network, x)
+    return plans[key]
+
+
+def _state(module: nn.Module) -> tuple[Any, ...]:
+    values = [
+        v
+        if isinstance(v, bool | int | float | str | NoneType)
+        else len(v)
+        if isinstance(v, dict | list | tuple | set)
+        else id(v)
+        for k, v in vars(module).items()
+        if k != "training"
+    ]
+    return (type(module), *values)
 
 
 def _or_zero(gradient: Tensor | None, use: Use, like: Tensor) -> Tensor:
@@ -340,7 +380,9 @@ def _by_key(parts: list[Part]) -> dict[Key, list[Part]]:
     return grouped
 
 
-def _collect(network: Network, x: Tensor, names: set[str], outputs: str | int, chunk: int, measure: bool) -> list[Part]:
+def _collect(
+    network: Network, x: Tensor, names: set[str], outputs: str | int, chunk: int, plan: Plan, measure: bool
+) -> list[Part]:
     """Factors of the uses of ``names`` for all of x; ``measure`` also takes what bounds their rounding."""
     store: _Store | None = None
     with evaluation_mode(network.module), torch.enable_grad():
@@ -349,6 +391,8 @@ def _collect(network: Network, x: Tensor, names: set[str], outputs: str | int, c
             with Capture(network) as capture:
                 f = network.forward(x[rows])
             uses = [u for u in capture.uses if u.key.name in names]
+            if [(u.key, u.kind) for u in capture.uses] != plan.signature:
+                raise _FlowChangedError("the model's control flow depends on the data", "use --engine jacobian")
             places: dict[tuple[int, int], int] = {}
             # The node's identity is stable while the graph lives.
             indices = [places.setdefault((id(u.edge.node), u.edge.output_nr), len(places)) for u in uses]
@@ -367,6 +411,10 @@ def _collect(network: Network, x: Tensor, names: set[str], outputs: str | int, c
     return store.parts()
 
 
+class _FlowChangedError(InputError):
+    """The forward pass used other parameters, or used them otherwise, than the plan says."""
+
+
 class _Store:
     """Factors in their final place: each is written once, chunk by chunk of samples and output by output.
 
@@ -379,7 +427,6 @@ class _Store:
     ) -> None:
         self.count, self.lead = count, (1, outputs) if summed else (outputs, 1)
         self.uses, self.indices, self.measure = uses, indices, measure
-        self.signature = [(u.key, u.kind) for u in uses]
         self.a: list[Tensor | None] = [None] * len(uses)
         self.b: dict[int, Tensor] = {}
         self.rows: dict[int, Tensor] = {}
@@ -396,8 +443,6 @@ class _Store:
 
     def put_inputs(self, rows: slice, uses: list[Use]) -> None:
         """What the parameters meet, for one chunk."""
-        if [(u.key, u.kind) for u in uses] != self.signature:
-            raise InputError("the model's control flow depends on the data", "use --engine jacobian")
         for i, u in enumerate(uses):
             if u.a is None or u.kind == "scale":
                 continue
@@ -703,7 +748,25 @@ def gram(
         plan: from an earlier call with the same module, to save the check.
         rounding: filled with what bounds the rounding of the result (symmetric case only).
     """
-    plan = plan or Plan(network, x)
+    arguments = (network, x, other, outputs, budget, reference)
+    try:
+        return _gram(*arguments, plan or plan_for(network, x), rounding)
+    except _FlowChangedError:
+        # The plan was made at another θ: once more with one of this θ.
+        _PLANS.pop(network.module, None)
+        return _gram(*arguments, plan_for(network, x), rounding)
+
+
+def _gram(
+    network: Network,
+    x: Tensor,
+    other: Tensor | None,
+    outputs: str | int,
+    budget: int,
+    reference: Network | None,
+    plan: Plan,
+    rounding: Rounding | None,
+) -> tuple[Tensor, tuple[str, ...]]:
     q = plan.outputs if outputs == "full" else 1
     symmetric = other is None
     right_inputs = x if other is None else other
@@ -712,10 +775,10 @@ def gram(
     chunk = int(max(1, min(4096, budget // (_SHARE * plan.graph))))
 
     def factors(inputs: Tensor, names: set[str]) -> list[Part]:
-        now = _collect(network, inputs, names, outputs, chunk, rounding is not None)
+        now = _collect(network, inputs, names, outputs, chunk, plan, rounding is not None)
         if reference is None:
             return now
-        return _difference(now, _collect(reference, inputs, names, outputs, chunk, False))
+        return _difference(now, _collect(reference, inputs, names, outputs, chunk, plan, False))
 
     for names in _groups(plan, copies * max(len(x), len(right_inputs)), budget // 3):
         per_sample = max(1, sum(plan.per_sample[name] for name in names))
@@ -761,7 +824,7 @@ def gram(
 
 def trace(network: Network, x: Tensor, *, outputs: str | int = "full", budget: int = 1 << 30) -> float:
     """trace(J Jᵀ), unnormalised, without K: from its diagonal tiles."""
-    plan = Plan(network, x)
+    plan = plan_for(network, x)
     rows = plan.outputs if outputs == "full" else 1
     # Tiles whose factors fit together, so that one pass serves each.
     factors = max(1, sum(plan.per_sample.values()))

@@ -17,6 +17,32 @@ from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
 from lplr_cli.training.checkpoint_probe import open_checkpoint
 from lplr_cli.training.flat import FlatParameters
 
+# Kind of each number in the record, and the section of docs/theory.md that has its formula.
+_CONSTANTS = {
+    key: {"kind": kind, "section": section}
+    for key, kind, section in (
+        ("lambda_0", "computed", 7),
+        ("lambda_0_lower", "verified", 7),
+        ("sigma_0_lower", "verified", 3),
+        ("norm_upper", "verified", 7),
+        ("sqrt_loss_upper", "verified", 4),
+        ("jacobian_error", "verified", 7),
+        ("l_j_start", "bound", 5),
+        ("l_j", "bound", 5),
+        ("l_k", "bound", 3),
+        ("beta", "bound", 4),
+        ("radius_kernel", "verified", 3),
+        ("radius_jacobian", "verified", 3),
+        ("mu_kernel", "verified", 3),
+        ("mu_jacobian", "verified", 3),
+        ("eta_max", "verified", 4),
+        ("L_J_sampled", "estimate", 3),
+        ("L_K_sampled", "estimate", 3),
+        ("L_J_probes", "estimate", 3),
+        ("L_K_probes", "estimate", 3),
+        ("mu_estimated", "estimate", 3),
+    )
+}
 # n · depth · width³ up to which the closing table of a run takes the tight bounds (seconds).
 _QUICK = 4e9
 
@@ -132,6 +158,7 @@ def _record(certificate: Certificate) -> dict[str, Any]:
     """JSON of a certificate; infinite radii of linear models become null with ``unbounded`` true."""
     values = asdict(certificate)
     values["unbounded"] = certificate.radius_jacobian == float("inf")
+    values["constants"] = _CONSTANTS
     return values
 
 

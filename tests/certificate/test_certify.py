@@ -123,6 +123,42 @@ def test_no_sampled_pair_violates_the_bounds(name: str, method: str, radius: flo
             assert kernel_change <= 2 * top * l_j * gap * (1 + 1e-7) + 1e-12
 
 
+@pytest.mark.parametrize("radius", [1e-2, 1.0])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NETS)
+def test_forward_and_backward_bounds_hold(name: str, method: str, radius: float) -> None:
+    """|z_l - ẑ_l|, ||Dz_l|| and ||∂f/∂z_l|| at points of the ball, from torch.func."""
+    case = NETS[name]()
+    bounds = BallBounds(SmoothMLP.from_module(case.module, case.names), case.x, method=method)
+    bounds.hessian_bounds(radius)
+    hidden = len(bounds.reach)
+
+    def preactivations(theta: Parameters, shifts: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+        whole = {k: p.detach() for k, p in case.module.named_parameters()} | theta
+        a, found = case.x, []
+        for k, scale in enumerate(case.module.scales):
+            z = (a * scale) @ whole[f"layers.{k}.weight"].T + whole[f"layers.{k}.bias"]
+            z = z if shifts is None else z + shifts[k]
+            found.append(z)
+            a = z if k == hidden else case.module.activation(z)
+        return found[:-1], found[-1]
+
+    start, _ = preactivations(case.theta)
+    zeros = [torch.zeros(len(case.x), layer.weight.shape[0]).double() for layer in linears(case.module)]
+    for seed in range(12):
+        theta = case.moved(random_direction(case.theta, seed), radius)
+        z, _ = preactivations(theta)
+        jacobians = torch.func.jacrev(lambda t: preactivations(t)[0])(theta)
+        gradients = torch.func.jacrev(lambda s, at=theta: preactivations(at, s)[1].sum(dim=0))(zeros)
+        for k in range(hidden):
+            assert bool(((z[k] - start[k]).abs() <= bounds.reach[k] + 1e-12).all())
+            rows = torch.cat([j.flatten(2) for j in jacobians[k].values()], dim=2).detach()
+            norms = torch.linalg.matrix_norm(rows, 2)
+            assert bool((norms <= bounds.forward[k] * (1 + 1e-9) + 1e-12).all())
+            back = torch.linalg.vector_norm(gradients[k], dim=2).T.detach()
+            assert bool((back <= bounds.backward[k] * (1 + 1e-9) + 1e-12).all())
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_no_searched_point_violates_the_hessian_bound(name: str) -> None:
     """Gradient ascent of ||∇²f v|| over the point in the ball and the direction v."""

@@ -153,3 +153,48 @@ def test_bad_input_is_refused() -> None:
         ntk.empirical_ntk(Network.from_module(Mixing()), torch.randn(4, 3))
     with pytest.raises(InputError, match="no parameter"):
         Network.from_module(network.module, names=["nope"])
+
+
+class Switching(nn.Module):
+    """Uses its layers otherwise when a flag or a parameter says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)
+        self.bent = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.one(x))
+        if self.bent:
+            x = x * self.one.weight.diagonal()
+        if float(self.one.bias[0]) > 10:
+            x = torch.tanh(self.two(x))
+        out: Tensor = self.head(x)
+        return out
+
+
+def test_a_kept_plan_does_not_outlive_what_it_says() -> None:
+    """Rules found once serve later calls, but not a forward pass that has changed."""
+    torch.manual_seed(0)
+    module, x = Switching().double(), torch.randn(4, 3).double()
+
+    def check(fallback: tuple[str, ...]) -> None:
+        network = Network.from_module(module)
+        kernel = ntk.empirical_ntk(network, x)
+        rows = dense_jacobian(network, x).flatten(0, 1)
+        assert relative(kernel.matrix, rows @ rows.T / len(x)) < 1e-13
+        assert kernel.fallback == fallback
+
+    check(())
+    module.bent = True
+    check(("one.weight",))
+    module.bent = False
+    check(())
+    with torch.no_grad():
+        module.one.bias[0] = 20.0
+    check(())
+    module.two = nn.Linear(3, 3, bias=False).double()
+    check(())
+    with torch.no_grad():
+        module.one.bias[0] = 0.0
+    check(())
