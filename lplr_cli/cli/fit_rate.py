@@ -2,63 +2,189 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.logs import Source, read_log
+from lplr_cli.cli.logs import Columns, Sources, WindowOption, read_log
+
+if TYPE_CHECKING:
+    from lplr_cli.diagnostics import Convergence, LossSeries
+    from lplr_cli.reporting import Grid
+
+VERDICTS = {
+    "linear": "linear",
+    "two_rate": "linear, with two rates",
+    "sublinear": "sublinear (power law)",
+    "undecided": "undecided",
+}
 
 
 def fit_rate(
-    run: Source,
+    run: Sources,
+    column: Columns = None,
+    window: WindowOption = None,
+    plot: out_.Plot = False,
+    figure: out_.FigureFile = None,
     format: out_.Format = "table",
     output: out_.Output = None,
     force: out_.Force = False,
     require: out_.Require = None,
 ) -> None:
-    """Linear convergence rate of a run: a log-linear fit on the stable window.
+    """Is the convergence linear? Which rate, how sure?
+
+    Several logs give a row each, with mean and spread. CSV and Parquet hold the fitted series of one log, or the
+    table of several.
 
     [bold]lplr fit-rate runs/mnist-mlp64-s0 --format json[/bold]
+    [bold]lplr fit-rate seed*/metrics.csv --column loss=train_loss --require 'rate.mean <= 0.999'[/bold]
     """
-    sink = out_.Sink(format, output, force, require)
-    source = read_log(run)
-    from lplr_cli import diagnostics
-    from lplr_cli.reporting import Grid, number
-    from lplr_cli.runs import SCHEMA_VERSION, plain
+    sink = out_.Sink(format, output, force, require, figure)
+    from lplr_cli.diagnostics import analyse_rate, parse_window
+    from lplr_cli.errors import InputError
 
-    series = diagnostics.clean_series(source.log)
-    window = diagnostics.stable_window(series.steps, series.loss)
-    fit = None
-    if window is not None:
-        fit = diagnostics.fit_linear(series.steps[window.rows], series.loss[window.rows], window.floor)
+    if len(set(run)) < len(run):
+        raise InputError("a log is named twice", "name each once")
+    bounds = parse_window(window) if window else None
+    results: list[tuple[str, LossSeries, Convergence]] = []
+    for name in run:
+        source = read_log(name, column)
+        series = source.series()
+        try:
+            results.append((source.name, series, analyse_rate(series, window=bounds, facts=source.facts())))
+        except InputError as error:
+            raise InputError(f"{source.name}: {error.what}", error.remedy) from error
+    charts = [_chart(*results[0][::2])] if plot and len(results) == 1 else []
+    sink.emit(_one(*results[0], charts) if len(results) == 1 else _several(results))
+    if figure is not None:
+        from lplr_cli.reporting.figures import rate_figure, save
+
+        save(rate_figure([(name, result) for name, _, result in results], "Convergence"), figure)
+
+
+def _record(name: str, series: LossSeries, result: Convergence) -> dict[str, Any]:
+    from lplr_cli.runs import plain
+
     record: dict[str, Any] = plain(
         {
-            "command": "fit-rate",
-            "schema_version": SCHEMA_VERSION,
-            "source": source.name,
-            "model": "log(L_t - L_inf) = a + t log(rate), least squares on the window; L_inf estimated",
+            "source": name,
             "rows": len(series.loss),
             "dropped_rows": series.dropped,
-            "window": window.to_dict() if window else None,
-            "rate": fit.rate if fit else None,
-            "rate_low": fit.rate_low if fit else None,
-            "rate_high": fit.rate_high if fit else None,
-            "half_life": fit.half_life if fit else None,
-            "r_squared": fit.r_squared if fit else None,
-            "l_inf": fit.l_star if fit else None,
-            "points": fit.points if fit else 0,
+            "reordered_rows": series.reordered,
+            **result.to_dict(),
         }
     )
-    rows = [
-        ["rate ρ a step", number(record["rate"], 8), "L_t − L_∞ shrinks by this factor"],
-        [
-            "95 % interval",
-            f"{number(record['rate_low'], 8)} to {number(record['rate_high'], 8)}",
-            "Newey-West errors",
-        ],
-        ["half-life", number(record["half_life"]), "steps"],
-        ["floor L_∞", number(record["l_inf"]), "estimated, not the last value"],
-        ["R²", number(record["r_squared"], 6), f"of log(L − L_∞) on {record['points']} rows"],
+    return record
+
+
+def _header() -> dict[str, Any]:
+    from lplr_cli.runs import SCHEMA_VERSION
+
+    return {"command": "fit-rate", "schema_version": SCHEMA_VERSION}
+
+
+def _one(name: str, series: LossSeries, result: Convergence, charts: list[str]) -> out_.Result:
+    record = {**_header(), **_record(name, series, result)}
+    return out_.Result(record, result.to_frame(), [_grid(name, series, result)], charts)
+
+
+def _chart(name: str, result: Convergence) -> str:
+    from lplr_cli.reporting import terminal_chart
+
+    table = result.table
+    lines = [("L − L_∞", table["suboptimality"]), ("fit", table["fitted"] - result.fit.l_inf)]
+    return terminal_chart(f"suboptimality of {name}", table["step"], lines, label="step")
+
+
+def _span(low: Any, high: Any, digits: int = 7) -> str:
+    from lplr_cli.reporting import number
+
+    return f"{number(low, digits)} to {number(high, digits)}"
+
+
+def _grid(name: str, series: LossSeries, result: Convergence) -> Grid:
+    from lplr_cli.reporting import Grid, number
+
+    fit = result.fit
+    rows = [["law", VERDICTS[fit.verdict], "", fit.reason]]
+    if fit.rate is not None:
+        rows += [
+            ["rate ρ a step", number(fit.rate, 8), _span(fit.rate_low, fit.rate_high, 8), "L − L_∞ shrinks by ρ"],
+            ["half-life", number(fit.half_life), _span(fit.half_life_low, fit.half_life_high, 4), "steps"],
+        ]
+        if result.decay_per_lr_step is not None:
+            low, high = result.decay_per_lr_step_low, result.decay_per_lr_step_high
+            meaning = "−log ρ per unit of summed step sizes, comparable with μ"
+            rows.append(["decay per lr·step", number(result.decay_per_lr_step), _span(low, high, 4), meaning])
+    if fit.alpha is not None:
+        rows.append(["exponent α", number(fit.alpha), _span(fit.alpha_low, fit.alpha_high, 4), "L − L_∞ ~ t^−α"])
+    rows += [
+        ["floor L_∞", number(fit.l_inf), "", "estimated, not the last value"],
+        ["R²", number(fit.r_squared, 6), "", f"of log(L − L_∞); {fit.points:,} rows"],
+        ["noise of log L", number(fit.sigma, 3), "", f"autocorrelation {fit.autocorrelation:.2f} from row to row"],
     ]
-    note = (f"Window: {window.explanation}." if window else "No stable window, so no fit.",)
-    grid = Grid(f"Convergence rate of {source.name}", ("quantity", "value", "meaning"), rows, (1,), note)
-    sink.emit(out_.Result(record, out_.key_value_frame(record), [grid]))
+    for key, meaning in (
+        ("rate_certified", "1 − ημ, μ certified"),
+        ("rate_estimated", "1 − ημ, μ estimated"),
+        ("rate_from_pl_ratio", "1 − ημ with the smallest PL ratio measured on the stable window"),
+    ):
+        if result.theory[key] is not None:
+            rows.append(["theory's rate", number(result.theory[key], 8), "", meaning])
+    notes = [f"Window: {result.window.explanation}.", *(f"Note: {text}." for text in result.notes)]
+    if fit.spikes:
+        notes.append(f"Isolated faults left out of the fit: {fit.spikes:,} rows.")
+    if series.counts():
+        notes.append(series.counts())
+    return Grid(f"Convergence of {name}", ("quantity", "value", "95 % interval", "meaning"), rows, (1,), tuple(notes))
+
+
+def _several(results: list[tuple[str, LossSeries, Convergence]]) -> out_.Result:
+    import pandas as pd
+
+    from lplr_cli.reporting import Grid, number
+
+    fits = [_record(*item) for item in results]
+    columns = (
+        "verdict",
+        "rate",
+        "rate_low",
+        "rate_high",
+        "half_life",
+        "alpha",
+        "l_inf",
+        "r_squared",
+        "sigma",
+        "points",
+    )
+    frame = pd.DataFrame([{"source": f["source"], **{c: f[c] for c in columns}} for f in fits])
+    spreads = {c: _spread(frame[c]) for c in ("rate", "half_life", "alpha", "l_inf")}
+    counts = {v: int((frame["verdict"] == v).sum()) for v in VERDICTS}
+    record = {**_header(), "count": len(fits), "verdicts": counts, **spreads, "fits": fits}
+    rows = [
+        [
+            f["source"],
+            VERDICTS[f["verdict"]],
+            number(f["rate"], 8),
+            _span(f["rate_low"], f["rate_high"]),
+            number(f["half_life"]),
+            number(f["alpha"]),
+            number(f["l_inf"]),
+            number(f["r_squared"], 5),
+        ]
+        for f in fits
+    ]
+    for label in ("mean", "sd"):
+        values = [spreads[c][label] for c in ("rate", "half_life", "alpha", "l_inf")]
+        shown = [number(values[0], 8 if label == "mean" else 3), "", *(number(v) for v in values[1:]), ""]
+        rows.append([label, "", *shown])
+    headings = ("log", "law", "rate ρ", "95 % interval", "half-life", "α", "L_∞", "R²")
+    notes = tuple(f"{f['source']}: {text}." for f in fits for text in f["notes"])
+    grid = Grid(f"Convergence of {len(fits)} logs", headings, rows, (2, 4, 5, 6, 7), notes)
+    return out_.Result(record, frame, [grid])
+
+
+def _spread(values: Any) -> dict[str, float | None]:
+    known = values.dropna().astype(float)
+    if known.empty:
+        return {"mean": None, "sd": None, "min": None, "max": None}
+    sd = float(known.std(ddof=1)) if len(known) > 1 else None
+    return {"mean": float(known.mean()), "sd": sd, "min": float(known.min()), "max": float(known.max())}

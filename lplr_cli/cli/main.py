@@ -29,7 +29,7 @@ Diagnostics
   probe-ntk  NTK spectrum of a checkpoint.
   certify    Prove μ over a ball: λ0, L_J and L_K with certified radii, and containment of the run.
   pl-ratio   PL ratio of a run and its lower envelope on the stable window.
-  fit-rate   Linear convergence rate of a run: a log-linear fit on the stable window.
+  fit-rate   Is the convergence linear? Which rate, how sure?
 
 Every command takes
   --format table|json|csv|markdown   on stdout; progress and notes go to stderr

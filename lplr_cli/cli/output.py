@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "csv", "markdown")
 SUFFIXES = (".csv", ".parquet", ".json", ".md")
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 Format = Annotated[
     str, typer.Option("--format", help="On stdout: table, json, csv or markdown.", rich_help_panel="Output")
@@ -40,6 +41,14 @@ Require = Annotated[
     ),
 ]
 
+Plot = Annotated[
+    bool, typer.Option("--plot", help="Draw charts below the table (needs 'lplr[plot]').", rich_help_panel="Output")
+]
+FigureFile = Annotated[
+    Path | None,
+    typer.Option("--figure", help="Write a figure: .png, .svg or .pdf.", rich_help_panel="Output"),
+]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -49,11 +58,13 @@ class Result:
         record: the JSON object.
         frame: the same, or its series, as a table for CSV and Parquet.
         grids: tables for people.
+        charts: drawings for terminals, shown below the tables.
     """
 
     record: dict[str, Any]
     frame: pd.DataFrame
     grids: list[Grid] = field(default_factory=list)
+    charts: list[str] = field(default_factory=list)
 
 
 class Sink:
@@ -63,16 +74,13 @@ class Sink:
         InputError: unknown format or suffix, an output file that exists, a requirement that is not understood.
     """
 
-    def __init__(self, format: str, output: Path | None, force: bool, require: list[str] | None) -> None:
+    def __init__(
+        self, format: str, output: Path | None, force: bool, require: list[str] | None, figure: Path | None = None
+    ) -> None:
         if format not in FORMATS:
             raise InputError(f"--format {format!r} is unknown", f"choose from {', '.join(FORMATS)}")
-        if output is not None:
-            if output.suffix not in SUFFIXES:
-                raise InputError(f"--output {output} has no known suffix", f"end it in {', '.join(SUFFIXES)}")
-            if output.exists() and not force:
-                raise InputError(f"{output} exists", "choose another name or pass --force")
-            if not output.parent.is_dir():
-                raise InputError(f"no directory {output.parent}", "create it first")
+        _check_target("--output", output, SUFFIXES, force)
+        _check_target("--figure", figure, FIGURE_SUFFIXES, force)
         self.format, self.output = format, output
         self.requirements: list[Requirement] = [parse_requirement(text) for text in require or []]
 
@@ -90,6 +98,9 @@ class Sink:
                 console.print(grid.to_rich())
                 for line in grid.note:
                     console.print(line, highlight=False, markup=False)
+            for chart in result.charts:
+                sys.stdout.write("\n" + chart)
+            sys.stdout.flush()
         else:
             sys.stdout.write(_render(self.format, result))
             sys.stdout.flush()
@@ -109,6 +120,17 @@ class Sink:
             write_parquet(path, result.frame)
         else:
             write_text(path, _render({".csv": "csv", ".json": "json", ".md": "markdown"}[path.suffix], result))
+
+
+def _check_target(option: str, path: Path | None, suffixes: tuple[str, ...], force: bool) -> None:
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise InputError(f"{option} {path} has no known suffix", f"end it in {', '.join(suffixes)}")
+    if path.exists() and not force:
+        raise InputError(f"{path} exists", "choose another name or pass --force")
+    if not path.parent.is_dir():
+        raise InputError(f"no directory {path.parent}", "create it first")
 
 
 def _render(format: str, result: Result) -> str:

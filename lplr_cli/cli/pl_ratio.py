@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.logs import Source, read_log
-from lplr_cli.errors import InputError
+from lplr_cli.cli.logs import Columns, LogInput, Source, WindowOption, read_log
+
+if TYPE_CHECKING:
+    from lplr_cli.diagnostics import LossSeries, PLRatio
+    from lplr_cli.reporting import Grid
 
 
 def pl_ratio(
     run: Source,
+    column: Columns = None,
+    l_star: Annotated[
+        str, typer.Option(help="L*: min, terminal, zero, fit (L_∞ of the best curve) or a number.", show_default=True)
+    ] = "min",
+    window: WindowOption = None,
+    rolling: Annotated[
+        int | None, typer.Option(min=2, help="Rows of the rolling envelope; default a fiftieth of the log.")
+    ] = None,
+    plot: out_.Plot = False,
+    figure: out_.FigureFile = None,
     format: out_.Format = "table",
     output: out_.Output = None,
     force: out_.Force = False,
@@ -21,79 +36,107 @@ def pl_ratio(
     CSV and Parquet hold the series, JSON and the table its envelope.
 
     [bold]lplr pl-ratio runs/mnist-mlp64-s0 --require 'pl_ratio.min >= 0.05'[/bold]
+    [bold]lplr pl-ratio log.jsonl --column loss=train/loss --column grad_norm=grads/norm[/bold]
     """
-    sink = out_.Sink(format, output, force, require)
-    source = read_log(run)
-    import pandas as pd
-
-    from lplr_cli import diagnostics
-    from lplr_cli.reporting import Grid, number
+    sink = out_.Sink(format, output, force, require, figure)
+    source = read_log(run, column)
+    from lplr_cli.diagnostics import analyse_pl_ratio, parse_window
     from lplr_cli.runs import SCHEMA_VERSION, plain
 
-    series = diagnostics.clean_series(source.log)
-    if not series.has_gradients:
-        raise InputError(f"{source.name} has no finite grad_norm_sq", "log ||grad L||^2 beside the loss")
-    window = diagnostics.stable_window(series.steps, series.loss)
-    lowest = float(series.loss.min())
-    proxy = diagnostics.pl_ratio(series.loss, series.grad_norm_sq, lowest)
-    star = diagnostics.pl_ratio(series.loss, series.grad_norm_sq, 0.0)
-    inside = window.rows if window else slice(0, 0)
-    summary = source.summary or {}
+    bounds = parse_window(window) if window else None
+    series = _with_gradients(source)
+    facts = source.facts()
+    result = analyse_pl_ratio(series, l_star=l_star, window=bounds, rolling=rolling, facts=facts)
     record: dict[str, Any] = plain(
         {
             "command": "pl-ratio",
             "schema_version": SCHEMA_VERSION,
             "source": source.name,
-            "normalisation": {
-                "pl": "0.5 ||grad L||^2 >= mu (L - L*)",
-                "loss_scale": (summary.get("normalisation") or {}).get("loss_scale"),
-            },
-            "l_star": {"low": 0.0, "proxy": lowest},
+            "normalisation": {"pl": "0.5 ||grad L||^2 >= mu (L - L*)", "loss_scale": facts.loss_scale},
             "rows": len(series.loss),
             "dropped_rows": series.dropped,
-            "window": window.to_dict() if window else None,
-            "pl_ratio": diagnostics.envelope(proxy[inside]).to_dict(),
-            "pl_ratio_star": diagnostics.envelope(star[window.rows] if window else star).to_dict(),
-            "mu_estimated": summary.get("mu_estimated"),
-            "mu_certified": summary.get("mu_certified"),
-            "certified_radius": summary.get("certified_radius"),
-            "mu_certified_reason": summary.get("mu_certified_reason", "a log alone has no network to certify"),
+            "reordered_rows": series.reordered,
+            **result.to_dict(),
         }
     )
-    frame = pd.DataFrame(
-        {
-            "step": series.steps,
-            "loss": series.loss,
-            "suboptimality": series.loss - lowest,
-            "pl_ratio_star": star,
-            "pl_ratio": proxy,
-            "in_window": [bool(window and window.first <= i <= window.last) for i in range(len(series.loss))],
-        }
-    )
-    low, high = record["pl_ratio_star"], record["pl_ratio"]
+    charts = []
+    if plot:
+        charts = [_suboptimality_chart(result), _ratio_chart(result)]
+    sink.emit(out_.Result(record, result.to_frame(), [_grid(source.name, series, result)], charts))
+    if figure is not None:
+        from lplr_cli.reporting.figures import pl_ratio_figure, save
+
+        save(pl_ratio_figure(result, source.name), figure)
+
+
+def _with_gradients(source: LogInput) -> LossSeries:
+    """The series of the log, or of the checkpoints where the log has no gradient norms."""
+    series = source.series()
+    if series.has_gradients or source.run is None or not source.run.checkpoint_steps():
+        return series
+    from lplr_cli.cli.progress import counting_progress
+    from lplr_cli.diagnostics import clean_series
+    from lplr_cli.training import recompute_gradients
+
+    out_.note(f"{source.name} logs no gradient norms: computing them at its checkpoints")
+    with counting_progress("gradients") as progress:
+        return clean_series(recompute_gradients(source.run, progress))
+
+
+def _suboptimality_chart(result: PLRatio) -> str:
+    from lplr_cli.reporting import terminal_chart
+
+    table = result.table
+    return terminal_chart("suboptimality L − L*", table["step"], [("L − L*", table["suboptimality"])], label="step")
+
+
+def _ratio_chart(result: PLRatio) -> str:
+    from lplr_cli.reporting import terminal_chart
+
+    table = result.table
+    lines = [("½‖∇L‖²/(L − L*)", table["pl_ratio"]), ("½‖∇L‖²/L", table["pl_ratio_star"])]
+    return terminal_chart("PL ratio", table["step"], lines, label="step")
+
+
+def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
+    from lplr_cli.reporting import Grid, number
+
+    facts = result.facts
+    where = "on the window" if result.window else "over all rows"
+    l_star = f"L* = {number(result.l_star)} ({result.l_star_rule})"
     rows = [
-        [
-            "pl_ratio_star",
-            *(number(low[k]) for k in ("min", "q05", "median")),
-            "½‖∇L‖²/L: always valid from below",
-        ],
-        [
-            "pl_ratio",
-            *(number(high[k]) for k in ("min", "q05", "median")),
-            "½‖∇L‖²/(L − min L): from above, on the window",
-        ],
-        ["μ estimated", number(record["mu_estimated"]), "", "", "2(λ0 − L_K·R), estimate from probes"],
-        ["μ certified", number(record["mu_certified"]), "", "", str(record["mu_certified_reason"])],
+        _envelope_row("pl_ratio_star", result.pl_ratio_star, f"½‖∇L‖²/L {where}: valid from below, whatever L* is"),
+        _envelope_row("pl_ratio", result.pl_ratio, f"½‖∇L‖²/(L − L*) on the window, {l_star}"),
+        _envelope_row("pl_ratio_proxy", result.pl_ratio_proxy, "½‖∇L‖²/(L − min L) on the window: from above"),
     ]
-    note = [f"Window: {window.explanation}." if window else "No stable window: pl_ratio_star is over all rows."]
-    lost = {k: v for k, v in series.dropped.items() if v}
-    if lost:
-        note.append("Rows left out: " + ", ".join(f"{v} {k.replace('_', ' ')}" for k, v in lost.items()) + ".")
-    grid = Grid(
-        f"PL ratio of {source.name}",
-        ("quantity", "min", "5 %", "median", "meaning"),
-        rows,
-        (1, 2, 3),
-        tuple(note),
-    )
-    sink.emit(out_.Result(record, frame, [grid]))
+    for title, mu, factor, meaning in (
+        ("μ estimated", facts.mu_estimated, result.over(facts.mu_estimated), "2(λ0 − L_K·R), estimate from probes"),
+        (
+            "μ certified",
+            facts.mu_certified,
+            result.over(facts.mu_certified),
+            "proved on the ball of the run" if facts.mu_certified is not None else str(facts.mu_certified_reason),
+        ),
+    ):
+        times = f"; the measured minimum is {number(factor)} times that" if factor is not None else ""
+        rows.append([title, number(mu), "", "", meaning + times])
+    notes = [f"Window: {result.window.explanation}." if result.window else "No stable window: the rule leaves no rows."]
+    relative = result.sensitivity["relative"]
+    if relative is not None:
+        notes.append(f"Moving an end of the window by 20 % of its length changes the minimum by up to {relative:.1%}.")
+    if result.identity_error is not None:
+        notes.append(
+            f"Identity ½‖∇L‖²/L = 2·r'Kr/r'r at {result.identity_probes} probes: "
+            f"largest relative difference {result.identity_error:.1e}."
+        )
+    if result.undefined:
+        notes.append(f"{result.undefined:,} rows of the window have L ≤ L* and no ratio.")
+    if series.counts():
+        notes.append(series.counts())
+    return Grid(f"PL ratio of {name}", ("quantity", "min", "5 %", "median", "meaning"), rows, (1, 2, 3), tuple(notes))
+
+
+def _envelope_row(name: str, envelope: Any, meaning: str) -> list[str]:
+    from lplr_cli.reporting import number
+
+    return [name, number(envelope.min), number(envelope.q05), number(envelope.median), meaning]

@@ -1,19 +1,41 @@
 """Diagnostics of a loss series: PL ratio, stable window, convergence rate."""
 
-from lplr_cli.diagnostics.pl import Envelope, envelope, pl_ratio
-from lplr_cli.diagnostics.rate import LinearFit, fit_linear, loss_floor
-from lplr_cli.diagnostics.series import LossSeries, clean_series
-from lplr_cli.diagnostics.window import Window, stable_window
+from lplr_cli.diagnostics.convergence import Convergence, analyse_rate
+from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
+from lplr_cli.diagnostics.pl import (
+    L_STAR_RULES,
+    Envelope,
+    PLRatio,
+    analyse_pl_ratio,
+    envelope,
+    pl_ratio,
+    rolling_envelope,
+)
+from lplr_cli.diagnostics.rate import MIN_POINTS, RateFit, fit_rate
+from lplr_cli.diagnostics.series import CLEANING, LossSeries, clean_series
+from lplr_cli.diagnostics.window import Window, given_window, parse_window, settled_row, stable_window
 
 __all__ = [
+    "CLEANING",
+    "L_STAR_RULES",
+    "MIN_POINTS",
+    "NO_FACTS",
+    "Convergence",
     "Envelope",
-    "LinearFit",
     "LossSeries",
+    "PLRatio",
+    "RateFit",
+    "RunFacts",
     "Window",
+    "analyse_pl_ratio",
+    "analyse_rate",
     "clean_series",
     "envelope",
-    "fit_linear",
-    "loss_floor",
+    "fit_rate",
+    "given_window",
+    "parse_window",
     "pl_ratio",
+    "rolling_envelope",
+    "settled_row",
     "stable_window",
 ]

@@ -1,4 +1,4 @@
-"""A training log as clean arrays."""
+"""A training log as clean arrays, by a stated rule that counts what it leaves out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 
 from lplr_cli.errors import InputError
 
+CLEANING = (
+    "rows without a loss, with an infinite or a non-positive one are left out; where the step goes back to one that "
+    "was logged before, the log was restarted and the earlier rows from that step on are superseded; other rows are "
+    "put in the order of their steps"
+)
+
 
 @dataclass(frozen=True)
 class LossSeries:
@@ -20,55 +26,117 @@ class LossSeries:
         loss: positive and finite, shape (T,).
         grad_norm_sq: ||∇L||², NaN where the log has none, shape (T,).
         lr: step size, NaN where the log has none, shape (T,).
-        dropped: rows left out, by reason.
+        drift: ||θ_t − θ_0||, NaN where the log has none, shape (T,).
+        dropped: rows left out, by reason (missing, infinite, not_positive, superseded, repeated_step).
+        reordered: rows whose step is smaller than an earlier one, put in order.
     """
 
     steps: NDArray[np.float64]
     loss: NDArray[np.float64]
     grad_norm_sq: NDArray[np.float64]
     lr: NDArray[np.float64]
+    drift: NDArray[np.float64]
     dropped: dict[str, int]
+    reordered: int
 
     @property
     def has_gradients(self) -> bool:
         """Whether any row has a gradient norm."""
         return bool(np.isfinite(self.grad_norm_sq).any())
 
+    def counts(self) -> str:
+        """What was left out or moved, for people; empty when nothing was."""
+        names = {
+            "missing": "without a loss",
+            "infinite": "with an infinite loss",
+            "not_positive": "with a loss that is not positive",
+            "superseded": "superseded by a restart",
+            "repeated_step": "of a step logged again",
+        }
+        parts = [f"{self.dropped[k]:,} {v}" for k, v in names.items() if self.dropped[k]]
+        text = f"Rows left out: {', '.join(parts)}." if parts else ""
+        if self.reordered:
+            text += f"{' ' if text else ''}Rows out of order, sorted: {self.reordered:,}."
+        return text
+
 
 def clean_series(log: pd.DataFrame) -> LossSeries:
-    """Arrays from a log with columns step, loss and, where there are, grad_norm_sq and lr.
+    """Arrays from a log with columns step and loss and, where there are, grad_norm_sq (or grad_norm), lr and drift.
 
-    Rows without a loss (inside an epoch of mini-batches) are passed over; rows whose loss is NaN, infinite or not
-    positive, and earlier rows of a step that was logged again, are dropped and counted.
+    The rule is :data:`CLEANING`. Neighbouring rows of one step, as loggers write that put each metric into a row of
+    its own, are merged; of two losses the later counts.
 
     Raises:
         InputError: no step or loss column, or no row left.
     """
     for column in ("step", "loss"):
         if column not in log.columns:
-            raise InputError(f"the log has no column {column!r}", f"its columns are {', '.join(map(str, log.columns))}")
-    raw = pd.to_numeric(log["loss"], errors="coerce").to_numpy(dtype=np.float64)
-    step = pd.to_numeric(log["step"], errors="coerce").to_numpy(dtype=np.float64)
-    grad = _column(log, "grad_norm_sq")
-    lr = _column(log, "lr")
-    finite = np.isfinite(raw) & np.isfinite(step)
-    positive = finite & (raw > 0)
+            present = ", ".join(map(str, log.columns[:40])) or "none"
+            raise InputError(
+                f"the log has no column {column!r}", f"name it with --column {column}=NAME; it has {present}"
+            )
+    step, loss = _column(log, "step"), _column(log, "loss")
+    extras = {name: _column(log, name) for name in ("grad_norm_sq", "lr", "drift")}
+    if "grad_norm_sq" not in log.columns and "grad_norm" in log.columns:
+        with np.errstate(over="ignore"):
+            extras["grad_norm_sq"] = _column(log, "grad_norm") ** 2
+    _merge_rows_of_a_step(step, loss, extras)
+    missing = np.isnan(loss) | np.isnan(step)
+    infinite = ~missing & ~(np.isfinite(loss) & np.isfinite(step))
+    usable = ~missing & ~infinite & (loss > 0)
     dropped = {
-        "missing_or_not_finite": int((~finite).sum()),
-        "not_positive": int((finite & ~positive).sum()),
+        "missing": int(missing.sum()),
+        "infinite": int(infinite.sum()),
+        "not_positive": int((~missing & ~infinite & ~usable).sum()),
     }
-    kept = np.flatnonzero(positive)
-    # The last row of a repeated step is the one that a restart wrote.
-    order = kept[np.lexsort((kept, step[kept]))]
+    rows = np.flatnonzero(usable)
+    superseded = _superseded(step[rows])
+    dropped["superseded"] = int(superseded.sum())
+    rows = rows[~superseded]
+    reordered = int((step[rows] < np.maximum.accumulate(step[rows])).sum()) if len(rows) else 0
+    order = rows[np.lexsort((rows, step[rows]))]
     last_of_step = np.append(np.diff(step[order]) > 0, True) if len(order) else np.zeros(0, dtype=bool)
     dropped["repeated_step"] = int((~last_of_step).sum())
     order = order[last_of_step]
     if len(order) == 0:
         raise InputError("the log has no row with a positive, finite loss", "check its loss column")
-    return LossSeries(step[order], raw[order], grad[order], lr[order], dropped)
+    kept = {name: values[order] for name, values in extras.items()}
+    return LossSeries(step[order], loss[order], kept["grad_norm_sq"], kept["lr"], kept["drift"], dropped, reordered)
 
 
 def _column(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
     if name not in table.columns:
         return np.full(len(table), np.nan)
-    return pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
+    column = table[name]
+    if isinstance(column, pd.DataFrame):
+        raise InputError(f"the log has several columns {name!r}", "rename all but one")
+    return np.array(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+
+
+def _merge_rows_of_a_step(
+    step: NDArray[np.float64], loss: NDArray[np.float64], extras: dict[str, NDArray[np.float64]]
+) -> None:
+    """Let a row with a loss have what neighbouring rows of its step, without a loss, know beside it."""
+    same = np.flatnonzero(step[1:] == step[:-1])
+    if not np.isnan(loss[np.concatenate([same, same + 1])]).any():
+        return
+    block = np.append(0, np.cumsum(step[1:] != step[:-1]))
+    for values in extras.values():
+        if np.isnan(values).any():
+            grouped = pd.Series(values).groupby(block)
+            values[:] = grouped.ffill().fillna(grouped.bfill()).to_numpy()
+
+
+def _superseded(step: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Rows that a later restart wrote again, or would have: shape (T,)."""
+    if len(step) < 2:
+        return np.zeros(len(step), dtype=bool)
+    _, first = np.unique(step, return_index=True)
+    again = np.ones(len(step), dtype=bool)
+    again[first] = False
+    restart = again & np.append(False, step[1:] < step[:-1])
+    later = np.where(restart, step, np.inf)
+    # The smallest step that a restart behind this row went back to.
+    behind = np.append(np.minimum.accumulate(later[::-1])[::-1][1:], np.inf)
+    superseded: NDArray[np.bool_] = step >= behind
+    return superseded

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lplr_cli.diagnostics.rate import loss_floor
+from lplr_cli.errors import InputError
 
-# A step is a jump when the loss changes by this many times the typical relative change of the second half …
+# A step is a jump when loss or drift change by this many times the typical change of the second half …
 JUMP_FACTOR = 10.0
-# … and by at least this share of itself.
+# … and the loss by at least this share of itself, the drift by this share of its largest value.
 JUMP_SHARE = 0.05
+# Between two probes the sharpness jumps when it changes by more than this factor.
+SHARPNESS_FACTOR = 1.5
 # The window ends where the terminal proxy of L* would change the ratio by more than this share.
 PROXY_TOLERANCE = 1.0
+# By how much of the window's length its ends are moved to see how much they matter.
+SENSITIVITY = 0.2
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Window:
         first, last: row numbers.
         start, stop: step numbers.
         floor: estimate of L_∞ that decided the end.
+        rule: "stable" by rule, "given" by the user.
         explanation: one line for people.
     """
 
@@ -34,6 +41,7 @@ class Window:
     start: float
     stop: float
     floor: float
+    rule: str
     explanation: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,24 +55,80 @@ class Window:
         """The rows as a slice."""
         return slice(self.first, self.last + 1)
 
+    def moved(self, count: int) -> dict[str, slice]:
+        """The rows with one end moved by :data:`SENSITIVITY` of the length, within a series of ``count`` rows."""
+        by = max(1, round(SENSITIVITY * (self.last - self.first + 1)))
+        return {
+            "start_earlier": slice(max(self.first - by, 0), self.last + 1),
+            "start_later": slice(min(self.first + by, self.last), self.last + 1),
+            "stop_earlier": slice(self.first, max(self.last - by, self.first) + 1),
+            "stop_later": slice(self.first, min(self.last + by, count - 1) + 1),
+        }
 
-def stable_window(steps: NDArray[np.float64], loss: NDArray[np.float64]) -> Window | None:
-    """The window of a positive, finite loss series; None when the rule leaves fewer than three rows.
 
-    Start: after the last jump in the first half, a jump being a step that changes the loss by more than
-    :data:`JUMP_SHARE` and by more than :data:`JUMP_FACTOR` times the median relative change of the second half.
-    End: the last row with L_t - L_∞ ≤ (1 + :data:`PROXY_TOLERANCE`) (L_t - L_T), L_∞ from
-    :func:`lplr_cli.diagnostics.rate.loss_floor` on the rows after the start.
+def settled_row(
+    steps: NDArray[np.float64],
+    loss: NDArray[np.float64],
+    drift: NDArray[np.float64] | None = None,
+    sharpness: Sequence[tuple[float, float]] = (),
+) -> tuple[int, str]:
+    """The row after the last jump in the first half, and what jumped.
+
+    A jump is a step that changes the loss by more than :data:`JUMP_SHARE` of itself and :data:`JUMP_FACTOR` times the
+    median relative change of the second half; or the drift by more than the same share of its largest value and the
+    same multiple of its own median change; or a pair of probes between which the sharpness changes by more than
+    :data:`SHARPNESS_FACTOR`.
+
+    Args:
+        steps: shape (T,).
+        loss: positive, shape (T,).
+        drift: shape (T,), with NaN where unknown.
+        sharpness: (step, sharpness) a probe.
     """
     count = len(loss)
-    if count < 3:
-        return None
-    change = np.abs(np.diff(np.log(loss)))
     half = count // 2
-    typical = float(np.median(change[half:])) if count > 3 else 0.0
-    jumps = np.flatnonzero(change[:half] > max(JUMP_SHARE, JUMP_FACTOR * typical))
-    first = int(jumps[-1]) + 1 if len(jumps) else 0
-    floor = loss_floor(steps[first:], loss[first:])
+    first, cause = 0, ""
+    if count > 3:
+        change = np.abs(np.diff(np.log(loss)))
+        typical = float(np.median(change[half:]))
+        jumps = np.flatnonzero(change[:half] > max(JUMP_SHARE, JUMP_FACTOR * typical))
+        if len(jumps):
+            first, cause = int(jumps[-1]) + 1, "loss"
+    if drift is not None and count > 3 and np.isfinite(drift).all() and drift.max() > 0:
+        change = np.abs(np.diff(drift))
+        typical = float(np.median(change[half:]))
+        jumps = np.flatnonzero(change[:half] > max(JUMP_SHARE * float(drift.max()), JUMP_FACTOR * typical))
+        if len(jumps) and int(jumps[-1]) + 1 > first:
+            first, cause = int(jumps[-1]) + 1, "drift"
+    for (_, before), (step, after) in pairwise(sharpness):
+        row = int(np.searchsorted(steps, step))
+        if 0 < row <= half and before > 0 and after > 0:
+            factor = max(before / after, after / before)
+            if factor > SHARPNESS_FACTOR and row > first:
+                first, cause = row, "sharpness"
+    return first, cause
+
+
+def stable_window(
+    steps: NDArray[np.float64],
+    loss: NDArray[np.float64],
+    floor: float,
+    first: int = 0,
+    cause: str = "",
+) -> Window | None:
+    """The window of a positive, finite loss series; None when the rule leaves fewer than three rows.
+
+    It ends with the last row where L_t − L_∞ ≤ (1 + :data:`PROXY_TOLERANCE`) (L_t − L_T).
+
+    Args:
+        steps: shape (T,).
+        loss: shape (T,).
+        floor: L_∞, estimated from the rows after the start.
+        first, cause: from :func:`settled_row`.
+    """
+    count = len(loss)
+    if count < 3 or first >= count:
+        return None
     terminal = float(loss[first:].min())
     fair = np.flatnonzero((loss - floor <= (1 + PROXY_TOLERANCE) * (loss - terminal)) & (np.arange(count) >= first))
     # The rows up to the first that the proxy spoils, not islands beyond it.
@@ -76,8 +140,46 @@ def stable_window(steps: NDArray[np.float64], loss: NDArray[np.float64]) -> Wind
         return None
     explanation = (
         f"steps {steps[first]:g} to {steps[last]:g}: from "
-        + (f"after the last jump of the loss (step {steps[first]:g})" if first else "the start")
+        + (f"after the last jump of the {cause} (step {steps[first]:g})" if first else "the start")
         + f" to where the terminal loss stops being a proxy of L* within a factor {1 + PROXY_TOLERANCE:g}"
         + f" (estimated floor {floor:.3g})"
     )
-    return Window(first, last, float(steps[first]), float(steps[last]), floor, explanation)
+    return Window(first, last, float(steps[first]), float(steps[last]), floor, "stable", explanation)
+
+
+def parse_window(text: str) -> tuple[float, float]:
+    """``a:b`` as two steps; an empty end is open.
+
+    Raises:
+        InputError: it is something else.
+    """
+    parts = text.split(":")
+    try:
+        if len(parts) != 2:
+            raise ValueError
+        low = float(parts[0]) if parts[0].strip() else -np.inf
+        high = float(parts[1]) if parts[1].strip() else np.inf
+        if not low < high:
+            raise ValueError
+    except ValueError as error:
+        raise InputError(
+            f"--window {text!r} is no pair of steps a:b", "for instance 100:2000, or 100: to the end"
+        ) from error
+    return low, high
+
+
+def given_window(steps: NDArray[np.float64], bounds: tuple[float, float], floor: float = 0.0) -> Window:
+    """The rows whose steps lie in ``bounds``.
+
+    Raises:
+        InputError: fewer than three rows do.
+    """
+    inside = np.flatnonzero((steps >= bounds[0]) & (steps <= bounds[1]))
+    if len(inside) < 3:
+        raise InputError(
+            f"the window {bounds[0]:g}:{bounds[1]:g} holds {len(inside)} usable rows",
+            f"three at least are needed; the log runs from {steps[0]:g} to {steps[-1]:g}",
+        )
+    first, last = int(inside[0]), int(inside[-1])
+    start, stop = float(steps[first]), float(steps[last])
+    return Window(first, last, start, stop, floor, "given", f"steps {start:g} to {stop:g}, as given")

@@ -1,6 +1,7 @@
 """Tables and figures for people."""
 
 from lplr_cli.reporting.summary import summary_grid
+from lplr_cli.reporting.terminal import terminal_chart
 from lplr_cli.reporting.text import Grid, number
 
-__all__ = ["Grid", "number", "summary_grid"]
+__all__ = ["Grid", "number", "summary_grid", "terminal_chart"]

@@ -7,6 +7,15 @@ from typing import Any
 from lplr_cli.reporting.text import Grid, number
 
 
+def _rate_meaning(rate: dict[str, Any]) -> str:
+    law = {"linear": "linear", "two_rate": "linear, slower of two modes", "sublinear": "sublinear"}
+    if rate["rate"] is None:
+        return f"{law['sublinear']}: L − L_∞ ~ t^-{number(rate['alpha'], 3)}, floor {number(rate['l_inf'], 3)}"
+    low, high = number(rate["rate_low"], 7), number(rate["rate_high"], 7)
+    name = law.get(rate["verdict"], "undecided whether linear or sublinear")
+    return f"{name}; 95 % interval {low} to {high}, R² {number(rate['r_squared'])}, floor {number(rate['l_inf'], 3)}"
+
+
 def _rows(s: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
     """(quantity, value, kind, meaning) a row."""
     probe, low, lip = s["probe"], s["lambda_min"], s["lipschitz"]
@@ -70,10 +79,7 @@ def _rows(s: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
             "rate ρ a step",
             None if rate is None else rate["rate"],
             "fit",
-            "no window to fit"
-            if rate is None
-            else f"95 % interval {rate['rate_low']:.6f} to {rate['rate_high']:.6f}, R² {rate['r_squared']:.4f}, "
-            f"floor {number(rate['l_star'], 3)}",
+            "too few rows to fit" if rate is None else _rate_meaning(rate),
         ),
         ("NTK drift", s["ntk_drift_percent"], "measured", "‖K_T − K_0‖/‖K_0‖ in per cent"),
         (

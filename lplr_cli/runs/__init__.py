@@ -1,6 +1,8 @@
-"""Run directories, logs and checkpoints on disk."""
+"""Run directories, logs and checkpoints on disk.
 
-from lplr_cli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+Checkpoints are in :mod:`lplr_cli.runs.checkpoint`, which needs torch; the rest does not, so that logs are read quickly.
+"""
+
 from lplr_cli.runs.directory import LOG_FORMATS, SCHEMA_VERSION, RunDirectory, runs_root, versions
 from lplr_cli.runs.tables import LOG_COLUMNS, PROBE_COLUMNS, Appender, Clock, plain, truncate_before
 
@@ -10,13 +12,10 @@ __all__ = [
     "PROBE_COLUMNS",
     "SCHEMA_VERSION",
     "Appender",
-    "Checkpoint",
     "Clock",
     "RunDirectory",
-    "load_checkpoint",
     "plain",
     "runs_root",
-    "save_checkpoint",
     "truncate_before",
     "versions",
 ]

@@ -8,14 +8,16 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from lplr_cli.errors import InputError, OutputError
 from lplr_cli.runs.atomic import output_errors, write_text
-from lplr_cli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lplr_cli.runs.tables import plain, read_csv, read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    from lplr_cli.runs.checkpoint import Checkpoint
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "finished", "interrupted", "diverged")
@@ -164,6 +166,8 @@ class RunDirectory:
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint atomically."""
+        from lplr_cli.runs.checkpoint import save_checkpoint
+
         path = self.checkpoint_path(checkpoint.step)
         save_checkpoint(path, checkpoint)
         return path
@@ -177,6 +181,8 @@ class RunDirectory:
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of ``step``."""
+        from lplr_cli.runs.checkpoint import load_checkpoint
+
         return load_checkpoint(self.checkpoint_path(step))
 
     def _read_json(self, name: str) -> dict[str, Any]:

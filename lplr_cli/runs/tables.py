@@ -82,7 +82,7 @@ class Appender:
         self.close()
 
 
-def _exact_floats() -> dict[str, Any]:
+def exact_floats() -> dict[str, Any]:
     """What makes pandas read floats exactly: from 3.1 on it does so by itself and deprecates the option."""
     major, minor = (int(part) for part in pd.__version__.split(".")[:2])
     return {} if (major, minor) >= (3, 1) else {"float_precision": "round_trip"}
@@ -100,7 +100,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise InputError(f"cannot read {path} ({error.strerror})", "give a run directory") from error
     whole = content[: content.rfind(b"\n") + 1]
     try:
-        frame: pd.DataFrame = pd.read_csv(io.BytesIO(whole), **_exact_floats())
+        frame: pd.DataFrame = pd.read_csv(io.BytesIO(whole), **exact_floats())
         return frame
     except (ValueError, UnicodeDecodeError, OverflowError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -10,7 +10,8 @@ from lplr_cli.training.checkpoint_probe import (
 from lplr_cli.training.config import OPTIMIZERS, SCHEDULES, TrainConfig
 from lplr_cli.training.loop import Outcome, Progress, Trainer, resolve_device, resume, train
 from lplr_cli.training.probes import Prober, ProbeSettings
-from lplr_cli.training.summary import summarize
+from lplr_cli.training.recompute import recompute_gradients
+from lplr_cli.training.summary import run_facts, summarize
 
 __all__ = [
     "OPTIMIZERS",
@@ -27,8 +28,10 @@ __all__ = [
     "checkpoint_network",
     "open_checkpoint",
     "probe_checkpoint",
+    "recompute_gradients",
     "resolve_device",
     "resume",
+    "run_facts",
     "summarize",
     "train",
 ]

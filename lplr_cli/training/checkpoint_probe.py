@@ -16,7 +16,8 @@ from lplr_cli.data import Dataset, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES, build_model
 from lplr_cli.ntk import Network
-from lplr_cli.runs import SCHEMA_VERSION, Checkpoint, RunDirectory, load_checkpoint, plain
+from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
+from lplr_cli.runs.checkpoint import Checkpoint, load_checkpoint
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loop import resolve_device
 

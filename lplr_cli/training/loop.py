@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lplr_cli import ntk
 from lplr_cli.data import Dataset, load_dataset
@@ -25,14 +25,15 @@ from lplr_cli.runs import (
     PROBE_COLUMNS,
     SCHEMA_VERSION,
     Appender,
-    Checkpoint,
     Clock,
     RunDirectory,
     truncate_before,
     versions,
 )
+from lplr_cli.runs.checkpoint import Checkpoint
 from lplr_cli.training.config import TrainConfig
 from lplr_cli.training.flat import FlatParameters
+from lplr_cli.training.loss import accumulate_gradient, squared_loss
 from lplr_cli.training.probes import Prober, ProbeSettings
 
 # A loss this many times the initial one has left every regime of interest; waiting for overflow tells nothing more.
@@ -121,21 +122,10 @@ class Trainer:
         """The module at the present θ, for curvature computations in float64."""
         return Network.from_module(self.module, dtype=torch.float64, device=self.device)
 
-    def _loss(self, inputs: Tensor, targets: Tensor, count: int) -> Tensor:
-        out = self.module(inputs).reshape(len(inputs), -1)
-        loss: Tensor = (out - targets).square().sum() / count
-        return loss
-
     def full_gradient(self) -> float:
         """∇L over all samples into ``flat.grad``; returns L. Micro-batches bound the memory."""
         self.flat.grad.zero_()
-        n, step = self.dataset.n, self.config.micro_batch
-        total = 0.0
-        for i in range(0, n, step):
-            loss = self._loss(self.inputs[i : i + step], self.targets[i : i + step], n)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return total
+        return accumulate_gradient(self.module, self.inputs, self.targets, self.config.micro_batch)
 
     def batch_gradient(self, step: int) -> None:
         """The gradient of the mini-batch of ``step`` into ``flat.grad``.
@@ -148,7 +138,8 @@ class Trainer:
         size = self.config.batch_size
         chosen = order[position * size : (position + 1) * size].to(self.device)
         self.flat.grad.zero_()
-        self._loss(self.inputs[chosen], self.targets[chosen], len(chosen)).backward()  # type: ignore[no-untyped-call]
+        loss = squared_loss(self.module, self.inputs[chosen], self.targets[chosen], len(chosen))
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def lr_at(self, step: int, lr: float) -> float:
         """Step size of the update of ``step``."""

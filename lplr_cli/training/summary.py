@@ -9,10 +9,19 @@ import numpy as np
 import pandas as pd
 
 from lplr_cli.certificate import estimate_constants
-from lplr_cli.diagnostics import clean_series, envelope, fit_linear, pl_ratio, stable_window
+from lplr_cli.diagnostics import (
+    MIN_POINTS,
+    NO_FACTS,
+    RunFacts,
+    analyse_pl_ratio,
+    analyse_rate,
+    clean_series,
+    envelope,
+)
 from lplr_cli.errors import InputError
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
 
+_EMPTY = envelope(np.empty(0))
 NOT_ASKED = {
     "mu_certified": None,
     "certified_radius": None,
@@ -27,12 +36,50 @@ def _value(frame: pd.DataFrame, column: str, row: int) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
+def _pairs(probes: pd.DataFrame, column: str) -> list[tuple[float, float]]:
+    if probes.empty or column not in probes.columns:
+        return []
+    known = probes[["step", column]].dropna()
+    return [(float(step), float(value)) for step, value in known.itertuples(index=False)]
+
+
+def _kept_certificate(run: RunDirectory, log: pd.DataFrame) -> dict[str, Any]:
+    """What an earlier summary of the very same steps had proved."""
+    kept = run.summary()
+    if kept is None or not len(log) or kept.get("steps") != int(log["step"].iloc[-1]):
+        return NOT_ASKED
+    return {key: kept.get(key, value) for key, value in NOT_ASKED.items()}
+
+
+def run_facts(run: RunDirectory, summary: dict[str, Any] | None) -> RunFacts:
+    """What diagnostics want to know of a run beside its log; unknown where the run does not tell."""
+    if summary is None:
+        return NO_FACTS
+    probes, optimizer = run.probes(), summary["optimizer"]
+    plain_descent = (
+        optimizer["name"] == "gd" and not optimizer["momentum"] and optimizer["schedule"] in (None, "constant")
+    )
+    return RunFacts(
+        loss_scale=summary["normalisation"]["loss_scale"],
+        mu_estimated=summary["mu_estimated"],
+        mu_certified=summary["mu_certified"],
+        mu_certified_reason=summary["mu_certified_reason"],
+        certified_radius=summary["certified_radius"],
+        sharpness=_pairs(probes, "sharpness"),
+        # The identity holds for the kernel of all samples and outputs.
+        residual_rayleigh=[] if summary["probe"]["subset"] else _pairs(probes, "residual_rayleigh"),
+        eta=optimizer["lr"] if plain_descent else None,
+        momentum=optimizer["momentum"],
+    )
+
+
 def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dict[str, Any]:
     """All figures of a run with at least one logged step, with stable keys; a missing value is None.
 
     Args:
         run: the run.
-        certified: from :func:`lplr_cli.training.certified_columns`.
+        certified: from :func:`lplr_cli.training.certified_columns`; None keeps what summary.json has for the same
+            steps.
 
     Raises:
         InputError: no readable log.
@@ -48,13 +95,10 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{run.path / 'run.json'} lacks {error}", "the run directory is damaged") from error
     series = clean_series(log)
-    window = stable_window(series.steps, series.loss)
-    lowest = float(series.loss.min())
-    proxy = pl_ratio(series.loss, series.grad_norm_sq, lowest)
-    star = pl_ratio(series.loss, series.grad_norm_sq, 0.0)
-    fit = None
-    if window is not None:
-        fit = fit_linear(series.steps[window.rows], series.loss[window.rows], window.floor)
+    facts = RunFacts(loss_scale=scale, sharpness=_pairs(probes, "sharpness"))
+    ratio = analyse_pl_ratio(series, facts=facts) if series.has_gradients and len(series.loss) > 1 else None
+    enough = len(series.loss) >= MIN_POINTS
+    rate = analyse_rate(series, facts=facts) if enough else None
     estimates = estimate_constants(log, probes, scale)
     probe_size = None if probes.empty else int(probes["probe_size"].iloc[0])
     subset = probe_size is not None and probe_size < n
@@ -85,7 +129,7 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
         },
         "steps": int(log["step"].iloc[-1]) if len(log) else 0,
         "seconds": _value(log, "seconds", -1),
-        "loss": {"initial": float(series.loss[0]), "final": float(series.loss[-1]), "min": lowest},
+        "loss": {"initial": float(series.loss[0]), "final": float(series.loss[-1]), "min": float(series.loss.min())},
         "probe": {
             "size": probe_size,
             "subset": subset,
@@ -110,11 +154,11 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
         },
         "mu_estimated": reached,
         "mu_estimated_jacobian": estimates.mu_jacobian,
-        **(certified or NOT_ASKED),
-        "window": None if window is None else window.to_dict(),
-        "pl_ratio": envelope(proxy[window.rows] if window else np.empty(0)).to_dict(),
-        "pl_ratio_star": envelope(star[window.rows] if window else star).to_dict(),
-        "rate": None if fit is None else fit.to_dict(),
+        **(certified or _kept_certificate(run, log)),
+        "window": None if ratio is None or ratio.window is None else ratio.window.to_dict(),
+        "pl_ratio": _EMPTY.to_dict() if ratio is None else ratio.pl_ratio.to_dict(),
+        "pl_ratio_star": _EMPTY.to_dict() if ratio is None else ratio.pl_ratio_star.to_dict(),
+        "rate": None if rate is None else rate.fit.to_dict(),
         "sharpness": {
             "initial": sharp[0] if sharp else None,
             "final": sharp[-1] if sharp else None,

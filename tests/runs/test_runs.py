@@ -12,8 +12,9 @@ import torch
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError, OutputError
 from lplr_cli.models import ModelSpec
-from lplr_cli.runs import Appender, Checkpoint, RunDirectory, load_checkpoint, plain, save_checkpoint, truncate_before
+from lplr_cli.runs import Appender, RunDirectory, plain, truncate_before
 from lplr_cli.runs.atomic import write_atomically, write_text
+from lplr_cli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lplr_cli.runs.tables import read_csv
 
 COLUMNS = ("step", "loss")

@@ -1,0 +1,182 @@
+"""Curves that a loss may follow: linear (exponential), two-rate and sublinear (power law), each with a floor.
+
+All work on scaled data: time s in [0, 1] over the rows of the fit, losses of geometric mean 1. A curve is
+m(s; p) > 0 and is compared with the data on the logarithm, which is the scale of multiplicative noise
+(theory.md section 8). Rates, amplitudes and exponents enter by their logarithms and so stay positive; the floor
+enters as it is, with the bound 0, so that a loss without a floor can be fitted exactly.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from lplr_cli.diagnostics.least_squares import Array
+
+# An exponent above this cannot be told from an exponential on any usual range.
+MAX_EXPONENT = 6.0
+MIN_EXPONENT = 0.05
+
+
+@dataclass(frozen=True)
+class Curve(ABC):
+    """One family of curves.
+
+    Attributes:
+        name: as in outputs.
+        parameters: names of p.
+        focus: index of the parameter that intervals are given for.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    focus: int
+
+    @abstractmethod
+    def value(self, p: Array, s: Array) -> tuple[Array, Array]:
+        """m and its Jacobian: shapes (n,), (n, p)."""
+
+    @abstractmethod
+    def bounds(self, rows: int) -> tuple[Array, Array]:
+        """The box of p for a fit of ``rows`` rows."""
+
+    @abstractmethod
+    def starts(self, s: Array, y: Array) -> list[Array]:
+        """Starting points, best first, for data s, y of moderate length."""
+
+    def log_residual(self, p: Array, s: Array, log_y: Array) -> tuple[Array, Array]:
+        """log m − log y and its Jacobian."""
+        m, jacobian = self.value(p, s)
+        m = np.maximum(m, 1e-300)
+        return np.log(m) - log_y, jacobian / m[:, None]
+
+
+def _non_negative_starts(bases: Array, y: Array, keep: int) -> list[tuple[int, Array]]:
+    """Amplitudes of y ≈ Σ c_j basis_j + floor with weights 1/y, for many candidate bases at once.
+
+    Args:
+        bases: shape (candidates, terms, n).
+        y: shape (n,).
+        keep: how many of the best candidates to return.
+
+    Returns:
+        Pairs of candidate and coefficients (terms + 1, the floor last; clipped to be positive), least log-residual
+        first.
+    """
+    candidates, terms, n = bases.shape
+    # Within what the squares below can hold; a start need not be exact.
+    y = np.clip(y, 1e-60, 1e60)
+    design = np.concatenate([bases, np.ones((candidates, 1, n))], axis=1) / y
+    gram = design @ design.transpose(0, 2, 1)
+    right = design.sum(axis=2)
+    ridge = 1e-10 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(terms + 1)
+    found: list[tuple[float, int, Array]] = []
+    # With and without the floor: clipping a negative one would leave the rest ill fitted.
+    for size in (terms + 1, terms):
+        part = np.linalg.solve((gram + ridge)[:, :size, :size], right[:, :size, None])[..., 0]
+        coefficients = np.zeros((candidates, terms + 1))
+        coefficients[:, :size] = part
+        low = 1e-6 * np.abs(coefficients).max(axis=1, keepdims=True) + 1e-300
+        coefficients[:, :terms] = np.maximum(coefficients[:, :terms], low)
+        coefficients[:, terms] = np.maximum(coefficients[:, terms], 0.0)
+        fitted = np.einsum("ct,ctn->cn", coefficients, design)
+        cost = (np.log(np.maximum(fitted, 1e-300)) ** 2).sum(axis=1)
+        found += [(float(c), i, coefficients[i]) for i, c in enumerate(cost) if np.isfinite(c)]
+    found.sort(key=lambda item: item[0])
+    return [(i, c) for _, i, c in found[:keep]]
+
+
+def _rate_bounds(rows: int) -> tuple[float, float]:
+    """Of log k on scaled time: from a decay of a thousandth over all rows to ten e-folds a row."""
+    return float(np.log(1e-3)), float(np.log(10.0 * rows))
+
+
+class Exponentials(Curve):
+    """m = c + Σ_j exp(a_j − k_j s); p = (a_1, log k_1, …, c). Slowest rate first after :meth:`ordered`."""
+
+    def __init__(self, terms: int) -> None:
+        names = [f"{kind}_{j + 1}" for j in range(terms) for kind in ("log_amplitude", "log_rate")]
+        super().__init__({1: "linear", 2: "two_rate"}.get(terms, f"{terms}_rates"), (*names, "floor"), 1)
+
+    @property
+    def terms(self) -> int:
+        """How many exponentials."""
+        return len(self.parameters) // 2
+
+    def value(self, p: Array, s: Array) -> tuple[Array, Array]:
+        """m and its Jacobian."""
+        jacobian = np.empty((len(s), len(p)))
+        m = np.full(len(s), p[-1])
+        for j in range(self.terms):
+            k = np.exp(p[2 * j + 1])
+            term = np.exp(p[2 * j] - k * s)
+            m += term
+            jacobian[:, 2 * j] = term
+            jacobian[:, 2 * j + 1] = -k * s * term
+        jacobian[:, -1] = 1.0
+        return m, jacobian
+
+    def bounds(self, rows: int) -> tuple[Array, Array]:
+        """Amplitudes are free within what a double holds, rates as the rows resolve them, the floor is not negative."""
+        low, high = _rate_bounds(rows)
+        return np.array([-600.0, low] * self.terms + [0.0]), np.array([600.0, high] * self.terms + [np.inf])
+
+    def starts(self, s: Array, y: Array) -> list[Array]:
+        """Rates from a geometric grid, amplitudes and floor by weighted linear least squares."""
+        high = _rate_bounds(len(s))[1]
+        log_rates = np.linspace(np.log(0.1), min(high, np.log(300.0)), 14 if self.terms == 1 else 9)
+        choices = list(combinations(log_rates.tolist(), self.terms))
+        bases = np.exp(-np.exp(np.array(choices))[:, :, None] * s)
+        starts = []
+        for index, coefficients in _non_negative_starts(bases, y, 3 if self.terms == 1 else 5):
+            p = np.empty(len(self.parameters))
+            p[0:-1:2] = np.log(coefficients[:-1])
+            p[1::2] = choices[index]
+            p[-1] = coefficients[-1]
+            starts.append(p)
+        return starts
+
+    def ordered(self, p: Array) -> Array:
+        """The same curve with its slowest rate first."""
+        order = np.argsort(p[1:-1:2])
+        return np.concatenate([*(p[2 * j : 2 * j + 2] for j in order), p[-1:]])
+
+
+class PowerLaw(Curve):
+    """m = c + exp(a) (1 + s/t0)^{-α}; p = (a, log t0, log α, c)."""
+
+    def __init__(self) -> None:
+        super().__init__("sublinear", ("log_amplitude", "log_t0", "log_alpha", "floor"), 2)
+
+    def value(self, p: Array, s: Array) -> tuple[Array, Array]:
+        """m and its Jacobian."""
+        a, t0, alpha, floor = p[0], np.exp(p[1]), np.exp(p[2]), p[3]
+        ratio = s / t0
+        logs = np.log1p(ratio)
+        term = np.exp(a - alpha * logs)
+        return floor + term, np.column_stack(
+            [term, term * alpha * ratio / (1 + ratio), -alpha * logs * term, 1 + 0 * s]
+        )
+
+    def bounds(self, rows: int) -> tuple[Array, Array]:
+        """t0 from a hundredth of a row to a hundred times the range, α in [MIN_EXPONENT, MAX_EXPONENT]."""
+        return (
+            np.array([-600.0, np.log(0.01 / rows), np.log(MIN_EXPONENT), 0.0]),
+            np.array([600.0, np.log(100.0), np.log(MAX_EXPONENT), np.inf]),
+        )
+
+    def starts(self, s: Array, y: Array) -> list[Array]:
+        """t0 and α from a grid, amplitude and floor by weighted linear least squares."""
+        log_t0 = np.linspace(np.log(0.3 / len(s)), np.log(3.0), 8)
+        choices = [(t, np.log(a)) for t in log_t0 for a in (0.25, 0.5, 1.0, 2.0, 4.0)]
+        bases = np.array([[np.exp(-np.exp(la) * np.log1p(s / np.exp(t)))] for t, la in choices])
+        return [np.array([np.log(c[0]), *choices[i], c[1]]) for i, c in _non_negative_starts(bases, y, 4)]
+
+
+LINEAR = Exponentials(1)
+TWO_RATE = Exponentials(2)
+SUBLINEAR = PowerLaw()
+CURVES: tuple[Curve, ...] = (LINEAR, TWO_RATE, SUBLINEAR)

@@ -1,0 +1,36 @@
+"""What is known of a run beside its log: the constants of the theory and its probes, where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts that a log alone does not tell; all unknown by default.
+
+    Attributes:
+        loss_scale: s of theory.md section 1.
+        mu_estimated: 2s(λ0 − L_K R) with constants measured along the run.
+        mu_certified: proved for the ball that the run stays in.
+        mu_certified_reason: why there is none.
+        certified_radius: largest radius with a proved μ > 0.
+        sharpness: (step, largest eigenvalue of the Hessian) a probe.
+        residual_rayleigh: (step, r'Kr/r'r) a probe on all samples.
+        eta: constant step size of full-batch gradient descent without momentum, else None: theory's rate is for that.
+        momentum: of the optimiser, None when unknown.
+    """
+
+    loss_scale: float | None = None
+    mu_estimated: float | None = None
+    mu_certified: float | None = None
+    mu_certified_reason: str | None = "a log alone has no network to certify"
+    certified_radius: float | None = None
+    sharpness: Sequence[tuple[float, float]] = ()
+    residual_rayleigh: Sequence[tuple[float, float]] = ()
+    eta: float | None = None
+    momentum: float | None = None
+
+
+NO_FACTS = RunFacts()

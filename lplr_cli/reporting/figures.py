@@ -1,0 +1,142 @@
+"""Figures for papers and reports: PNG, SVG or PDF, in one colour-blind-safe style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lplr_cli.reporting.thin import thin
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lplr_cli.diagnostics import Convergence, PLRatio, Window
+
+# Okabe and Ito's palette, told apart by the colour-blind and in grey.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "lplr",
+    "pdf.fonttype": 42,
+}
+_POINTS = 4000
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style of all figures, without touching the user's settings."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+        yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure atomically, its format told by the suffix, without a date: the same data give the same file."""
+    from lplr_cli.runs.atomic import write_atomically
+
+    stamp: dict[str, Any] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix, {})
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], metadata=stamp))
+
+
+def _shade(axes: Axes, window: Window | None) -> None:
+    if window is not None:
+        axes.axvspan(window.start, window.stop, color=SKY, alpha=0.15, lw=0, label="window")
+
+
+def _curve(axes: Axes, table: pd.DataFrame, column: str, **how: Any) -> None:
+    y = table[column].to_numpy(dtype=np.float64)
+    usable = np.flatnonzero(np.isfinite(y) & (y > 0))
+    keep = usable[thin(len(usable), _POINTS)] if len(usable) else usable
+    axes.plot(table["step"].to_numpy()[keep], y[keep], **how)
+
+
+def _log_axis(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def pl_ratio_axes(axes: Axes, result: PLRatio) -> None:
+    """Draw the bracket of the PL ratio, its rolling envelope and the positive μ onto ``axes``."""
+    _shade(axes, result.window)
+    table = result.table
+    _curve(axes, table, "pl_ratio", color=ORANGE, alpha=0.5, lw=0.9, label=f"½‖∇L‖²/(L − L*), L* {result.l_star_rule}")
+    _curve(axes, table, "pl_ratio_star", color=BLUE, label="½‖∇L‖²/L")
+    _curve(axes, table, "pl_ratio_envelope", color=VERMILION, label="rolling 5 % envelope")
+    lines = (("μ certified", result.facts.mu_certified, "-"), ("μ estimated", result.facts.mu_estimated, "--"))
+    for name, mu, dash in lines:
+        if mu is not None and mu > 0:
+            axes.axhline(mu, color=GREEN, ls=dash, label=name)
+    axes.set_ylabel("PL ratio")
+    _log_axis(axes)
+
+
+def rate_axes(axes: Axes, result: Convergence) -> None:
+    """Draw the suboptimality with the fitted curve onto ``axes``."""
+    _shade(axes, result.window)
+    table = result.table.assign(fitted_gap=result.table["fitted"] - result.fit.l_inf)
+    _curve(axes, table, "suboptimality", color=BLUE, label="L − L_∞")
+    _curve(axes, table, "fitted_gap", color=VERMILION, ls="--", label=f"fit: {result.fit.verdict.replace('_', ' ')}")
+    axes.set_ylabel("suboptimality")
+    _log_axis(axes)
+
+
+def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
+    """Loss and PL ratio side by side."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        _shade(left, result.window)
+        _curve(left, result.table, "loss", color=BLACK, label="L")
+        _curve(left, result.table, "suboptimality", color=BLUE, label="L − L*")
+        left.set_ylabel("loss")
+        _log_axis(left)
+        pl_ratio_axes(right, result)
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def rate_figure(results: list[tuple[str, Convergence]], title: str) -> Figure:
+    """Suboptimality with its fit for one log, or the suboptimalities of several."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        if len(results) == 1:
+            rate_axes(axes, results[0][1])
+        else:
+            colours = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+            for (name, result), colour in zip(results, colours * (len(results) // 7 + 1), strict=False):
+                _curve(axes, result.table, "suboptimality", color=colour, label=name)
+            axes.set_ylabel("suboptimality")
+            _log_axis(axes)
+        figure.suptitle(title, fontsize=10)
+    return figure
