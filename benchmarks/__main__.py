@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from benchmarks import certificate, kernel, large, scaling, training_overhead
+from benchmarks import certificate, kernel, large, rates, scaling, training_overhead
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
@@ -16,3 +16,4 @@ if __name__ == "__main__":
     print(f"\n## Verified λ_min\n\n{large.report()}")
     print(f"\n## Scaling\n\n{scaling.report()}")
     print(f"\n## Certificate\n\n{certificate.report()}")
+    print(f"\n## Rates\n\n{rates.report()}")

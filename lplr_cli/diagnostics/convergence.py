@@ -131,10 +131,14 @@ def _focus(fit: CurveFit) -> float:
 
 
 def _sensitivity(series: LossSeries, window: Window, chosen: CurveFit) -> dict[str, float | None]:
-    """ρ or α of the chosen curve on moved windows; None where an end cannot move or too few rows are left."""
+    """ρ or α of the chosen curve on moved windows; None where an end cannot move or too few rows are left.
+
+    A start found by rule does not move back over the jump that it lies behind.
+    """
     found: dict[str, float | None] = {}
     for name, rows in window.moved(len(series.steps)).items():
-        usable = rows != window.rows and rows.stop - rows.start >= MIN_POINTS
+        behind_a_jump = name == "start_earlier" and window.rule == "settled"
+        usable = rows != window.rows and rows.stop - rows.start >= MIN_POINTS and not behind_a_jump
         found[name] = _focus(fit_curve(chosen.curve, series.steps[rows], series.loss[rows])) if usable else None
     return found
 

@@ -33,6 +33,7 @@ REQUIRED = ("step", "loss")
 # A log longer than this is not read into memory.
 MAX_BYTES = 4 << 30
 _SHOWN = 40
+_BOM = b"\xef\xbb\xbf"
 
 
 def parse_columns(options: Iterable[str]) -> dict[str, str]:
@@ -83,13 +84,13 @@ def read_stream(stream: IO[bytes], name: str, columns: Mapping[str, str] | None 
     """The log in a binary stream; see :func:`read_foreign_log`."""
     columns = dict(columns or {})
     head = stream.read(64 << 10)
-    if not head.strip():
+    if not head.removeprefix(_BOM).strip():
         raise InputError(f"{name} is empty", "give a log with a header and rows")
     if head[:4] == b"PAR1":
         frame = _read_parquet(_rewound(stream, head), name, columns)
     elif head[:2] in (b"\x1f\x8b", b"PK") or head[:4] == b"\x80\x04\x95\x00":
         raise InputError(f"{name} is compressed or an archive", "unpack it first")
-    elif head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+    elif head.removeprefix(_BOM).lstrip()[:1] in (b"{", b"["):
         frame = _read_json_lines(_rewound(stream, head), name, columns)
     else:
         frame = _read_csv(_rewound(stream, head), head, name, columns)
@@ -133,7 +134,7 @@ def _rewound(stream: IO[bytes], head: bytes) -> IO[bytes]:
 
 def _read_csv(stream: IO[bytes], head: bytes, name: str, columns: Mapping[str, str]) -> pd.DataFrame:
     wanted = {c for candidates in _wanted(columns).values() for c in candidates}
-    first = head.removeprefix(b"\xef\xbb\xbf").splitlines()[0]
+    first = head.removeprefix(_BOM).lstrip().splitlines()[0]
     separator = max((",", "\t", ";"), key=lambda mark: first.count(mark.encode()))
     try:
         names = pd.read_csv(io.BytesIO(first), sep=separator, nrows=0, encoding="utf-8").columns
@@ -142,6 +143,7 @@ def _read_csv(stream: IO[bytes], head: bytes, name: str, columns: Mapping[str, s
             sep=separator,
             encoding="utf-8-sig",
             usecols=lambda column: column in wanted,
+            index_col=False,
             skip_blank_lines=True,
             low_memory=True,
             **exact_floats(),

@@ -1,0 +1,179 @@
+"""Logs of other programs: formats are sniffed, columns named, garbage refused in one line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lplr_cli.diagnostics import clean_series
+from lplr_cli.errors import InputError
+from lplr_cli.runs.foreign import parse_columns, read_foreign_log, read_stream
+
+FRAME = pd.DataFrame({"step": np.arange(20), "loss": 0.9 ** np.arange(20), "grad_norm": 0.8 ** np.arange(20)})
+LINES = "\n".join(json.dumps(row) for row in FRAME.to_dict("records"))
+
+
+def from_text(text: str | bytes, columns: dict[str, str] | None = None) -> pd.DataFrame:
+    return read_stream(io.BytesIO(text if isinstance(text, bytes) else text.encode()), "log", columns)
+
+
+def parquet() -> bytes:
+    out = io.BytesIO()
+    FRAME.to_parquet(out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        FRAME.to_csv(index=False),
+        FRAME.to_csv(index=False, sep="\t"),
+        FRAME.to_csv(index=False, sep=";"),
+        b"\xef\xbb\xbf" + FRAME.to_csv(index=False).encode(),
+        FRAME.to_csv(index=False).replace("\n", "\r\n"),
+        LINES,
+        LINES + "\n\n" + '{"step": 20, "lo',
+        "[" + LINES.replace("\n", ",") + "]",
+        parquet(),
+    ],
+    ids=["csv", "tsv", "semicolons", "bom", "crlf", "jsonl", "torn jsonl", "json array", "parquet"],
+)
+def test_formats_are_sniffed(content: str | bytes, tmp_path: Path) -> None:
+    # The name says nothing: what counts is the content.
+    path = tmp_path / "log.dat"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for frame in (from_text(content), read_foreign_log(path)):
+        pd.testing.assert_frame_equal(frame, FRAME, check_dtype=False)
+    assert clean_series(frame).grad_norm_sq == pytest.approx(FRAME["grad_norm"] ** 2)
+
+
+def test_columns_are_renamed_and_missing_ones_listed() -> None:
+    lines = "\n".join(json.dumps({"_step": i, "train": {"loss": 2.0**-i, "gn2": 1.0}}) for i in range(9))
+    frame = from_text(lines, {"loss": "train.loss", "grad_norm_sq": "train.gn2"})
+    assert frame["loss"].tolist() == [2.0**-i for i in range(9)]
+    assert list(frame.columns) == ["step", "loss", "grad_norm_sq"]
+    with pytest.raises(InputError, match=r"no column 'loss'.*it has _step, train\.loss, train\.gn2"):
+        from_text(lines)
+    with pytest.raises(InputError, match=r"no column 'nope'.*it has step, loss, grad_norm"):
+        from_text(FRAME.to_csv(index=False), {"loss": "nope"})
+
+
+def test_column_options() -> None:
+    assert parse_columns(["loss=train/loss", "lr=a=b"]) == {"loss": "train/loss", "lr": "a=b"}
+    for bad in (["loss"], ["loss="], ["colour=x"], ["loss=a", "loss=b"], ["grad_norm=a", "grad_norm_sq=b"]):
+        with pytest.raises(InputError, match="--column"):
+            parse_columns(bad)
+
+
+def test_not_numbers_in_json_lines() -> None:
+    rows = ['{"step": 0, "loss": 3}', '{"step": 1, "loss": NaN}', '{"step": 2, "loss": "2.5"}', '{"step": 3}']
+    frame = from_text("\n".join(rows))
+    assert frame["loss"].fillna(-1).tolist() == [3.0, -1.0, 2.5, -1.0]
+    with pytest.raises(InputError, match="row 2"):
+        from_text('{"step": 0, "loss": 1}\n{oops}\n{"step": 1, "loss": 1}\n')
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "is empty"),
+        (b"  \n \n", "is empty"),
+        (gzip.compress(b"step,loss\n0,1\n"), "compressed"),
+        (b"PAR1" + b"\0" * 50, "no Parquet"),
+        (b"\xff\xfe\x00\x01garbage", "cannot read|no column"),
+        (b"{" * 5000, "no JSON object"),
+        (b"[" * 100_000, "cannot read"),
+        (b"[1, 2, 3]", "no object"),
+        (b'"step","loss"\n"0', "cannot read"),
+    ],
+)
+def test_garbage_is_one_line(content: bytes, match: str) -> None:
+    with pytest.raises(InputError, match=match) as caught:
+        clean_series(from_text(content))
+    assert "\n" not in str(caught.value)
+
+
+def complaint(content: bytes) -> str:
+    """What is said of a log that cannot be used; nothing of one that can. Any other exception is a failure."""
+    try:
+        clean_series(from_text(content))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=300).map(lambda t: t.encode("utf-8", "replace"))))
+def test_any_bytes_are_a_log_or_an_input_error(content: bytes) -> None:
+    for prefix in (b"", b"step,loss\n", b"{", b"PAR1"):
+        assert "\n" not in complaint(prefix + content)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_logs_are_a_log_or_an_input_error(data: st.DataObject) -> None:
+    content = bytearray(data.draw(st.sampled_from([FRAME.to_csv(index=False).encode(), LINES.encode(), parquet()])))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(0, len(content)))]
+    assert "\n" not in complaint(bytes(content))
+
+
+def test_tensorboard_events_of_torch(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path / "events")) as writer:
+        for i in range(30):
+            writer.add_scalar("train/loss", 0.9**i, i)
+            writer.add_scalar("lr", 0.1, i)
+            if i % 2 == 0:
+                writer.add_scalar("grad_norm", 0.5**i, i, new_style=True)
+    columns = {"loss": "train/loss"}
+    folder = read_foreign_log(tmp_path / "events", columns)
+    file = read_foreign_log(next((tmp_path / "events").iterdir()), columns)
+    pd.testing.assert_frame_equal(folder, file)
+    series = clean_series(folder)
+    # Events hold float32.
+    assert series.loss == pytest.approx(0.9 ** np.arange(30), rel=1e-6)
+    assert series.grad_norm_sq[::2] == pytest.approx(0.25 ** np.arange(0, 30, 2), rel=1e-6)
+    assert np.isnan(series.grad_norm_sq[1::2]).all()
+    with pytest.raises(InputError, match="it has step, train/loss, lr, grad_norm"):
+        read_foreign_log(tmp_path / "events")
+    with SummaryWriter(str(tmp_path / "events" / "other")) as writer:
+        writer.add_scalar("train/loss", 1.0, 0)
+    with pytest.raises(InputError, match="events of 2 runs"):
+        read_foreign_log(tmp_path / "events", columns)
+
+
+def test_damaged_events_are_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    path = tmp_path / "events.out.tfevents.1"
+    for content in (b"", b"\0" * 100, b"\xff" * 1000):
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            read_foreign_log(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_surplus_delimiter_moves_no_column() -> None:
+    frame = from_text("step,loss\n7,1,\n8,2,\n")
+    assert frame.to_dict("list") == {"step": [7, 8], "loss": [1, 2]}
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="neither a run of lplr nor TensorBoard"):
+        read_foreign_log(tmp_path / "empty")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(InputError):
+        read_foreign_log(loop)
