@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.options import parse_memory
 
 
 def certify(
@@ -24,7 +24,17 @@ def certify(
     ] = "auto",
     directions: Annotated[int, typer.Option(help="Random directions for the estimates of L_J and L_K; 0: none.")] = 4,
     memory: Annotated[str, typer.Option(help="Bytes for the kernels, e.g. 2GiB.")] = "2GiB",
-    data_dir: Annotated[Path | None, typer.Option(help="Where the checkpoint's IDX or CIFAR-10 files lie now.")] = None,
+    model: o.SourceModel = None,
+    model_arg: o.SourceModelArg = None,
+    data: o.SourceData = None,
+    activation: o.SourceActivation = None,
+    beta: o.SourceBeta = 1.0,
+    parametrization: o.SourceParametrization = "standard",
+    samples: o.SourceSamples = None,
+    classes: o.SourceClasses = None,
+    targets: o.SourceTargets = None,
+    target: o.SourceTarget = None,
+    data_dir: o.SourceDataDir = None,
     format: out_.Format = "table",
     output: out_.Output = None,
     force: out_.Force = False,
@@ -35,7 +45,20 @@ def certify(
     [bold]lplr certify runs/mnist-mlp64-s0[/bold]
     """
     sink = out_.Sink(format, output, force, require)
-    budget = parse_memory(memory)
+    budget = o.parse_memory(memory)
+    source = o.make_source(
+        model=model,
+        model_arg=model_arg,
+        data=data,
+        activation=activation,
+        beta=beta,
+        parametrization=parametrization,
+        samples=samples,
+        classes=classes,
+        targets=targets,
+        target=target,
+        data_dir=data_dir,
+    )
     from lplr_cli.training import certify_checkpoint
 
     record = certify_checkpoint(
@@ -45,7 +68,7 @@ def certify(
         method=bounds,
         directions=directions,
         memory=budget,
-        data_dir=data_dir,
+        source=source,
     )
     sink.emit(out_.Result(record, out_.key_value_frame(record), _grids(record)))
 
@@ -102,6 +125,8 @@ def _grids(r: dict[str, Any]) -> list[Any]:
             ["L_K ≥", number(e["L_K_sampled"], 5), "estimate", "3", where],
         ]
     notes = [f"Verdict: {r['verdict']}."]
+    if r["assumptions"]:
+        notes.append(f"Assumed: {'; '.join(r['assumptions'])}.")
     if r["run"] is not None:
         run = r["run"]
         rows += [

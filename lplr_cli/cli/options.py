@@ -10,7 +10,7 @@ import typer
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from lplr_cli.training import TrainConfig
+    from lplr_cli.training import Source, TrainConfig
 
 DATA, MODEL, OPTIM, PROBES, RUN = "Data", "Model", "Optimisation", "Probes and checkpoints", "Run"
 
@@ -211,3 +211,99 @@ def parse_memory(text: str) -> int:
     if not 1 <= value < 2**60:
         raise InputError(f"--memory {text!r} is no size", "write it like 2GiB or 500MB")
     return int(value)
+
+
+SOURCE = "A file of somebody else's"
+
+SourceModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODULE:FACTORY",
+        help="Code of the network; without it an MLP is read from names and shapes.",
+        rich_help_panel=SOURCE,
+    ),
+]
+SourceModelArg = Annotated[
+    list[str] | None, typer.Option("--model-arg", help="key=value for --model; repeatable.", rich_help_panel=SOURCE)
+]
+SourceData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="FILE|NAME|MODULE:FACTORY",
+        help="Its training data: .npz, .csv, .parquet, mnist, cifar10 or module:factory.",
+        rich_help_panel=SOURCE,
+    ),
+]
+SourceActivation = Annotated[
+    str | None,
+    typer.Option("--activation", help="Of an MLP read from names and shapes.", rich_help_panel=SOURCE),
+]
+SourceBeta = Annotated[float, typer.Option("--beta", help="Sharpness of its softplus.", rich_help_panel=SOURCE)]
+SourceParametrization = Annotated[
+    str, typer.Option("--parametrization", help="Its parametrisation: standard or ntk.", rich_help_panel=SOURCE)
+]
+SourceSamples = Annotated[int | None, typer.Option("--samples", help="Of --data.", rich_help_panel=SOURCE)]
+SourceClasses = Annotated[str | None, typer.Option("--classes", help="Of --data, e.g. 3,8.", rich_help_panel=SOURCE)]
+SourceTargets = Annotated[
+    str | None, typer.Option("--targets", help="Of --data: pm1, 01, onehot or raw.", rich_help_panel=SOURCE)
+]
+SourceTarget = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="Target column of a table in --data; repeatable.", rich_help_panel=SOURCE),
+]
+SourceDataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Where the IDX or CIFAR-10 files of the data lie now.", rich_help_panel=SOURCE),
+]
+
+
+def make_source(
+    *,
+    model: str | None,
+    model_arg: list[str] | None,
+    data: str | None,
+    activation: str | None,
+    beta: float,
+    parametrization: str,
+    samples: int | None,
+    classes: str | None,
+    targets: str | None,
+    target: list[str] | None,
+    data_dir: Path | None,
+) -> Source:
+    """What the user says of a file, from the options as typed.
+
+    Raises:
+        InputError: options of the data without --data, or of the model without --model.
+    """
+    from lplr_cli.data import DataSpec
+    from lplr_cli.training import Source
+
+    if data is None:
+        dangling = {"--samples": samples, "--classes": classes, "--targets": targets, "--target": target}
+        given = [k for k, v in dangling.items() if v]
+        if given:
+            raise InputError(f"{', '.join(given)} without --data", "name the data as well")
+    if model_arg and model is None:
+        raise InputError("--model-arg without --model", "name the factory as well")
+    spec = None
+    if data is not None:
+        spec = DataSpec(
+            source=data,
+            classes=None if classes is None else tuple(parse_list(classes, "classes", int)),
+            samples=samples,
+            targets=targets,
+            target_columns=tuple(target or ()),
+            data_dir=None if data_dir is None else str(data_dir.resolve()),
+        )
+    return Source(
+        model=model,
+        arguments=parse_arguments(model_arg),
+        data=spec,
+        activation=activation,
+        beta=beta,
+        parametrization=parametrization,
+        data_dir=data_dir,
+    )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.options import parse_memory
 from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
 
@@ -28,7 +28,17 @@ def probe_ntk(
     dtype: Annotated[str, typer.Option(help="float64, or float32 (λ_min then has few digits or none).")] = "float64",
     memory: Annotated[str, typer.Option(help="Bytes for the kernel and all work on it, e.g. 2GiB.")] = "2GiB",
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
-    data_dir: Annotated[Path | None, typer.Option(help="Where the checkpoint's IDX or CIFAR-10 files lie now.")] = None,
+    model: o.SourceModel = None,
+    model_arg: o.SourceModelArg = None,
+    data: o.SourceData = None,
+    activation: o.SourceActivation = None,
+    beta: o.SourceBeta = 1.0,
+    parametrization: o.SourceParametrization = "standard",
+    samples: o.SourceSamples = None,
+    classes: o.SourceClasses = None,
+    targets: o.SourceTargets = None,
+    target: o.SourceTarget = None,
+    data_dir: o.SourceDataDir = None,
     format: out_.Format = "table",
     output: out_.Output = None,
     force: out_.Force = False,
@@ -39,7 +49,20 @@ def probe_ntk(
     [bold]lplr probe-ntk runs/mnist-mlp64-s0/checkpoints/step-000500.pt --verify[/bold]
     """
     sink = out_.Sink(format, output, force, require)
-    budget = parse_memory(memory)
+    budget = o.parse_memory(memory)
+    source = o.make_source(
+        model=model,
+        model_arg=model_arg,
+        data=data,
+        activation=activation,
+        beta=beta,
+        parametrization=parametrization,
+        samples=samples,
+        classes=classes,
+        targets=targets,
+        target=target,
+        data_dir=data_dir,
+    )
     count: int | None = None
     if size != "all":
         try:
@@ -61,7 +84,7 @@ def probe_ntk(
             dtype=dtype,
             memory=budget,
             device=device,
-            data_dir=data_dir,
+            source=source,
             progress=progress,
         )
     if probe.record["method"] == "lanczos":
@@ -74,10 +97,7 @@ def probe_ntk(
             f"float32: λ_min can have about {probe.record['lambda_min']['digits']:.1f} decimal digits here; "
             "float64 is the default for a reason"
         )
-    import pandas as pd
-
-    frame = pd.DataFrame({"index": range(len(probe.eigenvalues)), "eigenvalue": probe.eigenvalues})
-    sink.emit(out_.Result(probe.record, frame, _grids(probe, eigenvalues)))
+    sink.emit(out_.Result(probe.record, probe.to_frame(), _grids(probe, eigenvalues)))
 
 
 def _grids(probe: KernelProbe, shown: int) -> list[Any]:
@@ -117,7 +137,7 @@ def _grids(probe: KernelProbe, shown: int) -> list[Any]:
         f"NTK of {r['checkpoint']}: {r['n']:,} of {r['samples']:,} samples ({where}), "
         f"K = J Jᵀ/n is {r['rows']:,} × {r['rows']:,}, engine {r['engine']}"
     )
-    notes = []
+    notes = [f"Assumed: {'; '.join(r['assumptions'])}."] if r["assumptions"] else []
     if r["fallback"]:
         notes.append(f"No structured rule for {', '.join(r['fallback'])}: Jacobian used for these parameters.")
     values = probe.eigenvalues

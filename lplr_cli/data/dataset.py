@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from lplr_cli.data import files, sources
 from lplr_cli.data.download import download
 from lplr_cli.errors import InputError
 from lplr_cli.factories import import_factory, is_factory_reference
+
+if TYPE_CHECKING:
+    import torch
 
 TARGETS = ("pm1", "01", "onehot", "raw")
 
@@ -68,14 +71,15 @@ class Dataset:
     """n samples in memory.
 
     Attributes:
-        inputs: float64, shape (n, …): (n, features) or (n, channels, height, width).
+        inputs: float64, shape (n, …): (n, features) or (n, channels, height, width); int64 where a factory gave
+            integers of 64 bits, which are token indices.
         targets: float64, shape (n, C).
         spec: how to load it again.
         fingerprint: SHA-256 of shapes, inputs and targets.
         origin: where the samples came from, for people.
     """
 
-    inputs: NDArray[np.float64]
+    inputs: NDArray[np.float64] | NDArray[np.int64]
     targets: NDArray[np.float64]
     spec: DataSpec
     fingerprint: str
@@ -90,6 +94,16 @@ class Dataset:
     def outputs(self) -> int:
         """Number of outputs C per sample."""
         return int(self.targets.shape[1])
+
+    def tensors(
+        self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets as tensors; floating-point ones in ``dtype`` (float64 by default)."""
+        import torch
+
+        inputs, targets = torch.from_numpy(self.inputs), torch.from_numpy(self.targets)
+        kind = dtype or torch.float64
+        return inputs.to(device, kind if inputs.is_floating_point() else inputs.dtype), targets.to(device, kind)
 
     def describe(self) -> dict[str, Any]:
         """The data section of run.json."""
@@ -154,6 +168,7 @@ def _load_user(spec: DataSpec) -> Dataset:
         except (TypeError, ValueError) as error:
             raise InputError(f"{spec.source} returned no pair (inputs, targets)", "return two arrays") from error
         origin = f"factory {spec.source}"
+        tokens = raw_inputs.dtype == np.int64
     else:
         path = Path(spec.source)
         if not path.exists():
@@ -169,8 +184,8 @@ def _load_user(spec: DataSpec) -> Dataset:
         else:
             raise InputError(f"{path} is no .npz, .csv or .parquet file", "convert it to one of these")
         spec = DataSpec(**{**asdict(spec), "source": str(path)})
-        origin = str(path)
-    inputs = _numeric(raw_inputs, "inputs", origin)
+        origin, tokens = str(path), False
+    inputs: NDArray[Any] = raw_inputs if tokens else _numeric(raw_inputs, "inputs", origin)
     targets = _numeric(raw_targets, "targets", origin)
     if inputs.ndim < 2:
         raise InputError(f"inputs of {origin} have shape {inputs.shape}", "give them as (n, features) or (n, …)")
@@ -225,7 +240,7 @@ def encode_targets(labels: NDArray[np.int64], kind: str, classes: tuple[int, ...
     return encoded
 
 
-def _finish(inputs: NDArray[np.float64], targets: NDArray[np.float64], spec: DataSpec, origin: str) -> Dataset:
+def _finish(inputs: NDArray[Any], targets: NDArray[np.float64], spec: DataSpec, origin: str) -> Dataset:
     if len(inputs) == 0 or inputs.size == 0:
         raise InputError(f"{origin} holds no samples", "give at least one")
     for name, array in (("inputs", inputs), ("targets", targets)):
@@ -240,5 +255,5 @@ def _finish(inputs: NDArray[np.float64], targets: NDArray[np.float64], spec: Dat
     digest = hashlib.sha256()
     for array in (inputs, targets):
         digest.update(repr(array.shape).encode())
-        digest.update(array.astype("<f8", copy=False).tobytes())
+        digest.update(array.astype("<i8" if array.dtype.kind == "i" else "<f8", copy=False).tobytes())
     return Dataset(inputs, targets, spec, digest.hexdigest(), origin)

@@ -4,6 +4,7 @@ from lplr_cli.models.activations import ACTIVATIONS, Softplus, make_activation
 from lplr_cli.models.mlp import INITS, MLP, PARAMETRIZATIONS
 from lplr_cli.models.resnet import ResNet
 from lplr_cli.models.spec import DTYPES, ModelSpec, build_model, parameter_count
+from lplr_cli.models.weights import infer_mlp, load_weights
 
 __all__ = [
     "ACTIVATIONS",
@@ -15,6 +16,8 @@ __all__ = [
     "ResNet",
     "Softplus",
     "build_model",
+    "infer_mlp",
+    "load_weights",
     "make_activation",
     "parameter_count",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class MLP(nn.Module):
         activation: name, see :data:`lplr_cli.models.activations.ACTIVATIONS`.
         beta: sharpness of softplus.
         parametrization: ``standard`` or ``ntk``.
+        widths: units of each hidden layer, where they differ; replaces ``width`` and ``depth``.
+        bias: without it the biases are zero and not trained.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class MLP(nn.Module):
         activation: str = "softplus",
         beta: float = 1.0,
         parametrization: str = "standard",
+        widths: Sequence[int] | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if parametrization not in PARAMETRIZATIONS:
@@ -48,10 +53,15 @@ class MLP(nn.Module):
                 f"parametrization {parametrization!r} is unknown",
                 f"choose from {', '.join(PARAMETRIZATIONS)}",
             )
-        if min(features, outputs, width) < 1 or depth < 0:
+        hidden = list(widths) if widths is not None else [width] * depth
+        if min(features, outputs, width, *hidden) < 1 or depth < 0:
             raise InputError(f"width {width} and depth {depth}", "give a width of at least 1, a depth of at least 0")
-        sizes = [features, *[width] * depth, outputs]
+        sizes = [features, *hidden, outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        if not bias:
+            for layer in self.layers:
+                assert isinstance(layer, nn.Linear)
+                layer.bias.requires_grad_(False).zero_()
         self.activation = make_activation(activation, beta)
         self.activation_name, self.beta = activation, beta
         self.parametrization = parametrization
@@ -59,7 +69,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (n, C) for inputs (n, …), flattened to (n, d)."""
-        a = x.flatten(start_dim=1)
+        a = x.flatten(start_dim=1).to(self.layers[0].weight.dtype)  # type: ignore[arg-type]
         last = len(self.layers) - 1
         for index, (layer, scale) in enumerate(zip(self.layers, self.scales, strict=True)):
             z = layer(a if scale == 1.0 else a * scale)

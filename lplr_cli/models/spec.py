@@ -30,6 +30,8 @@ class ModelSpec:
         parametrization: ``standard`` or ``ntk`` (MLP only).
         init: ``he``, ``lecun`` or ``normal``; a factory initialises its own model.
         arguments: keyword arguments of a factory.
+        widths: units of each hidden layer of the MLP, where they differ; replaces ``width`` and ``depth``.
+        bias: whether the MLP has biases.
     """
 
     kind: str = "mlp"
@@ -40,14 +42,25 @@ class ModelSpec:
     parametrization: str = "standard"
     init: str = "he"
     arguments: dict[str, Any] = field(default_factory=dict)
+    widths: tuple[int, ...] | None = None
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        """A list of widths, as JSON has it, becomes a tuple."""
+        if self.widths is not None:
+            object.__setattr__(self, "widths", tuple(int(w) for w in self.widths))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; what does not concern the kind is left out."""
         record = asdict(self)
         if self.kind == "mlp":
             del record["arguments"]
+            if self.widths is None:
+                del record["widths"]
+            if self.bias:
+                del record["bias"]
         elif self.kind == "resnet":
-            for name in ("arguments", "depth", "parametrization"):
+            for name in ("arguments", "depth", "parametrization", "widths", "bias"):
                 del record[name]
         else:
             record = {"kind": self.kind, "arguments": self.arguments}
@@ -106,6 +119,8 @@ def build_model(
             activation=spec.resolved_activation,
             beta=spec.beta,
             parametrization=spec.parametrization,
+            widths=spec.widths,
+            bias=spec.bias,
         )
     elif spec.kind == "resnet":
         if len(input_shape) != 3:

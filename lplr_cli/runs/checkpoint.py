@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
 from lplr_cli.runs.atomic import write_atomically
+from lplr_cli.runs.weights import read_record
 
 FORMAT = "lplr-checkpoint"
 SCHEMA_VERSION = 1
@@ -24,9 +24,9 @@ class Checkpoint:
     """State of a run before the update of ``step``.
 
     Attributes:
-        model: how to build the module.
-        data: how to load the samples.
-        data_sha256: fingerprint that the loaded samples must have.
+        model: how to build the module; None where a recorder was not told.
+        data: how to load the samples; None where a recorder was not told.
+        data_sha256: fingerprint that the loaded samples must have; empty when unknown.
         input_shape: of one sample.
         outputs: C.
         dtype: of training.
@@ -35,11 +35,11 @@ class Checkpoint:
         parameters: θ by name.
         optimizer: momentum buffers by name.
         rng: state of torch's CPU generator.
-        loss_scale: s of theory.md section 1.
+        loss_scale: s of theory.md section 1; None when unknown.
     """
 
-    model: ModelSpec
-    data: DataSpec
+    model: ModelSpec | None
+    data: DataSpec | None
     data_sha256: str
     input_shape: tuple[int, ...]
     outputs: int
@@ -49,7 +49,7 @@ class Checkpoint:
     parameters: dict[str, Tensor]
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     rng: Tensor | None = None
-    loss_scale: float = 1.0
+    loss_scale: float | None = 1.0
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -57,8 +57,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     record: dict[str, Any] = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "model": checkpoint.model.to_dict(),
-        "data": checkpoint.data.to_dict(),
+        "model": None if checkpoint.model is None else checkpoint.model.to_dict(),
+        "data": None if checkpoint.data is None else checkpoint.data.to_dict(),
         "data_sha256": checkpoint.data_sha256,
         "input_shape": list(checkpoint.input_shape),
         "outputs": checkpoint.outputs,
@@ -79,19 +79,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: no such file, not a checkpoint of lplr, truncated, or of a newer schema.
     """
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}", "give a file such as RUN/checkpoints/step-000000.pt")
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds objects that only unpickling could read, which may run code",
-            "save a state dict of tensors instead",
-        ) from error
-    except Exception as error:  # what torch raises on garbage is open-ended
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read {path} ({first})", "the file is truncated or no checkpoint") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    return parse_checkpoint(read_record(path), path)
+
+
+def is_checkpoint(record: Any) -> bool:
+    """Whether a record read from a file claims to be a checkpoint of lplr."""
+    return isinstance(record, dict) and record.get("format") == FORMAT
+
+
+def parse_checkpoint(record: Any, path: Path) -> Checkpoint:
+    """A checkpoint from its record; see :func:`load_checkpoint`."""
+    if not is_checkpoint(record):
         raise InputError(f"{path} is no checkpoint of lplr", "give a file written by lplr train")
     if record.get("schema_version") != SCHEMA_VERSION:
         raise InputError(
@@ -100,8 +98,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     try:
         return Checkpoint(
-            model=ModelSpec.from_dict(record["model"]),
-            data=DataSpec.from_dict(record["data"]),
+            model=None if record["model"] is None else ModelSpec.from_dict(record["model"]),
+            data=None if record["data"] is None else DataSpec.from_dict(record["data"]),
             data_sha256=str(record["data_sha256"]),
             input_shape=tuple(int(v) for v in record["input_shape"]),
             outputs=int(record["outputs"]),
@@ -111,7 +109,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             parameters={str(k): v for k, v in record["parameters"].items()},
             optimizer={str(k): v for k, v in record["optimizer"].items()},
             rng=record["rng"],
-            loss_scale=float(record["loss_scale"]),
+            loss_scale=None if record["loss_scale"] is None else float(record["loss_scale"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} lacks or garbles {error}", "the file is damaged") from error

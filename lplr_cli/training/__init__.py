@@ -1,32 +1,31 @@
 """Training runs with diagnostics."""
 
 from lplr_cli.training.certify_checkpoint import certified_columns, certify_checkpoint
-from lplr_cli.training.checkpoint_probe import (
-    KernelProbe,
-    checkpoint_network,
-    open_checkpoint,
-    probe_checkpoint,
-)
+from lplr_cli.training.checkpoint_probe import KernelProbe, probe_checkpoint
 from lplr_cli.training.config import OPTIMIZERS, SCHEDULES, TrainConfig
 from lplr_cli.training.loop import Outcome, Progress, Trainer, resolve_device, resume, train
 from lplr_cli.training.probes import Prober, ProbeSettings
 from lplr_cli.training.recompute import recompute_gradients
+from lplr_cli.training.subject import OWN, Source, Subject, find_checkpoint, open_subject
 from lplr_cli.training.summary import run_facts, summarize
 
 __all__ = [
     "OPTIMIZERS",
+    "OWN",
     "SCHEDULES",
     "KernelProbe",
     "Outcome",
     "ProbeSettings",
     "Prober",
     "Progress",
+    "Source",
+    "Subject",
     "TrainConfig",
     "Trainer",
     "certified_columns",
     "certify_checkpoint",
-    "checkpoint_network",
-    "open_checkpoint",
+    "find_checkpoint",
+    "open_subject",
     "probe_checkpoint",
     "recompute_gradients",
     "resolve_device",

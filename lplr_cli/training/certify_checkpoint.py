@@ -7,15 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lplr_cli.certificate import Certificate, certify, check_run, estimate_constants, sampled_constants
 from lplr_cli.errors import InputError, NumericalError
-from lplr_cli.models import build_model
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
-from lplr_cli.training.checkpoint_probe import open_checkpoint
-from lplr_cli.training.flat import FlatParameters
+from lplr_cli.training.subject import OWN, Source, open_subject
 
 # Kind of each number in the record, and the section of docs/theory.md that has its formula.
 _CONSTANTS = {
@@ -55,7 +51,7 @@ def certify_checkpoint(
     method: str = "auto",
     directions: int = 4,
     memory: int = DEFAULT_MEMORY,
-    data_dir: Path | None = None,
+    source: Source = OWN,
 ) -> dict[str, Any]:
     """Certificate at a checkpoint, on its full training set, in float64.
 
@@ -67,7 +63,7 @@ def certify_checkpoint(
         method: see :class:`lplr_cli.certificate.BallBounds`.
         directions: random directions for the estimates; 0 leaves them out.
         memory: bytes for kernels.
-        data_dir: where the original files of the data set lie now.
+        source: what the user says of a file that is not of lplr.
 
     Raises:
         NoCertificateError: no bound is proved for this network.
@@ -77,17 +73,16 @@ def certify_checkpoint(
         directory = RunDirectory.open(path)
         run = run or path
         path = directory.checkpoint_path(0)
-    checkpoint, dataset = open_checkpoint(path, data_dir)
+    subject = open_subject(path, source)
     log = None
     if run is not None:
         other = RunDirectory.open(run)
-        if checkpoint.step != 0:
+        if subject.step != 0:
             raise InputError(f"{path} is not the start of a run", "give the run, or its step-000000.pt")
         log = other.log()
         radius = float(log["drift"].max()) if radius is None else radius
-    module = build_model(checkpoint.model, checkpoint.input_shape, checkpoint.outputs)
-    FlatParameters(module).load(checkpoint.parameters)
-    x, y = torch.from_numpy(dataset.inputs).double(), torch.from_numpy(dataset.targets).double()
+    module = subject.module
+    x, y = subject.dataset.tensors()
     certificate = certify(module, x, y, radius=radius, method=method, memory=memory)
     estimates: dict[str, Any] | None = None
     scale = radius if radius else certificate.radius_jacobian
@@ -97,7 +92,8 @@ def certify_checkpoint(
         "command": "certify",
         "schema_version": SCHEMA_VERSION,
         "checkpoint": str(path),
-        "step": checkpoint.step,
+        "step": subject.step,
+        "assumptions": list(subject.assumptions),
         "normalisation": {
             "loss": "L = (1/n) ||r||^2",
             "ntk": "K = J J^T / n",
@@ -113,7 +109,7 @@ def certify_checkpoint(
     return cleaned
 
 
-def certified_columns(run: RunDirectory) -> dict[str, Any]:
+def certified_columns(run: RunDirectory, source: Source = OWN) -> dict[str, Any]:
     """What the closing table of a run says of its certificate: μ on the ball that the run used, or why there is none.
 
     Only where the probes took all samples: whoever probes a subset saves the cost of the full kernel.
@@ -126,15 +122,12 @@ def certified_columns(run: RunDirectory) -> dict[str, Any]:
         return {**empty, "mu_certified_reason": "a subset certifies nothing: see lplr certify"}
     drift = float(log["drift"].max())
     try:
-        checkpoint, dataset = open_checkpoint(run.checkpoint_path(0))
-        module = build_model(checkpoint.model, checkpoint.input_shape, checkpoint.outputs)
-        FlatParameters(module).load(checkpoint.parameters)
-        width = checkpoint.model.width if checkpoint.model.kind == "mlp" else 0
-        quick = n * checkpoint.model.depth * width**3 <= _QUICK
+        subject = open_subject(run.checkpoint_path(0), source)
+        spec = subject.spec
+        quick = spec is not None and n * spec.depth * (spec.width if spec.kind == "mlp" else 0) ** 3 <= _QUICK
         certificate = certify(
-            module,
-            torch.from_numpy(dataset.inputs),
-            torch.from_numpy(dataset.targets),
+            subject.module,
+            *subject.dataset.tensors(),
             radius=drift,
             method="tight" if quick else "fast",
         )

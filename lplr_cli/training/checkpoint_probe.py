@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 from numpy.typing import NDArray
 
 from lplr_cli import ntk
-from lplr_cli.data import Dataset, load_dataset
 from lplr_cli.errors import InputError
-from lplr_cli.models import DTYPES, build_model
-from lplr_cli.ntk import Network
-from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
-from lplr_cli.runs.checkpoint import Checkpoint, load_checkpoint
-from lplr_cli.training.flat import FlatParameters
+from lplr_cli.models import DTYPES
+from lplr_cli.runs import SCHEMA_VERSION, plain
 from lplr_cli.training.loop import resolve_device
+from lplr_cli.training.subject import OWN, Source, open_subject
 
 
 @dataclass(frozen=True)
@@ -29,39 +26,13 @@ class KernelProbe:
     record: dict[str, Any]
     eigenvalues: NDArray[np.float64]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The record of ``probe-ntk --format json``."""
+        return self.record
 
-def find_checkpoint(path: Path) -> Path:
-    """``path`` itself, or the last checkpoint of a run directory."""
-    if not path.is_dir():
-        return path
-    run = RunDirectory.open(path)
-    steps = run.checkpoint_steps()
-    if not steps:
-        raise InputError(f"{path} has no checkpoint", "give a run that lplr train wrote")
-    return run.checkpoint_path(steps[-1])
-
-
-def open_checkpoint(path: Path, data_dir: Path | None = None) -> tuple[Checkpoint, Dataset]:
-    """A checkpoint and the very samples that it was trained on.
-
-    Raises:
-        InputError: the checkpoint cannot be read, or its data are not the same any more.
-    """
-    checkpoint = load_checkpoint(path)
-    spec = checkpoint.data
-    if data_dir is not None:
-        spec = replace(spec, data_dir=str(data_dir))
-    dataset = load_dataset(spec)
-    if dataset.fingerprint != checkpoint.data_sha256:
-        raise InputError(f"the data of {path} changed since it was written", "restore the data")
-    return checkpoint, dataset
-
-
-def checkpoint_network(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Network:
-    """The network at the checkpoint's θ."""
-    module = build_model(checkpoint.model, checkpoint.input_shape, checkpoint.outputs, dtype=DTYPES[checkpoint.dtype])
-    FlatParameters(module).load(checkpoint.parameters)
-    return Network.from_module(module.eval(), dtype=dtype, device=device)
+    def to_frame(self) -> pd.DataFrame:
+        """A row an eigenvalue, ascending."""
+        return pd.DataFrame({"index": range(len(self.eigenvalues)), "eigenvalue": self.eigenvalues})
 
 
 def probe_checkpoint(
@@ -75,7 +46,8 @@ def probe_checkpoint(
     dtype: str = "float64",
     memory: int = ntk.DEFAULT_MEMORY,
     device: str = "cpu",
-    data_dir: Path | None = None,
+    source: Source = OWN,
+    step: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> KernelProbe:
     """Spectrum of the normalised NTK at a checkpoint or at the last checkpoint of a run.
@@ -90,17 +62,18 @@ def probe_checkpoint(
         dtype: of the arithmetic.
         memory: bytes for everything beyond the model and the data.
         device: where to compute.
-        data_dir: where the original files of the data set lie now.
+        source: what the user says of a file that is not of lplr.
+        step: which checkpoint of a run directory; the last by default.
         progress: called with (products done, products at most) where the kernel is matrix-free.
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype!r} is unknown", f"choose from {', '.join(DTYPES)}")
-    path = find_checkpoint(path)
-    checkpoint, dataset = open_checkpoint(path, data_dir)
+    subject = open_subject(path, source, step=step)
+    dataset = subject.dataset
     if size is not None and not 1 <= size <= dataset.n:
         raise InputError(f"--size {size} is out of range", f"the checkpoint has {dataset.n} samples")
-    network = checkpoint_network(checkpoint, DTYPES[dtype], resolve_device(device))
-    inputs = torch.from_numpy(dataset.inputs[:size])
+    network = subject.network(DTYPES[dtype], resolve_device(device))
+    inputs = dataset.tensors()[0][:size]
     kernel = ntk.kernel_spectrum(
         network,
         inputs,
@@ -115,8 +88,9 @@ def probe_checkpoint(
     record: dict[str, Any] = {
         "command": "probe-ntk",
         "schema_version": SCHEMA_VERSION,
-        "checkpoint": str(path),
-        "step": checkpoint.step,
+        "checkpoint": str(subject.path),
+        "step": subject.step,
+        "assumptions": list(subject.assumptions),
         "normalisation": {"ntk": "K = J J^T / n", "n": kernel.n},
         "samples": dataset.n,
         "n": kernel.n,

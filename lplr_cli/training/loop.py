@@ -35,6 +35,7 @@ from lplr_cli.training.config import TrainConfig
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loss import accumulate_gradient, squared_loss
 from lplr_cli.training.probes import Prober, ProbeSettings
+from lplr_cli.training.subject import check_outputs
 
 # A loss this many times the initial one has left every regime of interest; waiting for overflow tells nothing more.
 BLOW_UP = 1e12
@@ -91,32 +92,16 @@ class Trainer:
         self.config, self.dataset = config, dataset
         self.device = resolve_device(config.device)
         dtype = DTYPES[config.dtype]
-        self.inputs = torch.from_numpy(dataset.inputs).to(self.device, dtype)
-        self.targets = torch.from_numpy(dataset.targets).to(self.device, dtype)
+        self.inputs, self.targets = dataset.tensors(dtype, self.device)
         shape = dataset.inputs.shape[1:]
         self.module: nn.Module = build_model(config.model, shape, dataset.outputs, seed=config.seed, dtype=dtype)
         # Training and probing see one deterministic function of one sample: no dropout, fixed running statistics.
         self.module.to(self.device).eval()
-        self._check_outputs()
+        check_outputs(self.module, dataset)
         self.flat = FlatParameters(self.module)
         self.momentum = torch.zeros_like(self.flat.theta) if config.momentum else None
         self.steps_per_epoch = config.steps_per_epoch(dataset.n)
         self.total = config.total_steps(dataset.n)
-
-    def _check_outputs(self) -> None:
-        with torch.no_grad():
-            try:
-                out = self.module(self.inputs[:1])
-            except RuntimeError as error:
-                shape = tuple(self.inputs.shape[1:])
-                raise InputError(
-                    f"the model cannot take samples of shape {shape} ({str(error).splitlines()[0]})",
-                    "choose a model that fits the data",
-                ) from error
-        if out.reshape(1, -1).shape[1] != self.dataset.outputs:
-            raise InputError(
-                f"the model has {out.numel()} outputs, the targets {self.dataset.outputs}", "make them agree"
-            )
 
     def network(self) -> Network:
         """The module at the present θ, for curvature computations in float64."""

@@ -8,16 +8,18 @@ import pandas as pd
 import torch
 
 from lplr_cli.errors import InputError
-from lplr_cli.models import build_model
+from lplr_cli.models import load_weights
 from lplr_cli.runs import RunDirectory
-from lplr_cli.runs.checkpoint import Checkpoint
-from lplr_cli.training.checkpoint_probe import open_checkpoint
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loss import accumulate_gradient
+from lplr_cli.training.subject import OWN, Source, open_subject
 
 
 def recompute_gradients(
-    run: RunDirectory, progress: Callable[[int, int], None] | None = None, micro_batch: int = 1024
+    run: RunDirectory,
+    progress: Callable[[int, int], None] | None = None,
+    micro_batch: int = 1024,
+    source: Source = OWN,
 ) -> pd.DataFrame:
     """Exact full-data loss and ||∇L||² at every checkpoint, in float64: a row a checkpoint (step, loss, grad_norm_sq).
 
@@ -25,6 +27,7 @@ def recompute_gradients(
         run: with checkpoints.
         progress: called with (done, total) after each.
         micro_batch: samples at a time, which bounds the memory.
+        source: what the user says of a run that does not tell its model or data.
 
     Raises:
         InputError: no checkpoint, or data that have changed.
@@ -32,14 +35,13 @@ def recompute_gradients(
     steps = run.checkpoint_steps()
     if not steps:
         raise InputError(f"{run.path} has neither gradient norms nor checkpoints", "log ||grad L||^2 beside the loss")
-    first, dataset = open_checkpoint(run.checkpoint_path(steps[0]))
-    module = build_model(first.model, first.input_shape, first.outputs, dtype=torch.float64).eval()
+    subject = open_subject(run.path, source, step=steps[0])
+    module = subject.module.to(torch.float64)
     flat = FlatParameters(module)
-    inputs, targets = (torch.from_numpy(a).to(torch.float64) for a in (dataset.inputs, dataset.targets))
+    inputs, targets = subject.dataset.tensors()
     rows = []
     for done, step in enumerate(steps, start=1):
-        checkpoint: Checkpoint = first if step == steps[0] else run.load(step)
-        flat.load(checkpoint.parameters)
+        load_weights(module, {**module.state_dict(), **run.load(step).parameters}, str(run.checkpoint_path(step)))
         flat.grad.zero_()
         loss = accumulate_gradient(module, inputs, targets, micro_batch)
         rows.append({"step": step, "loss": loss, "grad_norm_sq": flat.grad_norm_sq()})

@@ -16,7 +16,7 @@ from lplr_cli.certificate import estimate_constants
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec, build_model
-from lplr_cli.training import TrainConfig, open_checkpoint, probe_checkpoint, resume, summarize, train
+from lplr_cli.training import TrainConfig, open_subject, probe_checkpoint, resume, summarize, train
 
 SMALL = TrainConfig(
     DataSpec("mnist", samples=24), ModelSpec(width=6, depth=2), lr=0.02, steps=12, probe_every=4, checkpoint_every=5
@@ -71,12 +71,9 @@ def test_probe_rows_against_the_kernel(tmp_path: Path) -> None:
     train(SMALL, tmp_path / "r")
     log, probes = logs(tmp_path / "r")
     assert probes["step"].tolist() == [0, 4, 8, 12]
-    checkpoint, data = open_checkpoint(tmp_path / "r" / "checkpoints" / "step-000012.pt")
-    x = torch.tensor(data.inputs)
-    network, first = (
-        ntk.Network.from_module(build_model(SMALL.model, (784,), 1), values=c.parameters)
-        for c in (checkpoint, open_checkpoint(tmp_path / "r" / "checkpoints" / "step-000000.pt")[0])
-    )
+    last, start = (open_subject(tmp_path / "r", step=step) for step in (12, 0))
+    x = torch.tensor(last.dataset.inputs)
+    network, first = (ntk.Network.from_module(subject.module) for subject in (last, start))
     kernel, kernel0 = ntk.empirical_ntk(network, x).matrix, ntk.empirical_ntk(first, x).matrix
     row = probes.iloc[-1]
     values = torch.linalg.eigvalsh(kernel)
@@ -138,8 +135,7 @@ def test_sgd_logs_exact_values_each_epoch(tmp_path: Path) -> None:
     assert log["step"].tolist() == list(range(10))
     assert log.loc[log["loss"].notna(), "step"].tolist() == [0, 3, 6, 9]
     data = load_dataset(config.data)
-    checkpoint, _ = open_checkpoint(tmp_path / "r" / "checkpoints" / "step-000009.pt")
-    network = ntk.Network.from_module(build_model(config.model, (784,), 1), values=checkpoint.parameters)
+    network = ntk.Network.from_module(open_subject(tmp_path / "r", step=9).module)
     loss = ntk.squared_loss(network, torch.tensor(data.inputs), torch.tensor(data.targets), data.n)
     assert log["loss"].iloc[-1] == pytest.approx(loss.item(), rel=1e-12)
 

@@ -1,0 +1,168 @@
+"""Networks from bare weights: wrappers' prefixes taken off, the structure of an MLP read from names and shapes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lplr_cli.errors import InputError
+from lplr_cli.models.activations import ACTIVATIONS
+from lplr_cli.models.mlp import MLP
+from lplr_cli.models.spec import ModelSpec
+
+# What DataParallel, DistributedDataParallel and torch.compile put before or between the names of a module.
+_WRAPPERS = ("module.", "_orig_mod.")
+_SHOWN = 12
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> str:
+    """Names and shapes for messages, the first dozen."""
+    parts = [f"{k} {tuple(v.shape)}" for k, v in list(tensors.items())[:_SHOWN]]
+    return ", ".join(parts) + (f" and {len(tensors) - _SHOWN} more" if len(tensors) > _SHOWN else "")
+
+
+def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes of parallel and compiled wrappers."""
+    names = {}
+    for name, tensor in tensors.items():
+        short = name
+        while any(short.startswith(w) for w in _WRAPPERS):
+            short = short.split(".", 1)[1]
+        names[short.replace("._orig_mod.", ".")] = tensor
+    return names if len(names) == len(tensors) else dict(tensors)
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Copy weights into a module, whatever common prefix a trainer put before their names.
+
+    Args:
+        module: its parameters and persistent buffers are set.
+        tensors: by name; more than the module has is fine (a trainer's own metrics), fewer is not.
+        origin: for messages.
+
+    Raises:
+        InputError: names that are missing, or shapes that differ, listing them.
+    """
+    own = module.state_dict()
+    candidates = [dict(tensors), unwrap(tensors)]
+    prefixes = {k.split(".", 1)[0] + "." for k in candidates[1] if "." in k}
+    candidates += [{k.removeprefix(p): v for k, v in candidates[1].items() if k.startswith(p)} for p in prefixes]
+    found = max(candidates, key=lambda c: len(own.keys() & c.keys()))
+    missing = [k for k in own if k not in found]
+    if missing:
+        raise InputError(
+            f"{origin} lacks {', '.join(missing[:_SHOWN])}" + (" and more" if len(missing) > _SHOWN else ""),
+            f"it has {shapes(tensors)}",
+        )
+    wrong = [
+        f"{k} is {tuple(found[k].shape)}, the model's {tuple(own[k].shape)}"
+        for k in own
+        if found[k].shape != own[k].shape
+    ]
+    if wrong:
+        raise InputError(f"{origin}: {'; '.join(wrong[:3])}", "it belongs to another model")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(found[name])
+
+
+def infer_mlp(
+    tensors: Mapping[str, Tensor],
+    input_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    activation: str | None = None,
+    beta: float = 1.0,
+    parametrization: str = "standard",
+    origin: str = "the weights",
+) -> tuple[MLP, ModelSpec, str]:
+    """An MLP with these weights, told from their names and shapes.
+
+    Layers stand in the order of the file, which is that of their definition; the sizes must fit together.
+
+    Args:
+        tensors: ``….weight`` (out, in) and ``….bias`` (out,) of each layer.
+        input_shape: of one sample of the data, checked against the first layer.
+        outputs: C of the data, checked against the last.
+        activation: between layers; the weights do not tell it.
+        beta: sharpness of softplus.
+        parametrization: ``standard`` or ``ntk``.
+        origin: for messages.
+
+    Returns:
+        The module in float64, its specification, and a line that says what was assumed.
+
+    Raises:
+        InputError: no such structure, sizes that do not fit, or an activation that is needed and not given.
+    """
+    tensors = unwrap(tensors)
+    remedy = f"name the code with --model module:factory; it has {shapes(tensors)}"
+    weights = {k: v for k, v in tensors.items() if k == "weight" or k.endswith(".weight")}
+    biases = {k: v for k, v in tensors.items() if k == "bias" or k.endswith(".bias")}
+    stems = [re.sub(r"\.?weight$", "", k) for k in weights]
+    used = set(weights) | {f"{s}.bias" if s else "bias" for s in stems}
+    linear = all(v.ndim == 2 and v.is_floating_point() for v in weights.values())
+    if not weights or not linear or set(tensors) - used or (biases and len(biases) != len(weights)):
+        raise InputError(f"{origin} does not look like the weights of an MLP", remedy)
+    layers = list(weights.values())
+    for (a, one), (b, two) in pairwise(weights.items()):
+        if two.shape[1] != one.shape[0]:
+            raise InputError(
+                f"{origin}: {a} {tuple(one.shape)} does not lead to {b} {tuple(two.shape)}", f"no MLP: {remedy}"
+            )
+    for stem, weight in zip(stems, layers, strict=True):
+        bias = biases.get(f"{stem}.bias" if stem else "bias")
+        if biases and (bias is None or bias.shape != weight.shape[:1]):
+            raise InputError(f"{origin}: the bias of {stem or 'the layer'} does not fit its weight", remedy)
+    features = math.prod(input_shape)
+    if layers[0].shape[1] != features:
+        raise InputError(
+            f"{origin} takes {layers[0].shape[1]} inputs, the data have {features} (shape {input_shape})",
+            "give the data that the model was trained on",
+        )
+    if layers[-1].shape[0] != outputs:
+        raise InputError(
+            f"{origin} has {layers[-1].shape[0]} outputs, the targets of the data {outputs}",
+            "choose --targets or --classes to fit",
+        )
+    widths = tuple(w.shape[0] for w in layers[:-1])
+    if widths and activation is None:
+        raise InputError(
+            f"{origin}: an MLP {features}-{'-'.join(map(str, widths))}-{outputs}, its weights do not tell the activation",
+            f"pass --activation {', '.join(ACTIVATIONS)}",
+        )
+    spec = ModelSpec(
+        kind="mlp",
+        width=max(widths, default=1),
+        depth=len(widths),
+        activation=activation or "softplus",
+        beta=beta,
+        parametrization=parametrization,
+        widths=widths if len(set(widths)) > 1 else None,
+        bias=bool(biases),
+    )
+    module = MLP(
+        features,
+        outputs,
+        width=spec.width,
+        depth=spec.depth,
+        activation=spec.resolved_activation,
+        beta=beta,
+        parametrization=parametrization,
+        widths=widths,
+        bias=spec.bias,
+    ).double()
+    with torch.no_grad():
+        for layer, stem, weight in zip(module.layers, stems, layers, strict=True):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.copy_(weight)
+            if biases:
+                layer.bias.copy_(biases[f"{stem}.bias" if stem else "bias"])
+    sizes = "-".join(map(str, (features, *widths, outputs)))
+    how = f", {activation}" + (f" (β = {beta:g})" if activation == "softplus" and beta != 1 else "") if widths else ""
+    return module, spec, f"MLP {sizes} from names and shapes{how}, {parametrization} parametrisation"

@@ -1,0 +1,188 @@
+"""What a command examines: a network at one θ with its training data, from a run of lplr or from anyone's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lplr_cli.data import Dataset, DataSpec, load_dataset
+from lplr_cli.errors import InputError
+from lplr_cli.models import DTYPES, ModelSpec, build_model, infer_mlp, load_weights
+from lplr_cli.ntk import Network
+from lplr_cli.runs import RunDirectory
+from lplr_cli.runs.checkpoint import Checkpoint, is_checkpoint, parse_checkpoint
+from lplr_cli.runs.weights import Weights, find_weights, read_file
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user says of a file that does not tell it itself; all None for a checkpoint of lplr.
+
+    Attributes:
+        model: ``module:factory`` of the network's code; without it an MLP is read from names and shapes.
+        arguments: keyword arguments of the factory.
+        data: the training data.
+        activation, beta, parametrization: of an MLP read from names and shapes.
+        data_dir: where the original files of a known data set lie now.
+    """
+
+    model: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    data: DataSpec | None = None
+    activation: str | None = None
+    beta: float = 1.0
+    parametrization: str = "standard"
+    data_dir: Path | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were given, by their names on the command line."""
+        named = {"--model": self.model, "--data": self.data, "--activation": self.activation}
+        return [k for k, v in named.items() if v is not None]
+
+
+OWN = Source()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network at one θ, with the data it is examined on.
+
+    Attributes:
+        path: of the file.
+        module: in evaluation mode, parameters set, in the dtype of its file.
+        dataset: all samples.
+        step: of the optimiser; None when the file does not tell.
+        spec: how the module was built; None for an exported program.
+        assumptions: what was read off rather than written down, for the output.
+    """
+
+    path: Path
+    module: nn.Module
+    dataset: Dataset
+    step: int | None
+    spec: ModelSpec | None
+    assumptions: tuple[str, ...] = ()
+
+    def network(self, dtype: torch.dtype, device: torch.device) -> Network:
+        """For the kernel."""
+        return Network.from_module(self.module, dtype=dtype, device=device)
+
+
+def find_checkpoint(path: Path, step: int | None = None) -> Path:
+    """``path`` itself, or of a run directory the checkpoint of ``step``, the last one by default."""
+    if not path.is_dir():
+        return path
+    run = RunDirectory.open(path)
+    steps = run.checkpoint_steps()
+    if not steps:
+        raise InputError(f"{path} has no checkpoint", "give a run with checkpoints, or a file")
+    return run.checkpoint_path(steps[-1] if step is None else step)
+
+
+def open_subject(path: Path, source: Source = OWN, *, step: int | None = None) -> Subject:
+    """Open a checkpoint of lplr, or weights of anyone's with what the user says of them.
+
+    Args:
+        path: a file, or a run directory.
+        source: for files that do not describe themselves.
+        step: which checkpoint of a run directory; the last by default.
+
+    Raises:
+        InputError: unreadable, incomplete or contradictory, naming keys and shapes; or data that changed.
+    """
+    path = find_checkpoint(path, step)
+    content = read_file(path)
+    if is_checkpoint(content):
+        return _own(parse_checkpoint(content, path), path, source)
+    weights = content if isinstance(content, Weights) else find_weights(content, str(path))
+    if source.data is None:
+        raise InputError(f"{path} does not tell its training data", "name them: --data FILE, mnist or module:factory")
+    dataset = load_dataset(source.data)
+    shape = tuple(dataset.inputs.shape[1:])
+    if weights.program is not None:
+        if source.model is not None:
+            raise InputError(f"{path} is an exported program, which has its own code", "leave out --model")
+        module: nn.Module = weights.program
+        spec, assumption = None, f"the exported program {path.name}"
+    elif source.model is not None:
+        spec = ModelSpec(kind=source.model, arguments=dict(source.arguments))
+        module = build_model(spec, shape, dataset.outputs)
+        load_weights(module, weights.tensors, weights.origin)
+        assumption = f"code of {source.model}, weights of {weights.origin}"
+    else:
+        module, spec, assumption = infer_mlp(
+            weights.tensors,
+            shape,
+            dataset.outputs,
+            activation=source.activation,
+            beta=source.beta,
+            parametrization=source.parametrization,
+            origin=weights.origin,
+        )
+    check_outputs(module.eval(), dataset)
+    return Subject(path, module, dataset, weights.step, spec, (assumption, f"data {dataset.origin}"))
+
+
+def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
+    """A checkpoint of lplr; what it says itself is not overruled, what a recorder was not told is asked for."""
+    if checkpoint.model is not None and (source.model or source.activation):
+        raise InputError(f"{path} knows its own model", f"leave out {', '.join(source.given)}")
+    if checkpoint.data is not None and source.data is not None:
+        raise InputError(f"{path} knows its own data", f"leave out {', '.join(source.given)}")
+    data = checkpoint.data or source.data
+    if data is None:
+        raise InputError(f"{path} does not tell its training data", "name them: --data FILE, mnist or module:factory")
+    if source.data_dir is not None:
+        data = replace(data, data_dir=str(source.data_dir))
+    dataset = load_dataset(data)
+    if checkpoint.data_sha256 and dataset.fingerprint != checkpoint.data_sha256:
+        raise InputError(f"the data of {path} changed since it was written", "restore the data")
+    shape = tuple(dataset.inputs.shape[1:])
+    if checkpoint.model is None and source.model is None:
+        module, spec, assumption = infer_mlp(
+            checkpoint.parameters,
+            shape,
+            dataset.outputs,
+            activation=source.activation,
+            beta=source.beta,
+            parametrization=source.parametrization,
+            origin=str(path),
+        )
+        return Subject(path, module.eval(), dataset, checkpoint.step, spec, (assumption,))
+    spec = checkpoint.model or ModelSpec(kind=source.model or "", arguments=dict(source.arguments))
+    built = build_model(spec, shape, dataset.outputs, seed=checkpoint.seed, dtype=DTYPES[checkpoint.dtype])
+    # Buffers and frozen parameters, which training leaves alone, are those of the module as built.
+    load_weights(built, {**built.state_dict(), **checkpoint.parameters}, str(path))
+    check_outputs(built.eval(), dataset)
+    return Subject(path, built, dataset, checkpoint.step, spec)
+
+
+def check_outputs(module: nn.Module, dataset: Dataset) -> None:
+    """Refuse a module that cannot take the samples or has another number of outputs than the targets.
+
+    Raises:
+        InputError: with the shapes.
+    """
+    parameter = next(module.parameters(), None)
+    inputs, _ = dataset.tensors(None if parameter is None else parameter.dtype)
+    if parameter is not None:
+        inputs = inputs[:1].to(parameter.device)
+    with torch.no_grad():
+        try:
+            out = module(inputs[:1])
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+            shape = tuple(dataset.inputs.shape[1:])
+            raise InputError(
+                f"the model cannot take samples of shape {shape} ({str(error).splitlines()[0]})",
+                "choose a model that fits the data",
+            ) from error
+    if not isinstance(out, Tensor):
+        raise InputError(f"the model returns {type(out).__name__}", "return one tensor of shape (n, C)")
+    if out.reshape(1, -1).shape[1] != dataset.outputs:
+        raise InputError(f"the model has {out.numel()} outputs, the targets {dataset.outputs}", "make them agree")
