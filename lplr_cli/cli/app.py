@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lplr_cli.cli.ablate import ablate
+from lplr_cli.cli.audit import audit
 from lplr_cli.cli.certify import certify
 from lplr_cli.cli.fit_rate import fit_rate
 from lplr_cli.cli.pl_ratio import pl_ratio
@@ -35,3 +36,4 @@ app.command("probe-ntk")(probe_ntk)
 app.command("certify")(certify)
 app.command("pl-ratio")(pl_ratio)
 app.command("fit-rate")(fit_rate)
+app.command("audit")(audit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.logs import Columns, Sources, WindowOption, read_log
+from lplr_cli.cli.logs import Columns, Sources, WindowOption, open_log
 
 if TYPE_CHECKING:
     from lplr_cli.diagnostics import Convergence, LossSeries
@@ -47,7 +47,7 @@ def fit_rate(
     bounds = parse_window(window) if window else None
     results: list[tuple[str, LossSeries, Convergence]] = []
     for name in run:
-        source = read_log(name, column)
+        source = open_log(name, column)
         series = source.series()
         try:
             results.append((source.name, series, analyse_rate(series, window=bounds, facts=source.facts())))

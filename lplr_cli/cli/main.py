@@ -30,6 +30,7 @@ Diagnostics
   certify    Prove μ over a ball: λ0, L_J and L_K with certified radii, and containment of the run.
   pl-ratio   PL ratio of a run and its lower envelope on the stable window.
   fit-rate   Is the convergence linear? Which rate, how sure?
+  audit      Judge every hypothesis and conclusion of the theory over a run or log; for CI.
 
 Every command takes
   --format table|json|csv|markdown   on stdout; progress and notes go to stderr
@@ -44,10 +45,11 @@ Examples
   lplr probe-ntk runs/mnist-mlp64-s0 --verify
   lplr certify runs/mnist-mlp64-s0
   lplr pl-ratio runs/mnist-mlp64-s0 --require 'pl_ratio_star.min >= 0.05'
+  lplr audit runs/mnist-mlp64-s0 --junit audit.xml
   lplr ablate mnist --width 32,64 --seed 0,1
 
 Exit codes
-  0 done   1 a requirement failed   2 bad usage or input   130 interrupted, run resumable
+  0 done   1 a requirement or verdict failed   2 bad usage or input   130 interrupted, run resumable
   3 numerical failure, or output that could not be written; everything computed so far is kept
 """
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lplr_cli.audit.requirements import Requirement, check_requirements, parse_requirement
+from lplr_cli.audit.requirements import Failure, Requirement, check_requirements, parse_requirement
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,14 +85,25 @@ class Sink:
         self.format, self.output = format, output
         self.requirements: list[Requirement] = [parse_requirement(text) for text in require or []]
 
-    def emit(self, result: Result) -> None:
+    def check(self, record: dict[str, Any]) -> list[Failure]:
+        """The requirements that fail.
+
+        Raises:
+            InputError: an unknown key, which is a usage error, found before anything is printed.
+        """
+        return check_requirements(self.requirements, record)
+
+    def emit(self, result: Result, extra_failures: Sequence[str] = ()) -> None:
         """Print the result, write the file, check the requirements.
+
+        Args:
+            result: what to show.
+            extra_failures: further lines that make the command fail.
 
         Raises:
             typer.Exit: with code 1 when a requirement fails.
         """
-        # An unknown key is a usage error, found before anything is printed.
-        failures = check_requirements(self.requirements, result.record)
+        failures = [*map(str, self.check(result.record)), *extra_failures]
         if self.format == "table":
             console = stdout_console()
             for grid in result.grids:

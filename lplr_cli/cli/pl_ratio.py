@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.logs import Columns, LogInput, Source, WindowOption, read_log
+from lplr_cli.cli.logs import Columns, Source, WindowOption, open_log
 
 if TYPE_CHECKING:
     from lplr_cli.diagnostics import LossSeries, PLRatio
     from lplr_cli.reporting import Grid
+    from lplr_cli.training import LogInput
 
 
 def pl_ratio(
@@ -39,7 +40,7 @@ def pl_ratio(
     [bold]lplr pl-ratio log.jsonl --column loss=train/loss --column grad_norm=grads/norm[/bold]
     """
     sink = out_.Sink(format, output, force, require, figure)
-    source = read_log(run, column)
+    source = open_log(run, column)
     from lplr_cli.diagnostics import analyse_pl_ratio, parse_window
     from lplr_cli.runs import SCHEMA_VERSION, plain
 

@@ -133,7 +133,7 @@ def infer_mlp(
     widths = tuple(w.shape[0] for w in layers[:-1])
     if widths and activation is None:
         raise InputError(
-            f"{origin}: an MLP {features}-{'-'.join(map(str, widths))}-{outputs}, its weights do not tell the activation",
+            f"{origin}: an MLP {features}-{'-'.join(map(str, widths))}-{outputs}; weights do not tell the activation",
             f"pass --activation {', '.join(ACTIVATIONS)}",
         )
     spec = ModelSpec(

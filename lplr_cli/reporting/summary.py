@@ -19,7 +19,7 @@ def _rate_meaning(rate: dict[str, Any]) -> str:
 def _rows(s: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
     """(quantity, value, kind, meaning) a row."""
     probe, low, lip = s["probe"], s["lambda_min"], s["lipschitz"]
-    where = f"{probe['size']:,} of {s['data']['n']:,} samples (subset)" if probe["subset"] else "all samples"
+    where = f"{probe['size']:,} of {number(s['data']['n'])} samples (subset)" if probe["subset"] else "all samples"
     ratio, star, rate, compatibility = s["pl_ratio"], s["pl_ratio_star"], s["rate"], s["compatibility"]
     certified = s["mu_certified"]
     proved = number(low["lower_initial"])

@@ -109,6 +109,29 @@ def certify_checkpoint(
     return cleaned
 
 
+def certificate_of_run(run: RunDirectory, source: Source = OWN, memory: int = DEFAULT_MEMORY) -> Certificate:
+    """The certificate at the start of a run, reported on the ball of its largest drift.
+
+    The tight bounds where they take seconds, else the fast ones.
+
+    Raises:
+        InputError: no certificate for this network, no drift in the log, or a start that cannot be opened.
+    """
+    drift = float(run.log()["drift"].max())
+    if not math.isfinite(drift):
+        raise InputError("the log has no drift", "certify the checkpoint with --radius")
+    subject = open_subject(run.checkpoint_path(0), source)
+    spec = subject.spec
+    depth, width = (spec.depth, spec.width) if spec is not None and spec.kind == "mlp" else (0, 0)
+    return certify(
+        subject.module,
+        *subject.dataset.tensors(),
+        radius=drift,
+        method="tight" if subject.dataset.n * depth * width**3 <= _QUICK else "fast",
+        memory=memory,
+    )
+
+
 def certified_columns(run: RunDirectory, source: Source = OWN) -> dict[str, Any]:
     """What the closing table of a run says of its certificate: μ on the ball that the run used, or why there is none.
 
@@ -116,21 +139,13 @@ def certified_columns(run: RunDirectory, source: Source = OWN) -> dict[str, Any]
     """
     probes, log = run.probes(), run.log()
     record = run.config()
-    n = int(record["data"]["n"])
+    n = int(record["data"].get("n") or 0)
     empty: dict[str, Any] = {"mu_certified": None, "certified_radius": None}
     if probes.empty or int(probes["probe_size"].iloc[0]) < n or str(probes["outputs"].iloc[0]) != "full":
         return {**empty, "mu_certified_reason": "a subset certifies nothing: see lplr certify"}
     drift = float(log["drift"].max())
     try:
-        subject = open_subject(run.checkpoint_path(0), source)
-        spec = subject.spec
-        quick = spec is not None and n * spec.depth * (spec.width if spec.kind == "mlp" else 0) ** 3 <= _QUICK
-        certificate = certify(
-            subject.module,
-            *subject.dataset.tensors(),
-            radius=drift,
-            method="tight" if quick else "fast",
-        )
+        certificate = certificate_of_run(run, source)
     except (InputError, NumericalError) as error:
         return {**empty, "mu_certified_reason": str(error)}
     given = certificate.given

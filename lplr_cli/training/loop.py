@@ -257,6 +257,8 @@ def resume(path: Path, *, on_progress: Callable[[Progress], None] | None = None)
     run = RunDirectory.open(path)
     record = run.config()
     status = record.get("status")
+    if record.get("kind") == "recorded":
+        raise InputError(f"{path} was recorded from another program", "resume it there")
     if status in ("finished", "diverged"):
         raise InputError(f"{path} is {status}", "there is nothing to resume")
     run.lock()

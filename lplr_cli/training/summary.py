@@ -36,6 +36,10 @@ def _value(frame: pd.DataFrame, column: str, row: int) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
 def _pairs(probes: pd.DataFrame, column: str) -> list[tuple[float, float]]:
     if probes.empty or column not in probes.columns:
         return []
@@ -87,26 +91,28 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
     record = run.config()
     log, probes = run.log(), run.probes()
     try:
-        scale = float(record["loss"]["scale"])
+        # A recorded run may not know its loss, its data or its step size.
+        scale, n, outputs = (
+            _number(record[k].get(f)) for k, f in (("loss", "scale"), ("data", "n"), ("data", "outputs"))
+        )
         config = record["config"]
-        n = int(record["data"]["n"])
-        outputs = int(record["data"]["outputs"])
-        lr = float(config["lr"])
-    except (KeyError, TypeError, ValueError) as error:
+        lr = _number(config.get("lr"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run.path / 'run.json'} lacks {error}", "the run directory is damaged") from error
     series = clean_series(log)
     facts = RunFacts(loss_scale=scale, sharpness=_pairs(probes, "sharpness"))
     ratio = analyse_pl_ratio(series, facts=facts) if series.has_gradients and len(series.loss) > 1 else None
     enough = len(series.loss) >= MIN_POINTS
     rate = analyse_rate(series, facts=facts) if enough else None
-    estimates = estimate_constants(log, probes, scale)
+    estimates = estimate_constants(log, probes, scale or 1.0)
     probe_size = None if probes.empty else int(probes["probe_size"].iloc[0])
-    subset = probe_size is not None and probe_size < n
+    subset = probe_size is not None and (n is None or probe_size < n)
     initial = _value(probes, "lambda_min", 0)
     change = _value(probes, "ntk_change", -1)
     top = _value(probes, "lambda_max", 0)
     sharp = [v for v in (probes["sharpness"].tolist() if "sharpness" in probes else []) if v == v]
-    reached = estimates.mu_kernel
+    # μ speaks of squared loss.
+    reached = None if scale is None else estimates.mu_kernel
     summary: dict[str, Any] = {
         "command": "train",
         "schema_version": SCHEMA_VERSION,
@@ -119,7 +125,11 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
             "pl": "0.5 ||grad L||^2 >= mu (L - L*)",
         },
         "model": record.get("model"),
-        "data": {"source": record["data"].get("source"), "n": n, "outputs": outputs},
+        "data": {
+            "source": record["data"].get("source"),
+            "n": None if n is None else int(n),
+            "outputs": None if outputs is None else int(outputs),
+        },
         "optimizer": {
             "name": config.get("optimizer"),
             "lr": lr,
@@ -141,7 +151,7 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
             "final": _value(probes, "lambda_min", -1),
             "lower_initial": _value(probes, "lambda_min_lower", 0),
             # Interlacing (theory.md section 2): n λ_min(K) ≤ m λ_min(K_S) for a subset S of m samples.
-            "upper_bound_full": None if initial is None or probe_size is None else initial * probe_size / n,
+            "upper_bound_full": None if initial is None or probe_size is None or not n else initial * probe_size / n,
         },
         "lambda_max": {"initial": top, "final": _value(probes, "lambda_max", -1)},
         "drift": {"max": estimates.radius, "final": _value(log, "drift", -1)},
@@ -153,7 +163,7 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
             "holds": estimates.compatible,
         },
         "mu_estimated": reached,
-        "mu_estimated_jacobian": estimates.mu_jacobian,
+        "mu_estimated_jacobian": None if scale is None else estimates.mu_jacobian,
         **(certified or _kept_certificate(run, log)),
         "window": None if ratio is None or ratio.window is None else ratio.window.to_dict(),
         "pl_ratio": _EMPTY.to_dict() if ratio is None else ratio.pl_ratio.to_dict(),
@@ -163,7 +173,7 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
             "initial": sharp[0] if sharp else None,
             "final": sharp[-1] if sharp else None,
             "max": max(sharp) if sharp else None,
-            "lr_over_stable": lr * max(sharp) / 2 if sharp else None,
+            "lr_over_stable": lr * max(sharp) / 2 if sharp and lr is not None else None,
         },
         "dropped_rows": series.dropped,
     }

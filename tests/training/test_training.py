@@ -71,9 +71,9 @@ def test_probe_rows_against_the_kernel(tmp_path: Path) -> None:
     train(SMALL, tmp_path / "r")
     log, probes = logs(tmp_path / "r")
     assert probes["step"].tolist() == [0, 4, 8, 12]
-    last, start = (open_subject(tmp_path / "r", step=step) for step in (12, 0))
-    x = torch.tensor(last.dataset.inputs)
-    network, first = (ntk.Network.from_module(subject.module) for subject in (last, start))
+    end, start = (open_subject(tmp_path / "r", step=step) for step in (12, 0))
+    x = torch.tensor(end.dataset.inputs)
+    network, first = (ntk.Network.from_module(subject.module) for subject in (end, start))
     kernel, kernel0 = ntk.empirical_ntk(network, x).matrix, ntk.empirical_ntk(first, x).matrix
     row = probes.iloc[-1]
     values = torch.linalg.eigvalsh(kernel)

@@ -1,0 +1,69 @@
+"""A log to diagnose: that of a run, or of anyone's program."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lplr_cli.diagnostics import NO_FACTS, LossSeries, RunFacts, clean_series
+from lplr_cli.errors import InputError
+from lplr_cli.runs import RunDirectory
+from lplr_cli.runs.foreign import read_foreign_log, read_stream
+from lplr_cli.training.summary import run_facts, summarize
+
+
+@dataclass(frozen=True)
+class LogInput:
+    """A log, and the run it belongs to where there is one.
+
+    Attributes:
+        name: for people.
+        log: columns of :data:`lplr_cli.runs.foreign.KNOWN`, or those of a run.
+        run: the run directory.
+        summary: of the run, from its logs.
+    """
+
+    name: str
+    log: pd.DataFrame
+    run: RunDirectory | None
+    summary: dict[str, Any] | None
+
+    def series(self) -> LossSeries:
+        """The usable rows; says which log when there is none."""
+        try:
+            return clean_series(self.log)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error.what}", error.remedy) from error
+
+    def facts(self) -> RunFacts:
+        """What is known beside the log."""
+        return NO_FACTS if self.run is None else run_facts(self.run, self.summary)
+
+
+def read_log(source: str | Path, columns: Mapping[str, str] | None = None) -> LogInput:
+    """Read the log that ``source`` names.
+
+    Args:
+        source: a run directory, a log of any format, or - for stdin.
+        columns: by known name, the column of the log; see :func:`lplr_cli.runs.foreign.parse_columns`.
+
+    Raises:
+        InputError: it is neither a run directory nor a readable table, or lacks a column.
+    """
+    chosen = dict(columns or {})
+    if source == "-":
+        return LogInput("stdin", read_stream(sys.stdin.buffer, "stdin", chosen), None, None)
+    path = Path(source)
+    if path.is_dir() and (path / "run.json").exists():
+        if chosen:
+            raise InputError(f"{source} is a run of lplr, whose columns are known", "leave out --column")
+        run = RunDirectory.open(path)
+        return LogInput(str(path), run.log(), run, summarize(run))
+    if not path.exists():
+        raise InputError(f"no run or log {source}", "give a run directory, a log or -")
+    return LogInput(str(path), read_foreign_log(path, chosen), None, None)

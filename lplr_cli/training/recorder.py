@@ -1,0 +1,361 @@
+"""A run directory from anybody's training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from lplr_cli.data import DataSpec
+from lplr_cli.errors import InputError
+from lplr_cli.factories import is_factory_reference
+from lplr_cli.models import ModelSpec, parameter_count
+from lplr_cli.runs import LOG_COLUMNS, PROBE_COLUMNS, SCHEMA_VERSION, Appender, Clock, RunDirectory, plain, versions
+from lplr_cli.runs.checkpoint import Checkpoint
+from lplr_cli.training.probes import Prober, ProbeSettings
+
+_DTYPES = {torch.float64: "float64", torch.float32: "float32"}
+
+
+class Recorder:
+    """Write a run directory from a training loop of your own, in three lines.
+
+    ::
+
+        with Recorder(model, "runs/mine") as recorder:            # 1
+            for x, y in loader:
+                loss = loss_fn(model(x), y)
+                loss.backward()
+                recorder.record(loss, optimizer)                  # 2, before the step
+                optimizer.step()
+                optimizer.zero_grad()
+            recorder.finish(final_loss)                           # 3, optional: the loss at the last parameters
+
+    The run is one of lplr: ``pl-ratio``, ``fit-rate``, ``audit`` and ``report`` read it, and the commands that need the
+    network do where ``model`` and ``dataset`` name it (or with ``--model`` and ``--data`` later). It costs one pass
+    over the gradients a step, and one over the parameters every ``drift_every`` steps. An exception inside the block
+    leaves a readable run with status ``interrupted``.
+
+    Wrappers of ``torch.compile``, DataParallel and DistributedDataParallel are looked through. With several processes
+    only rank 0 writes; every rank must call :meth:`record`, as the logged loss is the mean over ranks. With gradient
+    accumulation call :meth:`record` once an optimiser step, with the loss of the whole step. With AMP pass the scaler:
+    the gradients are unscaled as before clipping.
+
+    Args:
+        module: the network that is trained.
+        out: the run directory, new or empty.
+        data: all training inputs (n, …) and targets (n, C), for exact values and probes.
+        exact_every: steps between exact losses and gradients over ``data``; these are then the logged ones, and rows
+            between have none. 0 logs those of the mini-batch.
+        loss_fn: mean loss of outputs and targets, for exact values; L = (1/n) Σ ||f − y||² by default.
+        loss_scale: s where the loss is (s/n) Σ ||f(x_i) − y_i||² (theory.md section 1): 1/C for torch's MSELoss;
+            None where it is no squared loss, and μ is unknown.
+        log_every: steps between rows of the log.
+        drift_every: steps between values of the drift.
+        checkpoint_every: steps between checkpoints; 0 keeps the first and last. Step 0 is always kept.
+        probe_every: steps between NTK probes on ``data``; 0 for none. Checkpoints allow probes later, offline.
+        probe_size: samples of a probe, the first ones.
+        probe_sharpness: whether probes measure the sharpness, over all of ``data``.
+        model: ``module:factory`` that builds the network, for commands that need it.
+        model_arguments: keyword arguments of that factory.
+        dataset: what ``--data`` takes, for commands that need the data.
+        optimizer: description for run.json, e.g. {"name": "gd", "lr": 0.1}; read off the optimiser by default.
+        log_format: ``csv``, ``parquet`` or ``both``.
+
+    Raises:
+        InputError: the directory is not empty, or an option that contradicts another.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        out: str | Path,
+        *,
+        data: tuple[Tensor, Tensor] | None = None,
+        exact_every: int = 0,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss_scale: float | None = None,
+        log_every: int = 1,
+        drift_every: int = 10,
+        checkpoint_every: int = 0,
+        probe_every: int = 0,
+        probe_size: int = 100,
+        probe_sharpness: bool = True,
+        model: str | None = None,
+        model_arguments: Mapping[str, Any] | None = None,
+        dataset: str | DataSpec | None = None,
+        optimizer: Mapping[str, Any] | None = None,
+        log_format: str = "both",
+    ) -> None:
+        if data is None and (exact_every or probe_every):
+            raise InputError("exact values and probes need data", "pass data=(inputs, targets)")
+        if model is not None and not is_factory_reference(model):
+            raise InputError(f"model {model!r} is no factory reference", "write it as module:factory")
+        if min(exact_every, checkpoint_every, probe_every) < 0 or min(log_every, drift_every, probe_size) < 1:
+            raise InputError("a schedule is negative", "give 0 for never, or a number of steps")
+        self.module = _unwrapped(module)
+        self.data = data
+        self.exact_every, self.log_every, self.drift_every = exact_every, log_every, drift_every
+        self.checkpoint_every, self.probe_every = checkpoint_every, probe_every
+        self._loss_fn = loss_fn
+        self._loss_scale = 1.0 if loss_scale is None and loss_fn is None and exact_every else loss_scale
+        self._log_format = log_format
+        self._named = [(k, p) for k, p in self.module.named_parameters() if p.requires_grad]
+        if not self._named:
+            raise InputError("the model has no trainable parameter", "nothing to record")
+        self._start = [p.detach().clone() for _, p in self._named]
+        self._step, self._status = 0, "running"
+        self._distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._writes = not self._distributed or torch.distributed.get_rank() == 0
+        self._spec = None if model is None else ModelSpec(kind=model, arguments=dict(model_arguments or {}))
+        self._data_spec = DataSpec(dataset) if isinstance(dataset, str) else dataset
+        self._description = dict(optimizer) if optimizer is not None else None
+        self._clock = Clock()
+        self.path = Path(out)
+        self._prober: Prober | None = None
+        if not self._writes:
+            return
+        self._run = RunDirectory.create(self.path)
+        self._write_config()
+        self._log = Appender(self._run.log_path, LOG_COLUMNS)
+        self._probes = Appender(self._run.probes_path, PROBE_COLUMNS) if probe_every else None
+        self._save()
+        if probe_every and data is not None:
+            size = min(probe_size, len(data[0]))
+            self._prober = Prober(
+                self.module,
+                {k: p.detach() for k, p in self._named},
+                data[0],
+                data[1].reshape(len(data[0]), -1),
+                ProbeSettings(size=size, sharpness=probe_sharpness and self._loss_scale == 1.0),
+            )
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close("finished" if kind is None else "interrupted")
+
+    def record(
+        self, loss: Tensor | float, optimizer: torch.optim.Optimizer | None = None, *, scaler: Any = None
+    ) -> None:
+        """Log one step: after ``backward``, before ``optimizer.step``.
+
+        Args:
+            loss: of this step, at the parameters before the update.
+            optimizer: its step size is logged; with AMP its gradients are unscaled.
+            scaler: ``torch.amp.GradScaler``, when one is in use.
+        """
+        step = self._step
+        if self._status != "running":
+            raise InputError("the recorder is closed", "record inside the with block")
+        if scaler is not None and optimizer is not None:
+            _unscale(scaler, optimizer)
+        if step % self.log_every == 0 or self._due(self.exact_every, step) or self._due(self.probe_every, step):
+            value = self._mean_over_ranks(loss)
+            grads = [p.grad for _, p in self._named if p.grad is not None]
+            norm = float(get_total_norm(grads)) if grads and self._writes and not self.exact_every else None
+            self._row(step, value, None if norm is None else norm**2, optimizer)
+        if self._description is None and optimizer is not None:
+            self._description = _describe(optimizer)
+            if self._writes:
+                self._write_config()
+        if self._writes:
+            if self._due(self.probe_every, step):
+                self._probe(step)
+            if step and self._due(self.checkpoint_every, step):
+                self._save()
+        self._step += 1
+
+    def finish(self, loss: Tensor | float | None = None) -> None:
+        """Log the loss at the last parameters (their gradient is unknown, unless exact values are on) and close."""
+        if self._status == "running" and (loss is not None or self.exact_every):
+            value = self._mean_over_ranks(math.nan if loss is None else loss)
+            self._row(self._step, value, None, None, last=True)
+        self.close()
+
+    def close(self, status: str = "finished") -> None:
+        """End the run; called by the ``with`` block. A last checkpoint is kept."""
+        if self._status != "running":
+            return
+        self._status = status
+        if not self._writes:
+            return
+        try:
+            if self._step:
+                self._save()
+                if self._prober is not None and status == "finished":
+                    self._probe(self._step)
+        finally:
+            self._log.close()
+            if self._probes is not None:
+                self._probes.close()
+            self._run.finish_tables(self._log_format)
+            self._run.set_status(status)
+            self._run.unlock()
+
+    @staticmethod
+    def _due(every: int, step: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _mean_over_ranks(self, loss: Tensor | float) -> float:
+        if not self._distributed or torch.distributed.get_world_size() == 1:
+            return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
+        device = self._start[0].device
+        value = loss.detach().double().to(device) if isinstance(loss, Tensor) else torch.tensor(loss, device=device)
+        value = value.double().reshape(()).clone()
+        torch.distributed.all_reduce(value)
+        return float(value) / torch.distributed.get_world_size()
+
+    def _row(
+        self,
+        step: int,
+        loss: float,
+        norm_sq: float | None,
+        optimizer: torch.optim.Optimizer | None,
+        last: bool = False,
+    ) -> None:
+        if not self._writes:
+            return
+        row: dict[str, Any] = {"step": step, "loss": loss, "grad_norm_sq": norm_sq, "seconds": self._clock()}
+        if self.exact_every:
+            due = last or self._due(self.exact_every, step)
+            row["loss"], row["grad_norm_sq"] = self._exact() if due else (None, None)
+        exact = bool(self.exact_every) and row["loss"] is not None
+        if last or exact or self._due(self.drift_every, step) or self._due(self.probe_every, step):
+            row["drift"] = self._drift()
+        if optimizer is not None:
+            row["lr"] = float(optimizer.param_groups[0]["lr"])
+        self._log.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+
+    def _drift(self) -> float:
+        with torch.no_grad():
+            return float(get_total_norm([p - s for (_, p), s in zip(self._named, self._start, strict=True)]))
+
+    def _exact(self, micro_batch: int = 1024) -> tuple[float, float]:
+        """Loss and ||∇L||² over all data, in evaluation mode and micro-batches; the gradients of the loop stay."""
+        assert self.data is not None
+        inputs, targets = self.data
+        parameters = [p for _, p in self._named]
+        total = 0.0
+        sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+        modes = [(m, m.training) for m in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.enable_grad():
+                for i in range(0, len(inputs), micro_batch):
+                    x, y = inputs[i : i + micro_batch], targets[i : i + micro_batch]
+                    out = self.module(x)
+                    if self._loss_fn is None:
+                        part = (out.reshape(len(x), -1) - y.reshape(len(x), -1)).square().sum() / len(inputs)
+                    else:
+                        part = self._loss_fn(out, y) * (len(x) / len(inputs))
+                    for s, g in zip(sums, torch.autograd.grad(part, parameters, materialize_grads=True), strict=True):
+                        s.add_(g)
+                    total += float(part.detach())
+        finally:
+            for m, mode in modes:
+                m.training = mode
+        return total, float(get_total_norm(sums)) ** 2
+
+    def _probe(self, step: int) -> None:
+        if self._prober is not None and self._probes is not None:
+            self._probes.append(self._prober.measure(step, {k: p.detach() for k, p in self._named}))
+
+    def _save(self) -> None:
+        reference = self._start[0]
+        self._run.save(
+            Checkpoint(
+                model=self._spec,
+                data=self._data_spec,
+                data_sha256="",
+                input_shape=() if self.data is None else tuple(self.data[0].shape[1:]),
+                outputs=0 if self.data is None else self.data[1].reshape(len(self.data[1]), -1).shape[1],
+                dtype=_DTYPES.get(reference.dtype, "float32"),
+                seed=0,
+                step=self._step,
+                parameters=self.module.state_dict(),
+                loss_scale=self._loss_scale,
+            )
+        )
+
+    def _write_config(self) -> None:
+        exact = bool(self.exact_every)
+        formula = "L = (1/n) sum_i ||f(x_i) - y_i||^2" if exact and self._loss_fn is None else None
+        data: dict[str, Any] = {"source": None, "n": None, "outputs": None, "sha256": None}
+        if self._data_spec is not None:
+            data |= self._data_spec.to_dict()
+        if self.data is not None:
+            data |= {"n": len(self.data[0]), "outputs": self.data[1].reshape(len(self.data[1]), -1).shape[1]}
+        model = {"kind": type(self.module).__name__} if self._spec is None else self._spec.to_dict()
+        description = self._description or {"name": None, "lr": None, "momentum": None, "schedule": None}
+        self._run.write_config(
+            plain(
+                {
+                    "schema_version": SCHEMA_VERSION,
+                    "kind": "recorded",
+                    "status": self._status,
+                    "config": {
+                        **{k: description.get(k) for k in ("lr", "momentum", "schedule")},
+                        "optimizer": description.get("name"),
+                        "exact_every": self.exact_every,
+                        "log_every": self.log_every,
+                        "probe_every": self.probe_every,
+                        "checkpoint_every": self.checkpoint_every,
+                    },
+                    "loss": {
+                        "name": "given" if self._loss_fn or not exact else "squared",
+                        "formula": formula,
+                        "scale": self._loss_scale,
+                        "values": "exact" if exact else "mini-batch",
+                    },
+                    "normalisation": {"ntk": "K = J J^T / n", "pl": "0.5 ||grad L||^2 >= mu (L - L*)"},
+                    "data": data,
+                    "model": {**model, "parameters": parameter_count(self.module)},
+                    "device": str(self._start[0].device),
+                    "dtype": str(self._start[0].dtype).removeprefix("torch."),
+                    "threads": torch.get_num_threads(),
+                    "versions": versions(),
+                }
+            )
+        )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside the wrappers of torch.compile and of data parallelism."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _unscale(scaler: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Divide the gradients by the loss scale, once a step; the loop may have done so for clipping."""
+    try:
+        scaler.unscale_(optimizer)
+    except RuntimeError as error:
+        if "already been called" not in str(error):
+            raise
+
+
+def _describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Name, step size and momentum of an optimiser, as run.json has them."""
+    group = optimizer.param_groups[0]
+    momentum = group.get("momentum")
+    return {
+        "name": type(optimizer).__name__.lower(),
+        "lr": float(group["lr"]),
+        "momentum": None if momentum is None else float(momentum),
+        "schedule": None,
+    }
