@@ -1,5 +1,49 @@
-"""lplr: audit neural-network training runs against local Polyak-Łojasiewicz theory."""
+"""lplr: audit neural-network training runs against local Polyak-Łojasiewicz theory.
+
+The commands are functions here as well, imported when first used:
+
+    import lplr_cli as lplr
+    lplr.audit("runs/mine").verdict
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lplr_cli.api import ablate, certify, fit_rate, pl_ratio, probe_ntk, train
+    from lplr_cli.audit.run import Audit, audit
+    from lplr_cli.training import Recorder, Source
+    from lplr_cli.training.callbacks import lightning_callback, transformers_callback
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "lplr_cli.api": ("ablate", "certify", "fit_rate", "pl_ratio", "probe_ntk", "train"),
+    "lplr_cli.audit.run": ("Audit", "audit"),
+    "lplr_cli.training": ("Recorder", "Source"),
+    "lplr_cli.training.callbacks": ("lightning_callback", "transformers_callback"),
+}
+__all__ = [
+    "Audit",
+    "Recorder",
+    "Source",
+    "ablate",
+    "audit",
+    "certify",
+    "fit_rate",
+    "lightning_callback",
+    "pl_ratio",
+    "probe_ntk",
+    "train",
+    "transformers_callback",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            import importlib
+
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

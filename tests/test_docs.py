@@ -21,10 +21,18 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
-def test_python_blocks_run(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(
+    block: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
-    low, bound = (float(v) for v in capsys.readouterr().out.split())
-    assert 0 < bound <= low
+    out = capsys.readouterr().out
+    if "Recorder" in block:
+        assert out.startswith("holds")
+        assert (tmp_path / "runs" / "mine" / "checkpoints" / "step-000060.pt").exists()
+    else:
+        low, bound = (float(v) for v in out.split())
+        assert 0 < bound <= low
 
 
 def shown_commands() -> list[list[str]]:

@@ -50,10 +50,12 @@ class Appender:
     Args:
         path: created with its header when it does not exist, else continued.
         columns: of every row.
+        lag: seconds that a row may wait in memory before it is flushed; 0 flushes each.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], lag: float = 0.0) -> None:
         self.path, self.columns = path, tuple(columns)
+        self._lag, self._flushed = lag, time.monotonic()
         with output_errors(path):
             fresh = not path.exists() or path.stat().st_size == 0
             self._stream = path.open("a", encoding="utf-8", newline="")
@@ -62,11 +64,14 @@ class Appender:
                 self._stream.flush()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row and flush it; columns that ``row`` lacks stay empty."""
+        """Write one row, flushed at once unless it may wait; columns that ``row`` lacks stay empty."""
         line = ",".join(format_value(row.get(c)) for c in self.columns) + "\n"
         with output_errors(self.path):
             self._stream.write(line)
+            if self._lag and time.monotonic() - self._flushed < self._lag:
+                return
             self._stream.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Close the file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,8 @@ from lplr_cli.runs import LOG_COLUMNS, PROBE_COLUMNS, SCHEMA_VERSION, Appender, 
 from lplr_cli.runs.checkpoint import Checkpoint
 from lplr_cli.training.probes import Prober, ProbeSettings
 
+# Seconds that rows may wait in memory: flushing each would cost more than measuring it.
+_LAG = 0.5
 _DTYPES = {torch.float64: "float64", torch.float32: "float32"}
 
 
@@ -111,6 +113,7 @@ class Recorder:
             raise InputError("the model has no trainable parameter", "nothing to record")
         self._start = [p.detach().clone() for _, p in self._named]
         self._step, self._status = 0, "running"
+        self._held: dict[str, Any] | None = None
         self._distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._writes = not self._distributed or torch.distributed.get_rank() == 0
         self._spec = None if model is None else ModelSpec(kind=model, arguments=dict(model_arguments or {}))
@@ -123,7 +126,7 @@ class Recorder:
             return
         self._run = RunDirectory.create(self.path)
         self._write_config()
-        self._log = Appender(self._run.log_path, LOG_COLUMNS)
+        self._log = Appender(self._run.log_path, LOG_COLUMNS, lag=_LAG)
         self._probes = Appender(self._run.probes_path, PROBE_COLUMNS) if probe_every else None
         self._save()
         if probe_every and data is not None:
@@ -154,20 +157,25 @@ class Recorder:
             optimizer: its step size is logged; with AMP its gradients are unscaled.
             scaler: ``torch.amp.GradScaler``, when one is in use.
         """
-        step = self._step
+        self.hold(optimizer, scaler=scaler)
+        self.release(loss)
+
+    def hold(self, optimizer: torch.optim.Optimizer | None = None, *, scaler: Any = None) -> None:
+        """The first half of :meth:`record`, for loops that learn the loss after the update: measures this step."""
         if self._status != "running":
             raise InputError("the recorder is closed", "record inside the with block")
+        if self._held is not None:
+            self.release(math.nan)
+        step = self._step
         if scaler is not None and optimizer is not None:
             _unscale(scaler, optimizer)
-        if step % self.log_every == 0 or self._due(self.exact_every, step) or self._due(self.probe_every, step):
-            value = self._mean_over_ranks(loss)
-            grads = [p.grad for _, p in self._named if p.grad is not None]
-            norm = float(get_total_norm(grads)) if grads and self._writes and not self.exact_every else None
-            self._row(step, value, None if norm is None else norm**2, optimizer)
         if self._description is None and optimizer is not None:
             self._description = _describe(optimizer)
             if self._writes:
                 self._write_config()
+        self._held = {"step": step, "logged": self._is_logged(step)}
+        if self._held["logged"] and self._writes:
+            self._held |= self._measured(step, optimizer)
         if self._writes:
             if self._due(self.probe_every, step):
                 self._probe(step)
@@ -175,11 +183,28 @@ class Recorder:
                 self._save()
         self._step += 1
 
+    def release(self, loss: Tensor | float) -> None:
+        """The second half of :meth:`record`: logs the step that was held, with its loss."""
+        held, self._held = self._held, None
+        if held is None or not held.pop("logged"):
+            return
+        value = self._mean_over_ranks(loss)
+        if not self._writes:
+            return
+        row = held if self.exact_every else {**held, "loss": value}
+        self._write(row)
+
     def finish(self, loss: Tensor | float | None = None) -> None:
         """Log the loss at the last parameters (their gradient is unknown, unless exact values are on) and close."""
+        if self._held is not None:
+            self.release(math.nan)
         if self._status == "running" and (loss is not None or self.exact_every):
             value = self._mean_over_ranks(math.nan if loss is None else loss)
-            self._row(self._step, value, None, None, last=True)
+            if self._writes:
+                row = {"step": self._step, "loss": value, "drift": self._drift(), "seconds": self._clock()}
+                if self.exact_every:
+                    row["loss"], row["grad_norm_sq"] = self._exact()
+                self._write(row)
         self.close()
 
     def close(self, status: str = "finished") -> None:
@@ -190,6 +215,8 @@ class Recorder:
         if not self._writes:
             return
         try:
+            if self._held is not None and self._held.pop("logged"):
+                self._write(self._held)
             if self._step:
                 self._save()
                 if self._prober is not None and status == "finished":
@@ -215,30 +242,30 @@ class Recorder:
         torch.distributed.all_reduce(value)
         return float(value) / torch.distributed.get_world_size()
 
-    def _row(
-        self,
-        step: int,
-        loss: float,
-        norm_sq: float | None,
-        optimizer: torch.optim.Optimizer | None,
-        last: bool = False,
-    ) -> None:
-        if not self._writes:
-            return
-        row: dict[str, Any] = {"step": step, "loss": loss, "grad_norm_sq": norm_sq, "seconds": self._clock()}
-        if self.exact_every:
-            due = last or self._due(self.exact_every, step)
-            row["loss"], row["grad_norm_sq"] = self._exact() if due else (None, None)
-        exact = bool(self.exact_every) and row["loss"] is not None
-        if last or exact or self._due(self.drift_every, step) or self._due(self.probe_every, step):
+    def _is_logged(self, step: int) -> bool:
+        return step % self.log_every == 0 or self._due(self.exact_every, step) or self._due(self.probe_every, step)
+
+    def _measured(self, step: int, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+        """What a row has but the loss of the loop."""
+        row: dict[str, Any] = {"seconds": self._clock()}
+        exact = self._due(self.exact_every, step)
+        if exact:
+            row["loss"], row["grad_norm_sq"] = self._exact()
+        elif not self.exact_every:
+            grads = [p.grad for _, p in self._named if p.grad is not None]
+            row["grad_norm_sq"] = _square_norm(grads) if grads else None
+        if exact or self._due(self.drift_every, step) or self._due(self.probe_every, step):
             row["drift"] = self._drift()
         if optimizer is not None:
             row["lr"] = float(optimizer.param_groups[0]["lr"])
+        return row
+
+    def _write(self, row: dict[str, Any]) -> None:
         self._log.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
 
     def _drift(self) -> float:
         with torch.no_grad():
-            return float(get_total_norm([p - s for (_, p), s in zip(self._named, self._start, strict=True)]))
+            return math.sqrt(_square_norm([p - s for (_, p), s in zip(self._named, self._start, strict=True)]))
 
     def _exact(self, micro_batch: int = 1024) -> tuple[float, float]:
         """Loss and ||∇L||² over all data, in evaluation mode and micro-batches; the gradients of the loop stay."""
@@ -264,7 +291,7 @@ class Recorder:
         finally:
             for m, mode in modes:
                 m.training = mode
-        return total, float(get_total_norm(sums)) ** 2
+        return total, _square_norm(sums)
 
     def _probe(self, step: int) -> None:
         if self._prober is not None and self._probes is not None:
@@ -327,6 +354,13 @@ class Recorder:
                 }
             )
         )
+
+
+def _square_norm(tensors: Sequence[Tensor]) -> float:
+    """Sum of squares; on an accelerator with one wait for it, on the CPU with the least calls."""
+    if all(t.device.type == "cpu" and t.dtype in _DTYPES for t in tensors):
+        return sum(float(torch.dot(flat, flat)) for flat in (t.detach().reshape(-1) for t in tensors))
+    return float(get_total_norm(tensors)) ** 2
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -1,0 +1,163 @@
+"""The commands as functions: ``import lplr_cli as lplr; lplr.audit("runs/mine")``.
+
+Every function answers with a dataclass that has ``to_dict`` (the JSON of the command) and ``to_frame`` (its table).
+Errors are :class:`lplr_cli.errors.LplrError`, with the same text as on the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lplr_cli import ablation
+from lplr_cli.data import DataSpec
+from lplr_cli.diagnostics import Convergence, PLRatio, analyse_pl_ratio, analyse_rate
+from lplr_cli.errors import InputError
+from lplr_cli.models import ModelSpec
+from lplr_cli.training import (
+    KernelProbe,
+    LogInput,
+    TrainConfig,
+    certified_columns,
+    certify_checkpoint,
+    probe_checkpoint,
+    read_log,
+    summarize,
+)
+from lplr_cli.training import train as run_training
+
+
+@dataclass(frozen=True)
+class Report:
+    """A record of figures, nested as in the command's JSON."""
+
+    record: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record."""
+        return self.record
+
+    def to_frame(self) -> pd.DataFrame:
+        """Dotted keys and their scalar values."""
+        return pd.json_normalize(self.record).T.rename_axis("key").set_axis(["value"], axis=1).reset_index()
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run and its closing table.
+
+    Attributes:
+        path: the run directory.
+        status: finished, interrupted or diverged.
+        record: what ``lplr train --format json`` prints.
+    """
+
+    path: Path
+    status: str
+    record: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The closing table."""
+        return self.record
+
+    def to_frame(self) -> pd.DataFrame:
+        """The log, a row a step."""
+        return read_log(self.path).log
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of runs.
+
+    Attributes:
+        path: the sweep directory.
+        status: finished or interrupted.
+        table: a row a run.
+    """
+
+    path: Path
+    status: str
+    table: pd.DataFrame
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rows."""
+        return {"sweep": str(self.path), "status": self.status, "results": self.table.to_dict("records")}
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a run."""
+        return self.table
+
+
+def _config(dataset: str | DataSpec, options: dict[str, Any]) -> TrainConfig:
+    known = {f.name for kind in (TrainConfig, ModelSpec, DataSpec) for f in fields(kind)} - {"data", "model", "source"}
+    unknown = set(options) - known
+    if unknown:
+        raise InputError(f"unknown options {', '.join(sorted(unknown))}", f"known are {', '.join(sorted(known))}")
+    if options.get("epochs") is not None:
+        options = {"steps": None, **options}
+    data = DataSpec(dataset) if isinstance(dataset, str) else dataset
+    return TrainConfig(data, ModelSpec()).with_(**options)
+
+
+def train(dataset: str | DataSpec, out: str | Path, **options: Any) -> TrainingRun:
+    """``lplr train``: a new run directory.
+
+    Args:
+        dataset: mnist, cifar10, a file, module:factory, or a :class:`lplr_cli.data.DataSpec`.
+        out: the run directory.
+        **options: fields of :class:`lplr_cli.training.TrainConfig`, :class:`lplr_cli.models.ModelSpec` (``kind``,
+            ``width``, …) and :class:`lplr_cli.data.DataSpec`.
+    """
+    outcome = run_training(_config(dataset, options), Path(out))
+    record = summarize(outcome.run, certified_columns(outcome.run))
+    outcome.run.write_summary(record)
+    return TrainingRun(outcome.run.path, outcome.status, record)
+
+
+def ablate(dataset: str | DataSpec, out: str | Path, axes: dict[str, list[Any]], **options: Any) -> Sweep:
+    """``lplr ablate``: a run for each combination of ``axes``, e.g. {"width": [32, 64], "seed": [0, 1]}."""
+    first = {name: values[0] for name, values in axes.items() if values}
+    table, status = ablation.run_sweep(_config(dataset, {**options, **first}), axes, Path(out))
+    return Sweep(Path(out), status, table)
+
+
+def probe_ntk(checkpoint: str | Path, **options: Any) -> KernelProbe:
+    """``lplr probe-ntk``; options of :func:`lplr_cli.training.probe_checkpoint`."""
+    return probe_checkpoint(Path(checkpoint), **options)
+
+
+def certify(checkpoint: str | Path, **options: Any) -> Report:
+    """``lplr certify``; options of :func:`lplr_cli.training.certify_checkpoint`."""
+    return Report(certify_checkpoint(Path(checkpoint), **options))
+
+
+def _log(source: str | Path | pd.DataFrame, columns: dict[str, str] | None) -> LogInput:
+    if isinstance(source, pd.DataFrame):
+        return LogInput("table", source.rename(columns={v: k for k, v in (columns or {}).items()}), None, None)
+    return read_log(source, columns)
+
+
+def pl_ratio(
+    source: str | Path | pd.DataFrame,
+    *,
+    columns: dict[str, str] | None = None,
+    l_star: str | float = "min",
+    window: tuple[float, float] | None = None,
+) -> PLRatio:
+    """``lplr pl-ratio`` on a run, a log or a table in memory."""
+    log = _log(source, columns)
+    return analyse_pl_ratio(log.series(), l_star=l_star, window=window, facts=log.facts())
+
+
+def fit_rate(
+    source: str | Path | pd.DataFrame,
+    *,
+    columns: dict[str, str] | None = None,
+    window: tuple[float, float] | None = None,
+) -> Convergence:
+    """``lplr fit-rate`` on a run, a log or a table in memory."""
+    log = _log(source, columns)
+    return analyse_rate(log.series(), window=window, facts=log.facts())

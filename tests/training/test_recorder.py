@@ -1,0 +1,329 @@
+"""The recorder in loops of every kind: what it logs is what the loop did."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lplr_cli.errors import InputError
+from lplr_cli.runs import RunDirectory
+from lplr_cli.training import OWN, Recorder, Source, open_subject, probe_checkpoints, read_log, resume
+from lplr_cli.training.callbacks import lightning_callback, transformers_callback
+from tests.foreign_nets import mlp, table
+
+X, Y = table()
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return mlp().double()
+
+
+def loss_of(module: nn.Module) -> Tensor:
+    loss: Tensor = (module(X.double()) - Y.double()).square().sum() / len(X)
+    return loss
+
+
+def descend(module: nn.Module, recorder: Recorder, steps: int, lr: float = 0.05) -> list[tuple[float, float, float]]:
+    """Gradient descent with a record of its own: loss, squared gradient norm, drift."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=lr)
+    start = torch.cat([p.detach().reshape(-1).clone() for p in module.parameters()])
+    seen = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(module)
+        loss.backward()  # type: ignore[no-untyped-call]
+        recorder.record(loss, optimizer)
+        gradient = torch.cat([p.grad.reshape(-1) for p in module.parameters() if p.grad is not None])
+        now = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+        seen.append((float(loss), float(gradient @ gradient), float((now - start).norm())))
+        optimizer.step()
+    return seen
+
+
+def test_a_full_batch_loop(tmp_path: Path) -> None:
+    module = net()
+    with Recorder(
+        module, tmp_path / "r", drift_every=1, checkpoint_every=5, probe_every=10, data=(X.double(), Y.double()),
+        loss_scale=1.0, model="tests.foreign_nets:mlp", dataset="tests.foreign_nets:table",
+        optimizer={"name": "gd", "lr": 0.05, "momentum": 0.0, "schedule": "constant"},
+    ) as recorder:  # fmt: skip
+        seen = descend(module, recorder, 20)
+        recorder.finish(loss_of(module))
+    log = read_log(tmp_path / "r")
+    frame = log.log
+    assert frame["step"].tolist() == list(range(21))
+    for i, column in enumerate(("loss", "grad_norm_sq", "drift")):
+        assert frame[column][:20].to_numpy() == pytest.approx([row[i] for row in seen], rel=1e-9)
+    assert frame["lr"][:20].tolist() == [0.05] * 20
+    assert frame["loss"].iloc[-1] == pytest.approx(float(loss_of(module)))
+    run = RunDirectory.open(tmp_path / "r")
+    assert run.config()["status"] == "finished"
+    assert run.checkpoint_steps() == [0, 5, 10, 15, 20]
+    assert run.probes()["step"].tolist() == [0, 10, 20]
+    # What theory says of the logged gradient holds for the probe's kernel.
+    probe = run.probes().iloc[1]
+    row = frame.iloc[10]
+    assert 0.5 * row["grad_norm_sq"] / row["loss"] == pytest.approx(2 * probe["residual_rayleigh"], rel=1e-8)
+    summary = log.summary
+    assert summary is not None
+    assert summary["mu_estimated"] is not None
+    assert log.facts().eta == 0.05
+    # The commands that need the network have it, at every step.
+    subject = open_subject(tmp_path / "r", step=20)
+    for (name, p), (other, q) in zip(subject.module.named_parameters(), module.named_parameters(), strict=True):
+        assert name == other
+        assert torch.equal(p, q)
+    offline = probe_checkpoints(run)
+    columns = ["lambda_min", "lambda_max", "ntk_change", "jacobian_change", "sharpness"]
+    pd.testing.assert_frame_equal(
+        offline[offline["step"] % 10 == 0][columns].reset_index(drop=True), run.probes()[columns], rtol=1e-7, atol=1e-12
+    )
+
+
+def test_exact_values_between_mini_batches(tmp_path: Path) -> None:
+    module = net()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    exact = []
+    with Recorder(module, tmp_path / "r", data=(X.double(), Y.double()), exact_every=4) as recorder:
+        for step in range(10):
+            part = slice(step % 5 * 2, step % 5 * 2 + 2)
+            if step % 4 == 0:
+                twin = copy.deepcopy(module)
+                loss = loss_of(twin)
+                loss.backward()  # type: ignore[no-untyped-call]
+                exact.append(
+                    (float(loss), sum(float(p.grad.square().sum()) for p in twin.parameters() if p.grad is not None))
+                )
+            optimizer.zero_grad()
+            batch = (module(X[part].double()) - Y[part].double()).square().mean()
+            batch.backward()
+            before = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+            recorder.record(batch, optimizer)
+            after = [p.grad for p in module.parameters() if p.grad is not None]
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+            optimizer.step()
+        recorder.finish()
+    frame = read_log(tmp_path / "r").log
+    known = frame[frame["loss"].notna()]
+    assert known["step"].tolist() == [0, 4, 8, 10]
+    assert known["loss"][:3].to_numpy() == pytest.approx([e[0] for e in exact], rel=1e-9)
+    assert known["grad_norm_sq"][:3].to_numpy() == pytest.approx([e[1] for e in exact], rel=1e-9)
+    record = RunDirectory.open(tmp_path / "r").config()
+    assert record["config"]["optimizer"] == "sgd"
+    assert record["config"]["momentum"] == 0.9
+    assert record["loss"]["scale"] == 1.0
+    assert module.training
+
+
+def test_gradient_accumulation_and_a_late_loss(tmp_path: Path) -> None:
+    module = net()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    with Recorder(module, tmp_path / "r") as recorder:
+        for _ in range(3):
+            optimizer.zero_grad()
+            total = torch.zeros((), dtype=torch.float64)
+            for i in range(0, 10, 5):
+                part = (module(X[i : i + 5].double()) - Y[i : i + 5].double()).square().sum() / 10
+                part.backward()
+                total = total + part.detach()
+            full = loss_of(copy.deepcopy(module))
+            recorder.hold(optimizer)
+            optimizer.step()
+            recorder.release(total)
+            assert float(total) == pytest.approx(float(full))
+    frame = read_log(tmp_path / "r").log
+    assert frame["loss"].notna().all()
+    assert frame["grad_norm_sq"].notna().all()
+
+
+def test_amp_gradients_are_unscaled(tmp_path: Path) -> None:
+    module = net().float()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    norms = []
+    with Recorder(module, tmp_path / "r") as recorder:
+        for step in range(4):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = (module(X) - Y).square().mean()
+            scaler.scale(loss).backward()
+            if step % 2:
+                scaler.unscale_(optimizer)  # as for clipping: a second time would be an error
+            recorder.record(loss, optimizer, scaler=scaler)
+            norms.append(sum(float(p.grad.double().square().sum()) for p in module.parameters() if p.grad is not None))
+            scaler.step(optimizer)
+            scaler.update()
+    assert read_log(tmp_path / "r").log["grad_norm_sq"].to_numpy() == pytest.approx(norms, rel=1e-4)
+    assert max(norms) < 100
+
+
+def test_compiled_modules_are_looked_through(tmp_path: Path) -> None:
+    module = net()
+    compiled = torch.compile(module, backend="eager")
+    with Recorder(compiled, tmp_path / "r", drift_every=1) as recorder:  # type: ignore[arg-type]
+        descend(compiled, recorder, 3)  # type: ignore[arg-type]
+    assert set(RunDirectory.open(tmp_path / "r").load(3).parameters) == set(module.state_dict())
+
+
+def test_a_crash_leaves_a_readable_run(tmp_path: Path) -> None:
+    module = net()
+
+    def crash() -> None:
+        with Recorder(module, tmp_path / "r") as recorder:
+            descend(module, recorder, 12)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        crash()
+    run = RunDirectory.open(tmp_path / "r")
+    assert run.config()["status"] == "interrupted"
+    assert len(run.log()) == 12
+    assert (tmp_path / "r" / "log.parquet").exists()
+    with pytest.raises(InputError, match="recorded from another program"):
+        resume(tmp_path / "r")
+
+
+def test_a_run_without_names_asks_for_them(tmp_path: Path) -> None:
+    module = net()
+    with Recorder(module, tmp_path / "r") as recorder:
+        descend(module, recorder, 3)
+    with pytest.raises(InputError, match="--data"):
+        open_subject(tmp_path / "r", OWN)
+    from lplr_cli.data import DataSpec
+
+    subject = open_subject(tmp_path / "r", Source(data=DataSpec("tests.foreign_nets:table"), activation="tanh"))
+    assert float(loss_of(subject.module)) == pytest.approx(float(loss_of(module)))
+
+
+def test_bad_options_are_said_before_anything_is_written(tmp_path: Path) -> None:
+    for options, match in (
+        ({"probe_every": 5}, "need data"),
+        ({"model": "no reference"}, "module:factory"),
+        ({"log_every": 0}, "negative"),
+    ):
+        with pytest.raises(InputError, match=match):
+            Recorder(net(), tmp_path / "r", **options)
+    assert not (tmp_path / "r").exists()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "mine").touch()
+    with pytest.raises(InputError, match="exists already"):
+        Recorder(net(), tmp_path / "r")
+
+
+DDP = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from lplr_cli import Recorder
+from tests.foreign_nets import mlp, table
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+module = DistributedDataParallel(mlp().double())
+x, y = (t.double() for t in table())
+optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+mine = slice(5 * rank, 5 * rank + 5)
+with Recorder(module, out, drift_every=1) as recorder:
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = (module(x[mine]) - y[mine]).square().sum() / 5
+        loss.backward()
+        recorder.record(loss, optimizer)
+        optimizer.step()
+dist.destroy_process_group()
+"""
+
+
+def test_two_gloo_processes_write_one_run(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", DDP, str(rank), str(tmp_path / "store"), str(tmp_path / "r")],
+            cwd=root,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    for worker in workers:
+        assert worker.wait(timeout=100) == 0, worker.stderr.read().decode() if worker.stderr else ""
+    # Mean over ranks of losses and of gradients: the same as one process with all samples.
+    module = net()
+    with Recorder(module, tmp_path / "one", drift_every=1) as recorder:
+        descend(module, recorder, 6)
+    two, one = (read_log(tmp_path / name).log for name in ("r", "one"))
+    for column in ("step", "loss", "grad_norm_sq", "drift"):
+        assert two[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Plain(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            x, y = batch
+            loss: Tensor = (self.net(x) - y).square().sum() / len(x)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    trainer = lightning.Trainer(
+        max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", callbacks=[lightning_callback(tmp_path / "r", drift_every=1)], default_root_dir=tmp_path,
+    )  # fmt: skip
+    data = torch.utils.data.TensorDataset(X.double(), Y.double())
+    trainer.fit(Plain(), torch.utils.data.DataLoader(data, batch_size=10))
+    module = net()
+    with Recorder(module, tmp_path / "one", drift_every=1) as recorder:
+        descend(module, recorder, 6)
+    theirs, ours = (read_log(tmp_path / name).log for name in ("r", "one"))
+    for column in ("step", "loss", "grad_norm_sq", "drift", "lr"):
+        assert theirs[column].to_numpy() == pytest.approx(ours[column].to_numpy(), rel=1e-9, abs=1e-12)
+    assert RunDirectory.open(tmp_path / "r").config()["status"] == "finished"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_trainer(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            out = self.net(x)
+            return {"loss": (out - labels).square().sum() / len(x), "logits": out}
+
+    rows = [{"x": x, "labels": y} for x, y in zip(X.double(), Y.double(), strict=True)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "hf"), max_steps=5, per_device_train_batch_size=10, learning_rate=0.01,
+        logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, max_grad_norm=0.0, disable_tqdm=True,
+    )  # fmt: skip
+    callback = transformers_callback(tmp_path / "r", drift_every=1)
+    transformers.Trainer(Plain(), arguments, train_dataset=rows, callbacks=[callback]).train()
+    frame = read_log(tmp_path / "r").log
+    assert frame["step"].tolist() == list(range(5))
+    assert frame["loss"].notna().all()
+    module = net()
+    loss = loss_of(module)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert frame["loss"][0] == pytest.approx(float(loss), rel=1e-3)
+    squares = sum(float(p.grad.square().sum()) for p in module.parameters() if p.grad is not None)
+    assert frame["grad_norm_sq"][0] == pytest.approx(squares, rel=1e-6)
+    assert np.isfinite(frame["drift"]).all()
