@@ -1,59 +1,25 @@
-"""Grids of training runs in one sweep directory."""
+"""Sweeps: a directory of runs, its definition in sweep.json, a table of results that grows as runs end."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lplr_cli.errors import InputError, LplrError
+from lplr_cli.ablation.cell import RESULT_COLUMNS
+from lplr_cli.ablation.executors import Executor, InProcess, Job
+from lplr_cli.ablation.grid import Cell, distinct, grid_cells
+from lplr_cli.ablation.recover import smaller_step
+from lplr_cli.errors import InputError
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
 from lplr_cli.runs.atomic import output_errors, write_text
 from lplr_cli.runs.tables import write_parquet
-from lplr_cli.training import Progress, TrainConfig, certified_columns, resume, summarize, train
+from lplr_cli.training import Progress, TrainConfig
 
-RESULT_COLUMNS = (
-    "status",
-    "parameters",
-    "lr",
-    "lambda_min_start",
-    "lambda_min_end",
-    "ntk_drift_percent",
-    "drift",
-    "loss_final",
-    "pl_ratio_min",
-    "pl_ratio_star_min",
-    "rate",
-    "lr_over_stable",
-    "mu_estimated",
-    "error",
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a grid: its directory name and what is special about it."""
-
-    name: str
-    values: dict[str, Any]
-
-
-def grid_cells(axes: Mapping[str, Sequence[Any]]) -> list[Cell]:
-    """The product of all axes, the last one varying fastest; names like ``width128-lr0.0005-seed0``."""
-    names = list(axes)
-    cells = []
-    for combination in itertools.product(*axes.values()):
-        values = dict(zip(names, combination, strict=True))
-        label = "-".join(f"{k}{'auto' if v is None else v}" for k, v in values.items())
-        cells.append(Cell(label.replace("/", "_").replace(":", "_"), values))
-    if len({c.name for c in cells}) < len(cells):
-        raise InputError("the grid names a value twice", "list each value once")
-    return cells
+_TEXT = ("run", "status", "regime", "law", "departures", "follows", "error")
 
 
 def run_sweep(
@@ -61,114 +27,163 @@ def run_sweep(
     axes: Mapping[str, Sequence[Any]],
     out: Path,
     *,
+    single: Sequence[Cell] = (),
     continue_: bool = False,
+    recover: bool = False,
+    executor: Executor | None = None,
+    preset: str | None = None,
     on_cell: Callable[[int, int, Cell], None] | None = None,
+    on_row: Callable[[pd.DataFrame], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> tuple[pd.DataFrame, str]:
-    """Run every cell of the grid that is not finished yet, one after another.
+    """Run every cell of the grid that is not finished yet.
 
     Args:
         base: configuration of all cells.
-        axes: fields of the configuration and their values.
+        axes: options and their values; see :data:`lplr_cli.ablation.grid.OPTIONS`.
         out: sweep directory, with a run directory a cell, sweep.json and results.csv / .parquet.
+        single: further cells beside the product of the axes.
         continue_: go on with an existing sweep of the same grid.
+        recover: follow each run that left the local regime by one with a smaller step.
+        executor: where; in this process by default.
+        preset: noted in sweep.json.
         on_cell: called before each cell with its number, their count and the cell.
-        on_progress: passed to training.
+        on_row: called with the table so far after each cell.
+        on_progress: passed to training, in this process only.
 
     Returns:
-        The table of results, a row a cell, and ``finished`` or ``interrupted``. A cell that fails is a row with its
-        status and error, and the others go on.
+        The table of results, a row a cell in the order of the grid, and ``finished`` or ``interrupted``. A cell that
+        fails is a row with its status and error, and the others go on.
 
     Raises:
         InputError: the directory holds something else, or another grid.
     """
-    cells = grid_cells(axes)
-    definition = plain(
+    cells = distinct([*(grid_cells(axes) if axes else []), *single])
+    if not cells:
+        raise InputError("the sweep has no runs", "give a list of values, or a grid")
+    jobs = [Job(c.name, base.with_(**c.values), out / c.name) for c in cells]
+    _claim(out, _definition(base, axes, single, recover, preset), continue_)
+    order = {c.name: i for i, c in enumerate(cells)}
+    total = len(cells)
+    rows: dict[str, dict[str, Any]] = {}
+    values = {c.name: c for c in cells}
+
+    def announce(job: Job) -> None:
+        if on_cell is not None:
+            on_cell(order[job.name], total, values[job.name])
+
+    where = executor or InProcess()
+    where.on_start = announce  # type: ignore[attr-defined]
+    if isinstance(where, InProcess):
+        where.on_progress = on_progress
+
+    def execute(batch: Sequence[Job]) -> str:
+        status = "finished"
+        for name, row in where.run(batch):
+            rows[name] = row
+            frame = _table(rows, order, values)
+            write_text(out / "results.csv", frame.to_csv(index=False))
+            if on_row is not None:
+                on_row(frame)
+            if row["status"] == "interrupted":
+                status = "interrupted"
+        return status
+
+    status = execute(jobs)
+    if recover and status == "finished":
+        following = list(_following(base, cells, rows, out))
+        for cell, _ in following:
+            order[cell.name], values[cell.name] = len(order), cell
+        total += len(following)
+        if following:
+            status = execute([job for _, job in following])
+    frame = _table(rows, order, values)
+    write_parquet(out / "results.parquet", frame)
+    return frame, status
+
+
+def _definition(
+    base: TrainConfig,
+    axes: Mapping[str, Sequence[Any]],
+    single: Sequence[Cell],
+    recover: bool,
+    preset: str | None,
+) -> dict[str, Any]:
+    definition: dict[str, Any] = plain(
         {
             "schema_version": SCHEMA_VERSION,
             "base": base.to_dict(),
             "axes": {k: list(v) for k, v in axes.items()},
+            "runs": {c.name: c.values for c in single},
+            "recover": recover,
+            "preset": preset,
         }
     )
+    return definition
+
+
+def _claim(out: Path, definition: dict[str, Any], continue_: bool) -> None:
+    """Make the sweep directory, or check that it is this sweep's."""
     path = out / "sweep.json"
     if path.exists():
         if not continue_:
             raise InputError(f"{out} holds a sweep already", "pass --resume to go on with it, or choose another --out")
-        try:
-            former = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}", "the sweep directory is damaged") from error
-        if former != definition:
+        if read_sweep(out) != definition:
             raise InputError(f"{out} holds a sweep with other options", "repeat its options, or choose another --out")
-    else:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} exists and holds no sweep", "choose another --out")
-        with output_errors(out):
-            out.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(definition, indent=2) + "\n")
-    rows: list[dict[str, Any]] = []
-    status = "finished"
-    for index, cell in enumerate(cells):
-        if on_cell is not None:
-            on_cell(index, len(cells), cell)
-        row = _run_cell(base.with_(**cell.values), out / cell.name, on_progress)
-        rows.append({"run": cell.name, **cell.values, **row})
-        frame = pd.DataFrame(rows)
-        write_text(out / "results.csv", frame.to_csv(index=False))
-        if row["status"] == "interrupted":
-            status = "interrupted"
-            break
-    write_parquet(out / "results.parquet", frame.astype({"error": "string"}))
-    return frame, status
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and holds no sweep", "choose another --out")
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(definition, indent=2) + "\n")
 
 
-def _run_cell(config: TrainConfig, path: Path, on_progress: Callable[[Progress], None] | None) -> dict[str, Any]:
-    """Train, resume or reuse one cell, and give its row of results."""
-    row: dict[str, Any] = dict.fromkeys(RESULT_COLUMNS)
+def read_sweep(out: Path) -> dict[str, Any]:
+    """The definition in sweep.json.
+
+    Raises:
+        InputError: none, or damaged.
+    """
     try:
-        if (path / "run.json").exists():
-            run = RunDirectory.open(path)
-            status, message = run.config().get("status"), ""
-            if status not in ("finished", "diverged"):
-                outcome = resume(path, on_progress=on_progress)
-                status, message = outcome.status, outcome.message
-        else:
-            outcome = train(config, path, on_progress=on_progress)
-            run, status, message = outcome.run, outcome.status, outcome.message
-        row["status"] = status
-        row["error"] = message or None
-        if status == "interrupted":
-            return row
-        summary = summarize(run, certified_columns(run))
-        run.write_summary(summary)
-        row |= result_row(summary)
-    except LplrError as error:
-        row |= {"status": "failed", "error": str(error)}
-    return row
+        record = json.loads((out / "sweep.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {out / 'sweep.json'}", "give a sweep directory of lplr ablate") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{out / 'sweep.json'} holds no JSON object", "the sweep directory is damaged")
+    return record
 
 
-def result_row(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of the results table from a run's summary."""
-    return {
-        "parameters": summary["model"]["parameters"],
-        "lr": summary["optimizer"]["lr"],
-        "lambda_min_start": summary["lambda_min"]["initial"],
-        "lambda_min_end": summary["lambda_min"]["final"],
-        "ntk_drift_percent": summary["ntk_drift_percent"],
-        "drift": summary["drift"]["max"],
-        "loss_final": summary["loss"]["final"],
-        "pl_ratio_min": summary["pl_ratio"]["min"],
-        "pl_ratio_star_min": summary["pl_ratio_star"]["min"],
-        "rate": None if summary["rate"] is None else summary["rate"]["rate"],
-        "lr_over_stable": summary["sharpness"]["lr_over_stable"],
-        "mu_estimated": summary["mu_estimated"],
-        "mu_certified": summary["mu_certified"],
-        "certified_radius": summary["certified_radius"],
-    }
+def _following(
+    base: TrainConfig, cells: Sequence[Cell], rows: Mapping[str, dict[str, Any]], out: Path
+) -> Iterator[tuple[Cell, Job]]:
+    """The runs that recover those that left."""
+    for cell in cells:
+        row = rows.get(cell.name)
+        if row is None or row["regime"] != "left":
+            continue
+        summary = RunDirectory.open(out / cell.name).summary()
+        lr = None if summary is None else smaller_step(summary)
+        if lr is None:
+            continue
+        again = Cell(f"{cell.name}-recovered", {**cell.values, "lr": lr}, cell.name)
+        yield again, Job(again.name, base.with_(**again.values), out / again.name, follows=True)
+
+
+def _table(rows: Mapping[str, dict[str, Any]], order: Mapping[str, int], cells: Mapping[str, Cell]) -> pd.DataFrame:
+    """A row a cell that has ended, in the order of the grid."""
+    records = []
+    for name in sorted(rows, key=order.__getitem__):
+        special = {k: str(v) if isinstance(v, tuple) else v for k, v in cells[name].values.items() if k != "lr"}
+        records.append({"run": name, **special, **rows[name], "follows": cells[name].follows or None})
+    frame = pd.DataFrame(records)
+    columns = [c for c in frame.columns if c not in RESULT_COLUMNS and c not in ("run", "follows")]
+    frame = frame[["run", *columns, *RESULT_COLUMNS, "follows"]]
+    return frame.astype(dict.fromkeys(_TEXT, "string"))
 
 
 def failures(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """(run, what happened) of the cells that did not finish."""
     for record in frame.to_dict("records"):
         if record["status"] != "finished":
-            yield str(record["run"]), str(record["error"] or record["status"])
+            error = record["error"]
+            yield str(record["run"]), str(record["status"] if pd.isna(error) else error)

@@ -2,47 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.progress import training_progress
+from lplr_cli.cli.progress import sweep_progress, training_progress
 from lplr_cli.errors import InputError, NumericalError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lplr_cli.ablation import Cell, Executor, Preset, Statement
+    from lplr_cli.reporting import Grid
+    from lplr_cli.training import TrainConfig
+
+GRID = "Grid (lists separated by commas)"
+EXECUTORS = ("local", "ray")
+
+
+def _axis(text: str) -> Any:
+    return typer.Option(help=text, rich_help_panel=GRID)
 
 
 def ablate(
     dataset: o.DatasetName = None,
-    width: Annotated[str, typer.Option(help="Widths, e.g. 128,256.", rich_help_panel="Grid")] = "64",
-    lr: Annotated[str, typer.Option(help="Step sizes or auto, e.g. 1e-3,5e-4.", rich_help_panel="Grid")] = "auto",
-    seed: Annotated[str, typer.Option(help="Seeds, e.g. 0,1,2.", rich_help_panel="Grid")] = "0",
+    width: Annotated[str | None, _axis("Widths, e.g. 128,256.")] = None,
+    depth: Annotated[str | None, _axis("Hidden layers.")] = None,
+    activation: Annotated[str | None, _axis("Activations.")] = None,
+    beta: Annotated[str | None, _axis("Sharpness of softplus.")] = None,
+    parametrization: Annotated[str | None, _axis("standard, ntk.")] = None,
+    init: Annotated[str | None, _axis("he, lecun, normal.")] = None,
+    lr: Annotated[str | None, _axis("Step sizes or auto, e.g. 1e-3,5e-4.")] = None,
+    momentum: Annotated[str | None, _axis("Momenta.")] = None,
+    batch_size: Annotated[str | None, _axis("Batch sizes of sgd.")] = None,
+    optimizer: Annotated[str | None, _axis("gd, sgd.")] = None,
+    schedule: Annotated[str | None, _axis("constant, cosine.")] = None,
+    samples: Annotated[str | None, _axis("Samples.")] = None,
+    targets: Annotated[str | None, _axis("pm1, 01, onehot, raw.")] = None,
+    steps: Annotated[str | None, _axis("Optimiser steps.")] = None,
+    epochs: Annotated[str | None, _axis("Epochs instead of steps.")] = None,
+    seed: Annotated[str | None, _axis("Seeds, e.g. 0,1,2.")] = None,
+    dtype: Annotated[str | None, _axis("float64, float32.")] = None,
+    grid: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="A grid file: [base], [grid], [[run]].", rich_help_panel=GRID),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="The paper's experiments: paper-width or paper-cnn.", rich_help_panel=GRID)
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A preset at toy size, to try its machinery.", rich_help_panel=GRID)
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="A preset at the paper's size, for GPUs.", rich_help_panel=GRID)
+    ] = False,
     model: o.ModelName = "mlp",
-    depth: o.Depth = 4,
-    activation: o.Activation = None,
-    beta: o.Beta = 1.0,
-    parametrization: o.Parametrization = "standard",
-    init: o.Init = "he",
     model_arg: o.ModelArg = None,
-    samples: o.Samples = None,
     classes: o.Classes = None,
-    targets: o.Targets = None,
     target: o.Target = None,
     data_dir: o.DataDir = None,
     loss: o.Loss = "squared",
-    optimizer: o.Optimizer = "gd",
-    momentum: o.Momentum = 0.0,
-    batch_size: o.BatchSize = 64,
-    schedule: o.Schedule = "constant",
-    steps: o.Steps = None,
-    epochs: o.Epochs = None,
     probe_every: o.ProbeEvery = 50,
     probe_size: o.ProbeSize = "auto",
     sharpness: o.Sharpness = True,
     checkpoint_every: o.CheckpointEvery = 100,
     device: o.Device = "cpu",
-    dtype: o.Dtype = "float64",
+    log_format: o.LogFormat = "both",
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover", help="Follow runs that left the local regime by smaller steps.", rich_help_panel=o.RUN
+        ),
+    ] = False,
+    executor: Annotated[str, typer.Option(help="local or ray.", rich_help_panel="Executor")] = "local",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time (local).", rich_help_panel="Executor")] = 1,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; starts Ray here by default.", rich_help_panel="Executor")
+    ] = None,
+    cpus_per_run: Annotated[float, typer.Option(min=0.01, help="For Ray.", rich_help_panel="Executor")] = 1.0,
+    gpus_per_run: Annotated[float, typer.Option(min=0.0, help="For Ray.", rich_help_panel="Executor")] = 0.0,
     out: Annotated[
         Path | None,
         typer.Option(help="Sweep directory; below $LPLR_RUNS (./runs) by default.", rich_help_panel=o.RUN),
@@ -50,7 +92,7 @@ def ablate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep in --out.", rich_help_panel=o.RUN)
     ] = False,
-    log_format: o.LogFormat = "both",
+    figure: out_.FigureFile = None,
     format: out_.Format = "table",
     output: out_.Output = None,
     force: out_.Force = False,
@@ -58,108 +100,225 @@ def ablate(
 ) -> None:
     """Sweep a grid of training runs: where the local regime breaks and recovers.
 
-    [bold]lplr ablate mnist --width 32,64 --seed 0,1[/bold]
+    [bold]lplr ablate mnist --width 32,64 --seed 0,1 --jobs 2[/bold]
+    [bold]lplr ablate --preset paper-width[/bold]
     """
-    sink = out_.Sink(format, output, force, require)
-    if dataset is None:
-        raise InputError("no data set", "name mnist, cifar10, a file or module:factory")
-    axes = {
-        "width": o.parse_list(width, "width", int),
-        "lr": [o.parse_lr(part.strip()) for part in lr.split(",") if part.strip()],
-        "seed": o.parse_list(seed, "seed", int),
+    sink = out_.Sink(format, output, force, require, figure)
+    lists: dict[str, tuple[str | None, Callable[[str], Any]]] = {
+        "width": (width, int),
+        "depth": (depth, int),
+        "activation": (activation, str),
+        "beta": (beta, float),
+        "parametrization": (parametrization, str),
+        "init": (init, str),
+        "lr": (lr, _step_size),
+        "momentum": (momentum, float),
+        "batch_size": (batch_size, int),
+        "optimizer": (optimizer, str),
+        "schedule": (schedule, str),
+        "samples": (samples, int),
+        "targets": (targets, str),
+        "steps": (steps, int),
+        "epochs": (epochs, int),
+        "seed": (seed, int),
+        "dtype": (dtype, str),
     }
-    if not axes["lr"]:
-        raise InputError(f"--lr {lr!r} is no list of step sizes", "separate the values by commas")
-    config = o.make_config(
-        dataset,
-        samples=samples,
-        classes=classes,
-        targets=targets,
-        target=target,
-        data_dir=data_dir,
-        model=model,
-        model_arg=model_arg,
-        width=axes["width"][0],
-        depth=depth,
-        activation=activation,
-        beta=beta,
-        parametrization=parametrization,
-        init=init,
-        steps=steps,
-        epochs=epochs,
-        probe_size=probe_size,
-        loss=loss,
-        optimizer=optimizer,
-        lr=axes["lr"][0],
-        momentum=momentum,
-        batch_size=batch_size,
-        schedule=schedule,
-        probe_every=probe_every,
-        probe_sharpness=sharpness,
-        checkpoint_every=checkpoint_every,
-        seed=axes["seed"][0],
-        device=device,
-        dtype=dtype,
-        log_format=log_format,
-    )
+    axes = {k: o.parse_list(text, k.replace("_", "-"), kind) for k, (text, kind) in lists.items() if text is not None}
+    if "epochs" in axes and "steps" not in axes:
+        axes = {"steps": [None], **axes}
     from lplr_cli import ablation
-    from lplr_cli.reporting import Grid, number
-    from lplr_cli.runs import SCHEMA_VERSION, plain, runs_root
+    from lplr_cli.runs import runs_root
 
-    path = out or runs_root() / f"ablate-{o.source_label(dataset)}-{config.model.kind.replace(':', '-')}"
-
-    with training_progress() as progress:
+    chosen: Preset | None = None
+    single: list[Cell] = []
+    if preset is not None:
+        given = [f"--{k.replace('_', '-')}" for k in axes if k != "steps" or axes[k] != [None]]
+        if given or grid is not None or dataset is not None:
+            raise InputError(f"--preset {preset} fixes its own grid", "leave out DATASET, --grid and the lists")
+        chosen = ablation.preset(preset, fast=fast, full=full)
+        config = chosen.base.with_(device=device, log_format=log_format)
+        if data_dir is not None:
+            config = config.with_(data_dir=str(data_dir.resolve()))
+        axes, single, recover = {}, list(chosen.cells), recover or chosen.recover
+        path = out or runs_root() / f"{preset}{'-fast' if fast else ''}"
+    else:
+        if dataset is None:
+            raise InputError("no data set", "name mnist, cifar10, a file or module:factory, or a --preset")
+        shared: dict[str, Any] = {}
+        if grid is not None:
+            shared, more, single = ablation.read_grid(grid)
+            twice = set(more) & set(axes)
+            if twice:
+                raise InputError(f"{', '.join(sorted(twice))} both in {grid} and on the line", "give each once")
+            axes = {**more, **axes}
+        config = _base(
+            dataset, axes, shared,
+            model=model, model_arg=model_arg, classes=classes, target=target, data_dir=data_dir, loss=loss,
+            probe_every=probe_every, probe_size=probe_size, probe_sharpness=sharpness,
+            checkpoint_every=checkpoint_every, device=device, log_format=log_format,
+        )  # fmt: skip
+        # What has one value is shared, and stays out of the names of the runs.
+        axes = {k: v for k, v in axes.items() if len(v) > 1}
+        if not axes and not single:
+            axes = {"width": [config.model.width]}
+        path = out or runs_root() / f"ablate-{o.source_label(dataset)}-{config.model.kind.replace(':', '-')}"
+    where = _executor(executor, jobs, ray_address, cpus_per_run, gpus_per_run)
+    alone = where is None
+    with training_progress() as progress, sweep_progress(not alone) as table:
         frame, status = ablation.run_sweep(
             config,
             axes,
             path,
+            single=single,
             continue_=resume,
+            recover=recover,
+            executor=where,
+            preset=preset,
             on_cell=lambda i, n, cell: out_.note(f"run {i + 1} of {n}: {cell.name}"),
-            on_progress=progress,
+            on_row=table,
+            on_progress=progress if alone else None,
         )
     if status == "interrupted":
         out_.note(f"interrupted; continue by repeating the command with --resume --out {path}")
         raise typer.Exit(130)
+    if chosen is not None:
+        frame = _with_extras(frame, chosen, path)
+    statements = [] if chosen is None else chosen.judge(frame, path)
+    _finish(sink, frame, statements, path, chosen, figure)
+
+
+def _step_size(text: str) -> float | None:
+    return o.parse_lr(text.strip())
+
+
+_step_size.__name__ = "step sizes"
+
+
+def _base(dataset: str, axes: dict[str, list[Any]], shared: dict[str, Any], **rest: Any) -> TrainConfig:
+    """The configuration that the cells share: defaults, the grid file's [base], then what the line says."""
+    config = o.make_config(
+        dataset,
+        samples=None,
+        targets=None,
+        width=64,
+        depth=4,
+        activation=None,
+        beta=1.0,
+        parametrization="standard",
+        init="he",
+        steps=None,
+        epochs=None,
+        **rest,
+    )
+    first = {k: v[0] for k, v in axes.items()}
+    if "epochs" in shared and "steps" not in shared:
+        shared = {"steps": None, **shared}
+    # One step, so that steps and epochs can change places.
+    return config.with_(**{**shared, **first})
+
+
+def _executor(name: str, jobs: int, address: str | None, cpus: float, gpus: float) -> Executor | None:
+    from lplr_cli.ablation import LocalProcesses, RayCluster
+
+    if name not in EXECUTORS:
+        raise InputError(f"--executor {name!r} is unknown", f"choose from {', '.join(EXECUTORS)}")
+    if name == "ray":
+        return RayCluster(address, cpus, gpus)
+    return LocalProcesses(jobs) if jobs > 1 else None
+
+
+def _with_extras(frame: pd.DataFrame, preset: Preset, path: Path) -> pd.DataFrame:
+    from lplr_cli.runs.atomic import write_text
+    from lplr_cli.runs.tables import write_parquet
+
+    extras = preset.extras(frame, path)
+    if extras:
+        import pandas as pd
+
+        more = pd.DataFrame.from_dict(extras, orient="index").rename_axis("run").reset_index()
+        frame = frame.merge(more, on="run", how="left")
+        write_text(path / "results.csv", frame.to_csv(index=False))
+        write_parquet(path / "results.parquet", frame)
+    return frame
+
+
+def _finish(
+    sink: out_.Sink,
+    frame: pd.DataFrame,
+    statements: list[Statement],
+    path: Path,
+    preset: Preset | None,
+    figure: Path | None,
+) -> None:
+    import pandas as pd
+
+    from lplr_cli import ablation
+    from lplr_cli.runs import SCHEMA_VERSION, plain
+
     failed = list(ablation.failures(frame))
-    cells = [{k: None if v != v else v for k, v in row.items()} for row in frame.to_dict("records")]
+    cells = [{str(k): None if pd.isna(v) else v for k, v in row.items()} for row in frame.to_dict("records")]
     record: dict[str, Any] = plain(
         {
             "command": "ablate",
             "schema_version": SCHEMA_VERSION,
             "sweep": str(path),
+            "preset": None if preset is None else preset.name,
             "cells": len(frame),
             "failed": len(failed),
+            "left": int((frame["regime"] == "left").sum()),
+            "recovered": int((frame["regime"] == "recovered").sum()),
+            "statements": {s.key: s.to_dict() for s in statements},
             "results": cells,
         }
     )
-    columns = (
-        "run",
-        "parameters",
-        "lr",
-        "λ_min start",
-        "λ_min end",
-        "NTK drift %",
-        "drift",
-        "loss",
-        "PL min",
-        "status",
-    )
-    keys = (
-        "run",
-        "parameters",
-        "lr",
-        "lambda_min_start",
-        "lambda_min_end",
-        "ntk_drift_percent",
-        "drift",
-        "loss_final",
-        "pl_ratio_min",
-        "status",
-    )
-    rows = [[number(c[k], 7 if k == "parameters" else 3) for k in keys] for c in cells]
-    grid = Grid(f"Sweep {path}", columns, rows, tuple(range(1, 9)))
-    sink.emit(out_.Result(record, frame, [grid]))
+    grids = [_results_grid(cells, path)]
+    if statements:
+        grids.append(_checklist(statements))
+    sink.emit(out_.Result(record, frame, grids))
+    if figure is not None:
+        from lplr_cli.reporting.figures import save
+        from lplr_cli.reporting.sweeps import seeds_figure, sweep_figure
+
+        draw = seeds_figure if preset is not None and preset.name == "paper-cnn" else sweep_figure
+        save(draw(path, [str(n) for n in frame["run"]], path.name), figure)
     for name, what in failed:
         out_.note(f"failed: {name}: {what}")
     if failed:
         raise NumericalError(f"{len(failed)} of {len(frame)} runs failed", f"see {path / 'results.csv'}")
+
+
+COLUMNS = {
+    "run": "run",
+    "parameters": "parameters",
+    "lr": "lr",
+    "lambda_min_start": "λ_min start",
+    "lambda_min_end": "λ_min end",
+    "lambda_min_full_lower": "full λ_min ≥",
+    "ntk_drift_percent": "NTK drift %",
+    "drift": "drift",
+    "certified_radius": "certified R",
+    "loss_final": "loss",
+    "pl_ratio_min": "PL min",
+    "pl_ratio_median": "PL median",
+    "lr_over_stable": "η·sharp/2",
+    "status": "status",
+    "regime": "regime",
+}
+
+
+def _results_grid(cells: list[dict[str, Any]], path: Path) -> Grid:
+    from lplr_cli.reporting import Grid, number
+
+    shown = {k: v for k, v in COLUMNS.items() if any(c.get(k) is not None for c in cells)}
+    rows = [[number(c.get(k), 7 if k == "parameters" else 3) for k in shown] for c in cells]
+    right = tuple(i for i, k in enumerate(shown) if k not in ("run", "status", "regime"))
+    notes = [f"{c['run']} {c['regime']}: {c['departures']}." for c in cells if c.get("departures")]
+    return Grid(f"Sweep {path}", tuple(shown.values()), rows, right, tuple(notes))
+
+
+def _checklist(statements: list[Statement]) -> Grid:
+    from lplr_cli.reporting import Grid
+
+    verdicts = {True: "holds", False: "does not hold", None: "unknown"}
+    rows = [[s.key, s.text, verdicts[s.holds], s.figures] for s in statements]
+    return Grid("The paper's statements on these runs", ("key", "statement", "verdict", "figures"), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,7 +91,7 @@ def parse_lr(text: str) -> float | None:
         raise InputError(f"--lr {text!r} is no step size", "give a positive number or auto") from None
 
 
-def parse_list(text: str, name: str, kind: type) -> list[Any]:
+def parse_list(text: str, name: str, kind: Callable[[str], Any]) -> list[Any]:
     """Values of a comma-separated list."""
     try:
         values = [kind(part) for part in text.split(",") if part.strip()]

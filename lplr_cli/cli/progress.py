@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lplr_cli.training import Progress
 
 
@@ -61,3 +63,25 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Bars(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def sweep_progress(wanted: bool = True) -> Iterator[Callable[[pd.DataFrame], None] | None]:
+    """A callback that shows the table of a sweep as its runs end, live; None where stderr is no terminal."""
+    if not wanted or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    from lplr_cli.reporting import Grid, number
+
+    with Live(console=Console(stderr=True), transient=True) as live:
+
+        def update(frame: pd.DataFrame) -> None:
+            columns = ("run", "status", "regime", "loss_final", "drift", "lr_over_stable")
+            values = frame[list(columns)].astype(object).where(frame[list(columns)].notna(), None)
+            rows = [[number(v) for v in row] for row in values.itertuples(index=False)]
+            live.update(Grid("Runs that have ended", columns, rows, (3, 4, 5)).to_rich())
+
+        yield update

@@ -238,19 +238,19 @@ def test_ablate_table_failures_and_resume(tmp_path: Path) -> None:
     assert done.returncode == 3
     record = json.loads(done.stdout)
     statuses = {row["run"]: row["status"] for row in record["results"]}
-    assert statuses["width4-lrauto-seed0"] == statuses["width6-lrauto-seed0"] == "finished"
-    assert statuses["width4-lr60.0-seed0"] == "diverged"
+    assert statuses["width4-lrauto"] == statuses["width6-lrauto"] == "finished"
+    assert statuses["width4-lr60.0"] == "diverged"
     table = pd.read_csv(tmp_path / "s" / "results.csv")
     assert table["run"].tolist() == list(statuses)
     pd.testing.assert_series_equal(pd.read_parquet(tmp_path / "s" / "results.parquet")["drift"], table["drift"])
     refused = lplr(*command, "--lr", "auto,60", "--out", "s", cwd=tmp_path)
     assert refused.returncode == 2
-    stamp = (tmp_path / "s" / "width4-lrauto-seed0" / "log.csv").stat().st_mtime_ns
-    other = lplr(*command, "--lr", "auto", "--out", "s", "--resume", cwd=tmp_path)
+    stamp = (tmp_path / "s" / "width4-lrauto" / "log.csv").stat().st_mtime_ns
+    other = lplr(*command, "--lr", "auto,50", "--out", "s", "--resume", cwd=tmp_path)
     assert other.returncode == 2
     again = lplr(*command, "--lr", "auto,60", "--out", "s", "--resume", "--format", "json", cwd=tmp_path)
     assert again.returncode == 3
-    assert (tmp_path / "s" / "width4-lrauto-seed0" / "log.csv").stat().st_mtime_ns == stamp
+    assert (tmp_path / "s" / "width4-lrauto" / "log.csv").stat().st_mtime_ns == stamp
     assert [r["drift"] for r in json.loads(again.stdout)["results"]] == [r["drift"] for r in record["results"]]
 
 

@@ -1,0 +1,220 @@
+"""Sweeps on every executor give the same table; failures are rows; dead processes and nodes are survived."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from lplr_cli.ablation import Cell, LocalProcesses, RayCluster, failures, run_sweep
+from lplr_cli.cli.main import run
+from lplr_cli.data import DataSpec
+from lplr_cli.errors import InputError
+from lplr_cli.models import ModelSpec
+from lplr_cli.runs import RunDirectory
+from lplr_cli.training import TrainConfig
+
+BASE = TrainConfig(
+    DataSpec("mnist", samples=12), ModelSpec(depth=1), lr=0.01, steps=12, probe_every=6, checkpoint_every=4
+)
+AXES: dict[str, list[Any]] = {"width": [3, 5], "seed": [0, 1]}
+EXACT = ["run", "status", "regime", "parameters", "lr", "drift", "loss_final", "lambda_min_start", "lambda_min_end"]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    frame, status = run_sweep(BASE, AXES, tmp_path_factory.mktemp("sweep") / "s")
+    assert status == "finished"
+    assert frame["status"].tolist() == ["finished"] * 4
+    return frame
+
+
+def same(frame: pd.DataFrame, reference: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(frame[EXACT], reference[EXACT], rtol=1e-9)
+
+
+def test_local_processes_give_the_same_table(tmp_path: Path, reference: pd.DataFrame) -> None:
+    grown: list[int] = []
+    frame, status = run_sweep(
+        BASE, AXES, tmp_path / "s", executor=LocalProcesses(2), on_row=lambda table: grown.append(len(table))
+    )
+    assert status == "finished"
+    assert grown == [1, 2, 3, 4]
+    same(frame, reference)
+    for name in ("results.csv", "results.parquet"):
+        read = pd.read_csv if name.endswith("csv") else pd.read_parquet
+        same(read(tmp_path / "s" / name).astype(dict.fromkeys(("run", "status", "regime"), "string")), reference)
+
+
+def test_a_failed_cell_is_a_row(tmp_path: Path) -> None:
+    single = [Cell("fine", {}), Cell("wild", {"lr": 1e4}), Cell("wrong", {"classes": (0, 1)})]
+    frame, status = run_sweep(BASE, {}, tmp_path / "s", single=single, executor=LocalProcesses(2))
+    assert status == "finished"
+    assert frame["status"].tolist() == ["finished", "diverged", "failed"]
+    assert frame["regime"].fillna("").tolist() == ["stayed", "left", ""]
+    assert [name for name, _ in failures(frame)] == ["wild", "wrong"]
+    assert "class 0" in frame["error"][2]
+
+
+def test_a_killed_process_is_tried_again(tmp_path: Path, reference: pd.DataFrame) -> None:
+    """A worker dies by SIGKILL in the middle of a run; the sweep goes on from its checkpoint."""
+    out, killed = tmp_path / "s", threading.Event()
+
+    def kill_one() -> None:
+        while not killed.is_set():
+            for child in subprocess.run(
+                ["pgrep", "-P", str(os.getpid()), "-f", "ablation.cell"], capture_output=True, text=True, check=False
+            ).stdout.split():
+                if any(out.glob("*/checkpoints/step-000004.pt")):
+                    os.kill(int(child), signal.SIGKILL)
+                    killed.set()
+                    return
+            time.sleep(0.002)
+
+    slow = BASE.with_(steps=12)
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    frame, status = run_sweep(slow, AXES, out, executor=LocalProcesses(1))
+    caught = killed.is_set()
+    killed.set()
+    assert status == "finished"
+    same(frame, reference)
+    if not caught:
+        pytest.skip("the runs were faster than the killer")
+
+
+def test_a_process_that_always_dies_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    frame, _ = run_sweep(BASE, {"width": [3]}, tmp_path / "s", executor=LocalProcesses(1))
+    assert frame["status"].tolist() == ["failed"]
+    assert "its process died (exit code 1)" in frame["error"][0]
+
+
+def test_resume_runs_only_what_is_missing(tmp_path: Path, reference: pd.DataFrame) -> None:
+    out = tmp_path / "s"
+    run_sweep(BASE, AXES, out)
+    kept, lost = out / "width3-seed0", out / "width5-seed1"
+    stamp = (kept / "log.csv").stat().st_mtime_ns
+    # One run is lost, one never got as far as run.json.
+    for name in ("run.json", "log.csv", "log.parquet", "probes.csv", "probes.parquet", "summary.json"):
+        (lost / name).unlink()
+    for path in (lost / "checkpoints").iterdir():
+        path.unlink()
+    frame, _ = run_sweep(BASE, AXES, out, continue_=True)
+    same(frame, reference)
+    assert (kept / "log.csv").stat().st_mtime_ns == stamp
+    with pytest.raises(InputError, match="other options"):
+        run_sweep(BASE, {"width": [3]}, out, continue_=True)
+    with pytest.raises(InputError, match="holds a sweep already"):
+        run_sweep(BASE, AXES, out)
+
+
+def test_interrupting_parallel_runs_keeps_them_resumable(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "lplr_cli", "ablate", "mnist", "--samples", "12", "--depth", "1", "--width", "3,5",
+        "--steps", "100000", "--probe-every", "0", "--no-sharpness", "--checkpoint-every", "0", "--jobs", "2",
+        "--out", str(tmp_path / "s"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path)
+    names = ("width3", "width5")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        logs = [tmp_path / "s" / n / "log.csv" for n in names]
+        if all(p.exists() and p.stat().st_size > 2000 for p in logs):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"--resume --out" in err
+    for name in names:
+        directory = RunDirectory.open(tmp_path / "s" / name)
+        assert directory.config()["status"] == "interrupted"
+        assert len(directory.checkpoint_steps()) == 2
+
+
+def test_runs_that_left_are_followed(tmp_path: Path) -> None:
+    base = BASE.with_(samples=60, width=64, depth=4, steps=40, probe_size=20, probe_every=20)
+    frame, _ = run_sweep(base, {"lr": [1e-4, 1e-2]}, tmp_path / "s", recover=True)
+    assert frame["run"].tolist() == ["lr0.0001", "lr0.01", "lr0.01-recovered"]
+    assert frame["regime"].tolist() == ["stayed", "left", "recovered"]
+    assert frame["follows"].fillna("").tolist() == ["", "", "lr0.01"]
+    left, again = frame.iloc[1], frame.iloc[2]
+    assert again["lr"] == pytest.approx(min(1 / left["sharpness_max"], left["lr"] / 2))
+    assert again["lr_over_stable"] < 1 < left["lr_over_stable"] * 1.2
+    twice, _ = run_sweep(base, {"lr": [1e-4, 1e-2]}, tmp_path / "s", recover=True, continue_=True)
+    pd.testing.assert_frame_equal(twice, frame)
+
+
+def test_presets_have_the_papers_parameter_counts() -> None:
+    from lplr_cli.ablation import preset
+    from lplr_cli.models import build_model, parameter_count
+
+    chosen = preset("paper-width")
+    counts = [parameter_count(build_model(chosen.base.with_(**c.values).model, (784,), 1)) for c in chosen.cells]
+    assert counts == [150_145, 398_593, 1_190_401, 3_953_665]
+    cnn = preset("paper-cnn", full=True)
+    assert parameter_count(build_model(cnn.base.model, (3, 32, 32), 5)) == 2_776_389
+    with pytest.raises(InputError, match="paper-width or paper-cnn"):
+        preset("paper")
+
+
+@pytest.mark.parametrize(("name", "keys"), [("paper-width", 9), ("paper-cnn", 4)])
+def test_the_fast_presets_judge_every_statement(
+    name: str, keys: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["ablate", "--preset", name, "--fast", "--format", "json", "--figure", "f.svg"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    statements = record["statements"]
+    assert len(statements) == keys
+    assert all(s["figures"] and s["text"] for s in statements.values())
+    assert (tmp_path / "f.svg").stat().st_size > 10_000
+    if name == "paper-width":
+        rows = {r["run"]: r for r in record["results"]}
+        # The verdicts are functions of the table, whichever they are.
+        drifts = [rows[f"width{w}"]["drift"] for w in (8, 16, 32)]
+        assert statements["W2"]["holds"] == (max(drifts) < 0.5)
+        assert statements["W5"]["holds"] == (rows["width64"]["regime"] == "left")
+        assert rows["width64"]["lambda_min_full_lower"] <= rows["width64"]["lambda_min_start"]
+        assert run(["ablate", "--preset", name, "--width", "3"]) == 2
+    else:
+        assert [r["run"] for r in record["results"]] == ["seed0", "seed1", "seed2"]
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_loses_a_node(tmp_path: Path, reference: pd.DataFrame) -> None:
+    """Two nodes on this machine, one of them killed while it works: the table is that of the local executor."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    node = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False)
+    out = tmp_path / "s"
+
+    def kill_node() -> None:
+        while not len(list(out.glob("*/checkpoints/step-000000.pt"))) >= 2:
+            time.sleep(0.01)
+        cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=kill_node, daemon=True)
+    try:
+        thread.start()
+        frame, status = run_sweep(BASE.with_(steps=12), AXES, out, executor=RayCluster(cpus=1))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call, unused-ignore]
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert status == "finished"
+    same(frame, reference)
