@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,7 +63,6 @@ def run_cell(
                 outcome = resume(path, on_progress=on_progress)
                 status, message = outcome.status, outcome.message
         else:
-            _clear_unborn(path)
             outcome = train(config, path, on_progress=on_progress)
             run, status, message = outcome.run, outcome.status, outcome.message
         row |= {"status": status, "error": message or None}
@@ -81,12 +79,6 @@ def run_cell(
     except LplrError as error:
         row |= {"status": "failed", "error": str(error)}
     return row
-
-
-def _clear_unborn(path: Path) -> None:
-    """Remove what a process left that died before it wrote run.json: nothing in it can be resumed."""
-    if path.is_dir() and {p.name for p in path.iterdir()} <= {"checkpoints", ".lock"}:
-        shutil.rmtree(path)
 
 
 def result_row(summary: Mapping[str, Any]) -> dict[str, Any]:

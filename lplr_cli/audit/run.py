@@ -19,6 +19,7 @@ from lplr_cli.training import (
     LogInput,
     Source,
     certificate_of_run,
+    open_subject,
     probe_checkpoints,
     read_log,
     recompute_gradients,
@@ -159,6 +160,7 @@ class _Evidence:
     why_no_eta: str
     scale: float | None
     check: Any
+    duplicate: tuple[int, int] | None
 
 
 def audit(
@@ -251,8 +253,31 @@ def _gather(
     elif run is not None:
         reason = "not asked for"
     return _Evidence(
-        series, ratio, rate, probes, full, estimates, found, reason, facts.eta, lr, why, facts.loss_scale, check
+        series,
+        ratio,
+        rate,
+        probes,
+        full,
+        estimates,
+        found,
+        reason,
+        facts.eta,
+        lr,
+        why,
+        facts.loss_scale,
+        check,
+        _duplicate(run, foreign) if full else None,
     )
+
+
+def _duplicate(run: RunDirectory | None, foreign: Source) -> tuple[int, int] | None:
+    """A pair of equal inputs, where the data can be had."""
+    if run is None or not run.checkpoint_steps():
+        return None
+    try:
+        return open_subject(run.path, foreign).dataset.duplicate()
+    except (InputError, NumericalError):
+        return None
 
 
 def _certificate(run: RunDirectory, foreign: Source, memory: int) -> tuple[Any, str]:
@@ -309,9 +334,9 @@ def _positivity(e: _Evidence) -> Finding:
     resolution = 10 * np.finfo(np.float64).eps * float(first["lambda_max"]) * math.sqrt(float(first["probe_size"]))
     if value > resolution:
         return _finding("H1", ESTIMATED, value, 0.0, f"λ_min = {value:.4g} on {where}, positivity not proved")
-    return _finding(
-        "H1", FAILS, value, 0.0, f"λ_min = {value:.4g} on {where} is zero within rounding ({resolution:.1g})"
-    )
+    pair = None if e.duplicate is None else f": samples {e.duplicate[0]} and {e.duplicate[1]} have equal inputs"
+    reason = f"λ_min = {value:.4g} on {where} is zero within rounding ({resolution:.1g}){pair or ''}"
+    return _finding("H1", FAILS, value, 0.0, reason)
 
 
 def _lipschitz(e: _Evidence) -> Finding:

@@ -138,6 +138,9 @@ def _grids(probe: KernelProbe, shown: int) -> list[Any]:
         f"K = J Jᵀ/n is {r['rows']:,} × {r['rows']:,}, engine {r['engine']}"
     )
     notes = [f"Assumed: {'; '.join(r['assumptions'])}."] if r["assumptions"] else []
+    if r["duplicate_inputs"]:
+        one, two = r["duplicate_inputs"]
+        notes.append(f"Samples {one} and {two} have equal inputs: λ_min is exactly 0, and no PL region is certified.")
     if r["fallback"]:
         notes.append(f"No structured rule for {', '.join(r['fallback'])}: Jacobian used for these parameters.")
     values = probe.eigenvalues

@@ -62,6 +62,10 @@ def train(
         Path | None,
         typer.Option(help="Continue this run, with its own configuration.", rich_help_panel=o.RUN),
     ] = None,
+    from_run: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Repeat this run from its start.", rich_help_panel=o.RUN),
+    ] = None,
     log_format: o.LogFormat = "both",
     format: out_.Format = "table",
     output: out_.Output = None,
@@ -75,6 +79,8 @@ def train(
     sink = out_.Sink(format, output, force, require)
     if resume is not None:
         outcome = _resume(context, resume)
+    elif from_run is not None:
+        outcome = _repeat(context, from_run, out)
     else:
         if dataset is None:
             raise InputError("no data set", "name mnist, cifar10, a file or module:factory")
@@ -129,16 +135,30 @@ def train(
 _WITH_RESUME = {"resume", "format", "output", "force", "require", "context"}
 
 
-def _resume(context: typer.Context, path: Path) -> Outcome:
+def _refuse_others(context: typer.Context, option: str, allowed: set[str]) -> None:
+    """A run that knows its configuration takes no other."""
     given = [
         name
         for name in context.params
-        if name not in _WITH_RESUME
+        if name not in allowed
         and getattr(context.get_parameter_source(name), "name", "DEFAULT") not in ("DEFAULT", "DEFAULT_MAP")
     ]
     if given:
         flags = ", ".join("DATASET" if n == "dataset" else "--" + n.replace("_", "-") for n in given)
-        raise InputError(f"--resume does not go with {flags}", "a resumed run keeps its own configuration")
+        raise InputError(f"{option} does not go with {flags}", "the run keeps its own configuration")
+
+
+def _repeat(context: typer.Context, path: Path, out: Path | None) -> Outcome:
+    _refuse_others(context, "--from", {*_WITH_RESUME, "from_run", "out"} - {"resume"})
+    from lplr_cli import training
+    from lplr_cli.runs import runs_root
+
+    with training_progress() as progress:
+        return training.repeat(path, out, on_progress=progress, root=runs_root())
+
+
+def _resume(context: typer.Context, path: Path) -> Outcome:
+    _refuse_others(context, "--resume", _WITH_RESUME)
     from lplr_cli import training
 
     with training_progress() as progress:

@@ -95,6 +95,16 @@ class Dataset:
         """Number of outputs C per sample."""
         return int(self.targets.shape[1])
 
+    def duplicate(self) -> tuple[int, int] | None:
+        """The first pair of samples with equal inputs, which makes λ_min(K) exactly 0; None when all differ."""
+        rows = np.ascontiguousarray(self.inputs.reshape(self.n, -1))
+        seen: dict[bytes, int] = {}
+        for index, row in enumerate(rows):
+            first = seen.setdefault(row.tobytes(), index)
+            if first != index:
+                return first, index
+        return None
+
     def tensors(
         self, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> tuple[torch.Tensor, torch.Tensor]:

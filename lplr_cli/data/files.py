@@ -12,12 +12,20 @@ from numpy.typing import NDArray
 
 from lplr_cli.errors import InputError
 
+# An archive that unpacks to more than this, and to more than so many times its size, is no data set.
+_UNPACKED = 2 << 30
+_RATIO = 20
+
 Arrays = tuple[NDArray[Any], NDArray[Any]]
 
 
 def read_npz(path: Path) -> Arrays:
     """Arrays ``inputs`` (n, …) and ``targets`` (n,) or (n, C) of an .npz file; nothing is unpickled."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > max(_UNPACKED, _RATIO * path.stat().st_size):
+            raise InputError(f"{path} unpacks to {size:,} bytes", "save it with np.savez, uncompressed")
         with np.load(path, allow_pickle=False) as arrays:
             missing = [name for name in ("inputs", "targets") if name not in arrays.files]
             if missing:

@@ -44,17 +44,32 @@ class RunDirectory:
     def create(cls, path: Path) -> RunDirectory:
         """A new, empty run directory, locked for this process.
 
+        What a process left that died before it wrote run.json counts as empty: nothing in it can be resumed.
+
         Raises:
             InputError: the directory exists and is not empty.
             OutputError: it cannot be made.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not cls._is_unborn(path):
             raise InputError(f"{path} exists already", "choose another --out, or --resume it")
         run = cls(path)
         with output_errors(path):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         run.lock()
         return run
+
+    @staticmethod
+    def _is_unborn(path: Path) -> bool:
+        """Whether nothing lies there but the skeleton of a run that never began."""
+        if not path.is_dir():
+            return False
+        with output_errors(path):
+            return all(
+                p.name == ".lock"
+                or (p.name == "checkpoints" and p.is_dir() and not any(p.iterdir()))
+                or (p.name.startswith(".run.json.") and p.suffix == ".tmp")
+                for p in path.iterdir()
+            )
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:

@@ -127,11 +127,20 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> None:
 
 
 def truncate_before(path: Path, columns: Sequence[str], step: int) -> None:
-    """Drop the rows of ``step`` and later ones, and a torn last line, line by line so that no digit changes."""
+    """Drop the rows of ``step`` and later ones, and a torn last line, line by line so that no digit changes.
+
+    A file whose very header is torn is removed.
+    """
     if not path.exists():
         return
-    content = path.read_text(encoding="utf-8")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error})", "the run directory is damaged") from error
     lines = content[: content.rfind("\n") + 1].splitlines(keepends=True)
+    if not lines:
+        path.unlink()
+        return
     position = list(columns).index("step")
 
     def early(line: str) -> bool:

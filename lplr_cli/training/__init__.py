@@ -4,7 +4,7 @@ from lplr_cli.training.certify_checkpoint import certificate_of_run, certified_c
 from lplr_cli.training.checkpoint_probe import KernelProbe, probe_checkpoint
 from lplr_cli.training.config import OPTIMIZERS, SCHEDULES, TrainConfig
 from lplr_cli.training.logs import LogInput, read_log
-from lplr_cli.training.loop import Outcome, Progress, Trainer, resolve_device, resume, train
+from lplr_cli.training.loop import Outcome, Progress, Trainer, repeat, resolve_device, resume, train
 from lplr_cli.training.offline import probe_checkpoints
 from lplr_cli.training.probes import Prober, ProbeSettings
 from lplr_cli.training.recompute import recompute_gradients
@@ -36,6 +36,7 @@ __all__ = [
     "probe_checkpoints",
     "read_log",
     "recompute_gradients",
+    "repeat",
     "resolve_device",
     "resume",
     "run_facts",

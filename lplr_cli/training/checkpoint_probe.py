@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lplr_cli import ntk
+from lplr_cli.data import Dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES
 from lplr_cli.runs import SCHEMA_VERSION, plain
@@ -33,6 +34,12 @@ class KernelProbe:
     def to_frame(self) -> pd.DataFrame:
         """A row an eigenvalue, ascending."""
         return pd.DataFrame({"index": range(len(self.eigenvalues)), "eigenvalue": self.eigenvalues})
+
+
+def _duplicate(dataset: Dataset, n: int) -> list[int] | None:
+    """The first pair of equal inputs among the first ``n`` samples: it makes λ_min exactly 0."""
+    pair = dataset.duplicate()
+    return list(pair) if pair is not None and pair[1] < n else None
 
 
 def probe_checkpoint(
@@ -115,6 +122,7 @@ def probe_checkpoint(
         "trace": spectrum.trace,
         "effective_rank": spectrum.effective_rank,
         "condition_number": spectrum.condition_number,
+        "duplicate_inputs": _duplicate(dataset, kernel.n),
         "smallest": [float(v) for v in spectrum.eigenvalues[:eigenvalues]],
         "largest": [float(v) for v in spectrum.eigenvalues[::-1][:eigenvalues]],
     }

@@ -289,6 +289,37 @@ def resume(path: Path, *, on_progress: Callable[[Progress], None] | None = None)
         run.unlock()
 
 
+def repeat(
+    path: Path,
+    out: Path | None = None,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    root: Path | None = None,
+) -> Outcome:
+    """Train anew with the configuration of a run: the same log on the same machine with the same versions.
+
+    The step size is the one that the run used, also where it was chosen from the sharpness.
+
+    Raises:
+        InputError: no run of lplr's own, or data that changed since.
+    """
+    record = RunDirectory.open(path).config()
+    if record.get("kind") == "recorded":
+        raise InputError(f"{path} was recorded from another program", "repeat it there")
+    config = TrainConfig.from_dict(record.get("config") or {})
+    if load_dataset(config.data).fingerprint != (record.get("data") or {}).get("sha256"):
+        raise InputError(f"the data of {path} changed since it began", "restore the data")
+    threads = record.get("threads")
+    former = torch.get_num_threads()
+    if isinstance(threads, int) and threads > 0:
+        torch.set_num_threads(threads)
+    try:
+        where = out or _free_name((root or Path("runs")) / path.resolve().name)
+        return train(config, where, on_progress=on_progress)
+    finally:
+        torch.set_num_threads(former)
+
+
 def _free_name(path: Path) -> Path:
     """``path``, or with a number behind it when it is taken."""
     candidate, count = path, 1
