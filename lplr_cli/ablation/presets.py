@@ -23,7 +23,7 @@ from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError, LplrError
 from lplr_cli.models import ModelSpec
 from lplr_cli.runs import RunDirectory
-from lplr_cli.training import TrainConfig, probe_checkpoint
+from lplr_cli.training import TrainConfig, certify_checkpoint
 
 Row = dict[str, Any]
 
@@ -226,14 +226,19 @@ def _judge_width(frame: pd.DataFrame, out: Path) -> list[Statement]:
 
 
 def _extras_width(frame: pd.DataFrame, out: Path) -> dict[str, Row]:
-    """Beyond the paper: λ_min of the whole training set at the start, with its proved bound."""
+    """Beyond the paper: λ_min of the whole training set at the start, its proved bound, and the certified radius."""
     extras: dict[str, Row] = {}
     for name in frame["run"]:
+        start = RunDirectory.open(out / str(name)).checkpoint_path(0)
         try:
-            probe = probe_checkpoint(out / str(name), step=0, verify=True).record["lambda_min"]
-            extras[str(name)] = {"lambda_min_full": probe["value"], "lambda_min_full_lower": probe["lower"]}
+            found = certify_checkpoint(start, method="fast", directions=0)
+            extras[str(name)] = {
+                "lambda_min_full": found["lambda_0"],
+                "lambda_min_full_lower": found["lambda_0_lower"],
+                "certified_radius": found["radius_jacobian"],
+            }
         except LplrError:
-            extras[str(name)] = {"lambda_min_full": None, "lambda_min_full_lower": None}
+            extras[str(name)] = dict.fromkeys(("lambda_min_full", "lambda_min_full_lower", "certified_radius"))
     return extras
 
 

@@ -236,6 +236,7 @@ def _with_extras(frame: pd.DataFrame, preset: Preset, path: Path) -> pd.DataFram
         import pandas as pd
 
         more = pd.DataFrame.from_dict(extras, orient="index").rename_axis("run").reset_index()
+        frame = frame.drop(columns=[c for c in more.columns if c != "run"], errors="ignore")
         frame = frame.merge(more, on="run", how="left")
         write_text(path / "results.csv", frame.to_csv(index=False))
         write_parquet(path / "results.parquet", frame)
@@ -309,7 +310,10 @@ COLUMNS = {
 def _results_grid(cells: list[dict[str, Any]], path: Path) -> Grid:
     from lplr_cli.reporting import Grid, number
 
-    shown = {k: v for k, v in COLUMNS.items() if any(c.get(k) is not None for c in cells)}
+    plain = all(c["status"] == "finished" for c in cells)
+    shown = {
+        k: v for k, v in COLUMNS.items() if any(c.get(k) is not None for c in cells) and not (k == "status" and plain)
+    }
     rows = [[number(c.get(k), 7 if k == "parameters" else 3) for k in shown] for c in cells]
     right = tuple(i for i, k in enumerate(shown) if k not in ("run", "status", "regime"))
     notes = [f"{c['run']} {c['regime']}: {c['departures']}." for c in cells if c.get("departures")]

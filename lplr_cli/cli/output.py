@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "csv", "markdown")
 SUFFIXES = (".csv", ".parquet", ".json", ".md")
+# Of tables in files and pipes.
+PIPE_WIDTH = 140
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 
 Format = Annotated[
@@ -107,7 +109,11 @@ class Sink:
         if self.format == "table":
             console = stdout_console()
             for grid in result.grids:
-                console.print(grid.to_rich())
+                table = grid.to_rich()
+                if not sys.stdout.isatty():
+                    # A file or a pipe has no edge: numbers and names are never broken.
+                    console.width = max(PIPE_WIDTH, console.measure(table).minimum)
+                console.print(table)
                 for line in grid.note:
                     console.print(line, highlight=False, markup=False)
             for chart in result.charts:
@@ -162,7 +168,7 @@ def stdout_console() -> Console:
     from rich.console import Console
 
     if _plain_terminal():
-        width = None if sys.stdout.isatty() else 140
+        width = None if sys.stdout.isatty() else PIPE_WIDTH
         return Console(color_system=None, force_terminal=False, width=width)
     return Console()
 

@@ -45,7 +45,10 @@ class Grid:
         """For a terminal."""
         table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index in self.right else "left", overflow="fold")
+            number_or_name = index in self.right or index == 0
+            table.add_column(
+                column, justify="right" if index in self.right else "left", overflow="fold", no_wrap=number_or_name
+            )
         for row in self.rows:
             table.add_row(*row)
         return table
