@@ -110,7 +110,7 @@ def _paper_cnn(fast: bool, full: bool) -> Preset:
         DataSpec("cifar10", samples=samples, targets="onehot"),
         ModelSpec(kind="resnet", width=width),
         optimizer="sgd",
-        lr=0.02,
+        lr=1e-3,
         momentum=0.9,
         batch_size=10 if fast else 50,
         schedule="cosine",

@@ -5,6 +5,7 @@ Imports nothing heavy: ``lplr --help`` answers without Typer, Rich or torch.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -90,6 +91,13 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         return _fail(str(error), error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        where = f" ({str(error.filename)[:100]})" if error.filename else ""
+        # What no layer met: a full disk is a failure of the run, a name that no system takes is bad input.
+        code = 3 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS) else 2
+        return _fail(f"{error.strerror or error}{where}; check the path", code)
     except Exception as error:
         if debug:
             raise

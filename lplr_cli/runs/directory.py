@@ -14,7 +14,15 @@ import pandas as pd
 
 from lplr_cli.errors import InputError, OutputError
 from lplr_cli.runs.atomic import output_errors, write_text
-from lplr_cli.runs.tables import plain, read_csv, read_parquet, write_parquet
+from lplr_cli.runs.tables import (
+    LOG_COLUMNS,
+    PROBE_COLUMNS,
+    checked,
+    plain,
+    read_csv,
+    read_parquet,
+    write_parquet,
+)
 
 if TYPE_CHECKING:
     from lplr_cli.runs.checkpoint import Checkpoint
@@ -147,11 +155,12 @@ class RunDirectory:
         return self._table("probes")
 
     def _table(self, stem: str) -> pd.DataFrame:
+        columns = LOG_COLUMNS if stem == "log" else PROBE_COLUMNS
         # The CSV is what the run appends to, so it is the newer one while both exist.
         if (self.path / f"{stem}.csv").exists():
-            return read_csv(self.path / f"{stem}.csv")
+            return checked(read_csv(self.path / f"{stem}.csv"), columns, self.path / f"{stem}.csv")
         if (self.path / f"{stem}.parquet").exists():
-            return read_parquet(self.path / f"{stem}.parquet")
+            return checked(read_parquet(self.path / f"{stem}.parquet"), columns, self.path / f"{stem}.parquet")
         if stem == "probes":
             return pd.DataFrame()
         raise InputError(f"{self.path} has no {stem}.csv or {stem}.parquet", "it is no run of lplr")

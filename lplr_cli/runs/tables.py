@@ -34,6 +34,8 @@ PROBE_COLUMNS = (
     "seconds",
 )
 
+TEXT_COLUMNS = ("outputs", "engine", "dtype")
+
 
 def format_value(value: Any) -> str:
     """A CSV field with full precision; nothing for a missing value."""
@@ -119,6 +121,27 @@ def read_parquet(path: Path) -> pd.DataFrame:
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"cannot read {path} ({first})", "the file is no Parquet table") from error
+
+
+def checked(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:
+    """A log or probe table, refused where columns are missing or hold something else than they should.
+
+    Raises:
+        InputError: naming the column.
+    """
+    missing = [c for c in columns if c not in frame.columns]
+    if missing:
+        raise InputError(f"{path} lacks the columns {', '.join(missing)}", "the run directory is damaged")
+    for column in columns:
+        if column not in TEXT_COLUMNS and not pd.api.types.is_numeric_dtype(frame[column]):
+            if frame[column].notna().any():
+                raise InputError(
+                    f"{path} holds something else than numbers in {column}", "the run directory is damaged"
+                )
+            frame[column] = frame[column].astype("float64")
+    if not frame["step"].between(0, 2**53).all():
+        raise InputError(f"{path} has a row without a step", "the run directory is damaged")
+    return frame
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:

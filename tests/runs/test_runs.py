@@ -12,7 +12,7 @@ import torch
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError, OutputError
 from lplr_cli.models import ModelSpec
-from lplr_cli.runs import Appender, RunDirectory, plain, truncate_before
+from lplr_cli.runs import LOG_COLUMNS, Appender, RunDirectory, plain, truncate_before
 from lplr_cli.runs.atomic import write_atomically, write_text
 from lplr_cli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lplr_cli.runs.tables import read_csv
@@ -134,13 +134,13 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path: Path) -> No
 
 def test_parquet_only_logs_come_back_as_csv(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "r")
-    with Appender(run.log_path, COLUMNS) as log:
+    with Appender(run.log_path, LOG_COLUMNS) as log:
         log.append({"step": 0, "loss": 0.1 + 0.2})
     run.finish_tables("parquet")
     assert not run.log_path.exists()
     assert run.log()["loss"].tolist() == [0.1 + 0.2]
     run.restore_csv()
-    assert run.log_path.read_text() == "step,loss\n0,0.30000000000000004\n"
+    assert run.log_path.read_text() == ",".join(LOG_COLUMNS) + "\n0,,0.30000000000000004,,,,\n"
 
 
 def test_plain_values() -> None:
