@@ -10,9 +10,12 @@ from lplr_cli.cli.ablate import ablate
 from lplr_cli.cli.audit import audit
 from lplr_cli.cli.certify import certify
 from lplr_cli.cli.fit_rate import fit_rate
+from lplr_cli.cli.list_runs import list_runs
 from lplr_cli.cli.pl_ratio import pl_ratio
 from lplr_cli.cli.probe_ntk import probe_ntk
+from lplr_cli.cli.report import report
 from lplr_cli.cli.train import train
+from lplr_cli.cli.watch import watch
 
 app = typer.Typer(
     name="lplr",
@@ -37,3 +40,6 @@ app.command("certify")(certify)
 app.command("pl-ratio")(pl_ratio)
 app.command("fit-rate")(fit_rate)
 app.command("audit")(audit)
+app.command("report")(report)
+app.command("list")(list_runs)
+app.command("watch")(watch)

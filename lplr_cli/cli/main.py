@@ -32,8 +32,11 @@ Diagnostics
   pl-ratio   PL ratio of a run and its lower envelope on the stable window.
   fit-rate   Is the convergence linear? Which rate, how sure?
   audit      Judge every hypothesis and conclusion of the theory over a run or log; for CI.
+  report     Figures and a self-contained HTML report: verdicts first, tables behind every figure.
+  list       List the runs below a folder with status and key figures.
+  watch      Live view of a run in progress: loss, drift, λ_min, PL ratio, time left.
 
-Every command takes
+Every command but watch takes
   --format table|json|csv|markdown   on stdout; progress and notes go to stderr
   --output FILE                      also write .csv, .parquet, .json or .md (--force overwrites)
   --require 'KEY >= NUMBER'          exit 1 unless it holds; keys are those of --format json
@@ -47,6 +50,7 @@ Examples
   lplr certify runs/mnist-mlp64-s0
   lplr pl-ratio runs/mnist-mlp64-s0 --require 'pl_ratio_star.min >= 0.05'
   lplr audit runs/mnist-mlp64-s0 --junit audit.xml
+  lplr report runs/mnist-mlp64-s0 -o report.html
   lplr ablate mnist --width 32,64 --seed 0,1
 
 Exit codes

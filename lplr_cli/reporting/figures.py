@@ -81,6 +81,15 @@ def _log_axis(axes: Axes) -> None:
         axes.legend()
 
 
+def loss_axes(axes: Axes, result: PLRatio) -> None:
+    """Draw the loss and the suboptimality onto ``axes``."""
+    _shade(axes, result.window)
+    _curve(axes, result.table, "loss", color=BLACK, label="L")
+    _curve(axes, result.table, "suboptimality", color=BLUE, label="L − L*")
+    axes.set_ylabel("loss")
+    _log_axis(axes)
+
+
 def pl_ratio_axes(axes: Axes, result: PLRatio) -> None:
     """Draw the bracket of the PL ratio, its rolling envelope and the positive μ onto ``axes``."""
     _shade(axes, result.window)
@@ -113,11 +122,7 @@ def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
     with style():
         figure = Figure(figsize=(8.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        _shade(left, result.window)
-        _curve(left, result.table, "loss", color=BLACK, label="L")
-        _curve(left, result.table, "suboptimality", color=BLUE, label="L − L*")
-        left.set_ylabel("loss")
-        _log_axis(left)
+        loss_axes(left, result)
         pl_ratio_axes(right, result)
         figure.suptitle(title, fontsize=10)
     return figure

@@ -96,9 +96,8 @@ def seeds_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
             (middle, "pl_ratio", "PL ratio ½‖∇L‖²/(L − min L)"),
         ):
             steps = results[0].table["step"].to_numpy()
-            stack = np.array(
-                [np.interp(steps, r.table["step"], r.table[column].where(r.table[column] > 0)) for r in results]
-            )
+            positive = [r.table[r.table[column] > 0] for r in results]
+            stack = np.array([np.interp(steps, t["step"], t[column], right=np.nan) for t in positive])
             _band(axes, steps, stack, label)
             axes.set_yscale("log")
             windows = [r.window for r in results if r.window is not None]
@@ -122,6 +121,8 @@ def seeds_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
 
 
 def _band(axes: Axes, steps: NDArray[np.float64], stack: NDArray[np.float64], label: str) -> None:
+    known = np.isfinite(stack).any(axis=0)
+    steps, stack = steps[known], stack[:, known]
     axes.fill_between(
         steps, np.nanmin(stack, axis=0), np.nanmax(stack, axis=0), color=BLUE, alpha=0.2, lw=0, label="range"
     )

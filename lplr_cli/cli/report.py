@@ -1,0 +1,115 @@
+"""``lplr report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lplr_cli.cli import options as o
+from lplr_cli.cli import output as out_
+from lplr_cli.cli.progress import counting_progress
+from lplr_cli.errors import InputError
+
+
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN|SWEEP|LOG...", help="Run directories, sweep directories, or logs.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="report.html, or a folder for the figures alone.")] = Path(
+        "report.html"
+    ),
+    formats: Annotated[str, typer.Option(help="Of figures in a folder: png, svg, pdf.")] = "png,svg",
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    certificate: Annotated[
+        bool, typer.Option("--certificate/--no-certificate", help="Prove what can be proved.")
+    ] = True,
+    model: o.SourceModel = None,
+    model_arg: o.SourceModelArg = None,
+    data: o.SourceData = None,
+    activation: o.SourceActivation = None,
+    format: out_.Format = "table",
+    output: out_.Output = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite.", rich_help_panel="Output")] = False,
+    require: out_.Require = None,
+) -> None:
+    """Figures and a self-contained HTML report: verdicts first, tables behind every figure.
+
+    [bold]lplr report runs/mnist-mlp64-s0 -o report.html[/bold]
+    [bold]lplr report runs/paper-width -o figures/ --formats pdf[/bold]
+    """
+    sink = out_.Sink(format, output, force, require)
+    page = out.suffix == ".html"
+    kinds = o.parse_list(formats, "formats", str)
+    if page and out.exists() and not force:
+        raise InputError(f"{out} exists", "choose another name or pass --force")
+    if page and not out.parent.is_dir():
+        raise InputError(f"no directory {out.parent}", "create it first")
+    if not page and (out.suffix or (out.exists() and not out.is_dir())):
+        raise InputError(f"-o {out} is neither a page nor a folder", "end it in .html, or name a folder")
+    if not set(kinds) <= {"png", "svg", "pdf"}:
+        raise InputError(f"--formats {formats!r} is unknown", "choose from png, svg, pdf")
+    source = o.make_source(
+        model=model, model_arg=model_arg, data=data, activation=activation, beta=1.0, parametrization="standard",
+        samples=None, classes=None, targets=None, target=None, data_dir=None,
+    )  # fmt: skip
+    from lplr_cli.reporting import Grid
+    from lplr_cli.reporting.figures import save
+    from lplr_cli.reporting.report import RunReport, all_figures, gather, html_report
+    from lplr_cli.runs import SCHEMA_VERSION, plain
+    from lplr_cli.runs.atomic import output_errors, write_text
+
+    names = _expanded(runs)
+    reports: list[RunReport] = []
+    with counting_progress("runs") as progress:
+        for done, name in enumerate(names, start=1):
+            reports.append(gather(name, source, certificate=certificate))
+            if progress is not None:
+                progress(done, len(names))
+    written: list[str] = []
+    if page:
+        write_text(out, html_report(reports, title or "lplr report"))
+        written.append(str(out))
+    else:
+        with output_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        targets = [
+            (out / f"{Path(r.name).name}-{figure}.{kind}", drawn)
+            for r in reports
+            for figure, drawn in all_figures(r).items()
+            for kind in kinds
+        ]
+        taken = [path for path, _ in targets if path.exists()]
+        if taken and not force:
+            raise InputError(f"{taken[0]} exists", "choose another folder or pass --force")
+        for path, drawn in targets:
+            save(drawn, path)
+            written.append(str(path))
+    verdicts = {r.name: r.audit.verdict for r in reports}
+    record: dict[str, Any] = plain(
+        {"command": "report", "schema_version": SCHEMA_VERSION, "written": written, "verdicts": verdicts}
+    )
+    import pandas as pd
+
+    frame = pd.DataFrame({"run": list(verdicts), "verdict": list(verdicts.values())})
+    rows = [[r.name, r.audit.verdict, r.audit.explanation] for r in reports]
+    grid = Grid(f"Report {out}", ("run", "local PL", "why"), rows, (), tuple(f"Wrote {w}." for w in written))
+    sink.emit(out_.Result(record, frame, [grid]))
+
+
+def _expanded(names: list[str]) -> list[str]:
+    """Runs of sweep directories in the place of the sweeps."""
+    found: list[str] = []
+    for name in names:
+        path = Path(name)
+        if (path / "sweep.json").is_file():
+            inside = sorted(str(p.parent) for p in path.glob("*/run.json"))
+            if not inside:
+                raise InputError(f"{name} has no runs", "run the sweep first")
+            found += inside
+        else:
+            found.append(name)
+    if len(set(found)) < len(found):
+        raise InputError("a run is named twice", "name each once")
+    return found

@@ -1,0 +1,93 @@
+"""``lplr watch``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lplr_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from lplr_cli.runs import RunDirectory
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, in progress or not.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+) -> None:
+    """Live view of a run in progress: loss, drift, λ_min, PL ratio, time left.
+
+    [bold]lplr watch runs/mnist-mlp64-s0[/bold]
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from lplr_cli.runs import RunDirectory
+
+    directory = RunDirectory.open(run)
+    if once or not sys.stdout.isatty():
+        sys.stdout.write(view(directory))
+        return
+    with Live(view(directory), console=Console(), auto_refresh=False) as live:
+        while directory.config().get("status") == "running":
+            time.sleep(every)
+            live.update(view(directory), refresh=True)
+        live.update(view(directory), refresh=True)
+
+
+def sparkline(values: list[float], width: int = 48) -> str:
+    """A line of bars on a logarithmic scale; what is not positive and finite is a space."""
+    import numpy as np
+
+    from lplr_cli.reporting.thin import thin
+
+    if not values:
+        return ""
+    kept = np.array(values, dtype=np.float64)[thin(len(values), width)]
+    with np.errstate(all="ignore"):
+        logs = np.where((kept > 0) & np.isfinite(kept), np.log(kept), np.nan)
+    if np.isnan(logs).all():
+        return ""
+    low, high = np.nanmin(logs), np.nanmax(logs)
+    scaled = (logs - low) / (high - low) if high > low else np.where(np.isnan(logs), np.nan, 0.5)
+    return "".join(" " if v != v else _BARS[min(int(v * len(_BARS)), len(_BARS) - 1)] for v in scaled)
+
+
+def view(run: RunDirectory) -> str:
+    """The text of one look."""
+    from lplr_cli.diagnostics import clean_series, pl_ratio
+    from lplr_cli.reporting import number
+
+    record = run.config()
+    log, probes = run.log(), run.probes()
+    if log.empty:
+        raise InputError(f"{run.path} has no rows yet", "look again in a moment")
+    config = record.get("config") or {}
+    step, seconds = int(log["step"].iloc[-1]), float(log["seconds"].iloc[-1])
+    total = config.get("steps")
+    if total is None and config.get("epochs") and (log["epoch"] > 0).any():
+        per_epoch = (log["epoch"] == 0).sum()
+        total = int(config["epochs"] * per_epoch)
+    lines = [f"{run.path}  {record.get('status')}  step {step:,}" + (f" of {total:,}" if total else "")]
+    if total and step and record.get("status") == "running":
+        lines[0] += f"  about {seconds / step * (total - step):,.0f} s left"
+    try:
+        series = clean_series(log)
+        ratio = pl_ratio(series.loss, series.grad_norm_sq, 0.0)
+        rows = [("loss", series.loss.tolist()), ("PL ratio*", ratio.tolist())]
+    except InputError:
+        rows = []
+    rows.append(("drift", log["drift"].dropna().tolist()))
+    if not probes.empty:
+        rows.append(("λ_min", probes["lambda_min"].tolist()))
+    for name, values in rows:
+        if values:
+            lines.append(f"{name:<10} {number(float(values[-1])):>11}  {sparkline(values)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,158 @@
+"""The report: complete, self-contained, well-formed, accessible; and the views of runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lplr_cli.cli.main import run
+from lplr_cli.cli.watch import sparkline
+from lplr_cli.data import DataSpec
+from lplr_cli.models import ModelSpec
+from lplr_cli.training import TrainConfig, train
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects what a reader and a browser would see."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    where = tmp_path_factory.mktemp("report")
+    config = TrainConfig(DataSpec("mnist", samples=12), ModelSpec(width=5, depth=1), steps=30, probe_every=10)
+    train(config, where / "runs" / "one")
+    train(config.with_(seed=1), where / "runs" / "two <b>&")
+    pd.DataFrame({"step": range(50), "loss": [0.9**i for i in range(50)]}).to_csv(where / "log.csv", index=False)
+    return where
+
+
+def made(folder: Path, *sources: str) -> Page:
+    out = folder / "page.html"
+    assert run(["report", *sources, "-o", str(out), "--force", "--format", "json"]) == 0
+    return Page(out.read_text(encoding="utf-8"))
+
+
+def test_the_page_is_self_contained_and_accessible(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = made(folder, str(folder / "runs" / "one"))
+    record = json.loads(capsys.readouterr().out)
+    for tag, attributes in page.tags:
+        assert tag != "script"
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:")), (tag, value)
+    assert "@import" not in page.text
+    figures = [a for t, a in page.tags if t == "svg"]
+    assert len(figures) == 3
+    assert all(a.get("role") == "img" and len(str(a.get("aria-label"))) > 20 for a in figures)
+    assert sum(t == "details" for t, _ in page.tags) == 4
+    assert ("html", {"lang": "en"}) in page.tags
+    # Verdicts first, then every hypothesis with its status.
+    text = re.sub(r"\s+", " ", page.text)
+    (verdict,) = record["verdicts"].values()
+    assert text.index(f"Local PL regime: {verdict}.") < text.index("Hypotheses and conclusions") < text.index("H5")
+    for word in ("Spectrum of the NTK", "95 % interval", "Configuration and versions", "sha256", "torch"):
+        assert word in text
+
+
+def test_several_runs_are_compared_and_names_escaped(folder: Path) -> None:
+    page = made(folder, str(folder / "runs" / "one"), str(folder / "runs" / "two <b>&"), str(folder / "log.csv"))
+    links = [a["href"] for t, a in page.tags if t == "a"]
+    assert links == ["#run0", "#run1", "#run2"]
+    assert {"run0", "run1", "run2"} <= {str(a.get("id")) for t, a in page.tags if t == "section"}
+    assert "two <b>&" in page.text
+    assert not any(t == "b" for t, _ in page.tags)
+    assert "a log alone has no network" in page.text
+
+
+def test_figures_in_a_folder(folder: Path, tmp_path: Path) -> None:
+    one = str(folder / "runs" / "one")
+    assert run(["report", one, "-o", str(tmp_path / "f"), "--formats", "svg,pdf"]) == 0
+    names = {p.name for p in (tmp_path / "f").iterdir()}
+    assert names == {f"one-{k}.{s}" for k in ("diagnostics", "rate", "spectrum") for s in ("svg", "pdf")}
+    assert run(["report", one, "-o", str(tmp_path / "f"), "--formats", "svg"]) == 2
+    assert run(["report", one, "-o", str(tmp_path / "f.txt")]) == 2
+    assert run(["report", one, "-o", str(tmp_path / "f"), "--formats", "gif"]) == 2
+    assert run(["report", one, one, "-o", str(tmp_path / "g.html")]) == 2
+
+
+def test_chromium_renders_it_without_a_word(folder: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    made(folder, str(folder / "runs" / "one"))
+    picture = tmp_path / "page.png"
+    done = subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+            "--enable-logging=stderr", "--v=0", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=900,1400",
+            f"--screenshot={picture}", (folder / "page.html").as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert picture.stat().st_size > 20_000
+    assert "CONSOLE" not in done.stderr
+
+
+def test_list_filters_and_survives_damage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = folder / "runs" / "damaged"
+    damaged.mkdir(exist_ok=True)
+    (damaged / "run.json").write_text("{")
+    assert run(["list", str(folder), "--format", "json"]) == 0
+    rows = {Path(r["run"]).name: r for r in json.loads(capsys.readouterr().out)["runs"]}
+    assert set(rows) == {"one", "two <b>&", "damaged"}
+    assert rows["one"]["steps"] == 30
+    assert rows["one"]["status"] == "finished"
+    assert "no valid JSON" in rows["damaged"]["error"]
+    assert run(["list", str(folder), "--status", "finished", "--name", "one", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 1
+    assert run(["list", str(folder), "--require", "count >= 3"]) == 0
+    assert run(["list", str(folder / "none")]) == 2
+    assert run(["list", str(folder), "--status", "odd"]) == 2
+
+
+def test_watch_looks_at_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["watch", str(folder / "runs" / "one"), "--once"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("finished  step 30 of 30")
+    assert [line.split()[0] for line in lines[1:]] == ["loss", "PL", "drift", "λ_min"]
+    assert run(["watch", str(folder)]) == 2
+
+
+def test_sparklines() -> None:
+    assert sparkline([1, 10, 100]) == "▁▅█"
+    assert sparkline([2.0, 2.0]) == "▅▅"
+    assert sparkline([0.0, 1.0, float("nan")])[1] in "▁▅█"
+    assert sparkline([]) == ""
+    assert sparkline([-1.0]) == ""
+    assert len(sparkline([1.1**i for i in range(1000)])) == 48
