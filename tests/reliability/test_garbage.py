@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -156,3 +158,37 @@ def test_links_names_and_encodings(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert answer("train", "../../../../etc/passwd") == 2
     assert answer("ablate", "mnist", "--init", "../../x,he", "--steps", "1", "--samples", "4") in (2, 3)
     assert not (tmp_path.parent.parent / "x").exists()
+
+
+@pytest.mark.slow
+def test_coverage_guided_fuzzing(tmp_path: Path) -> None:
+    """Ten thousand inputs of atheris, which looks for new branches."""
+    pytest.importorskip("atheris")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.reliability.fuzz_readers", "-runs=10000", "-max_len=400", "-seed=1"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=1200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Done 10000 runs" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("log.csv", b"0.", b"\0."),
+        ("log.csv", b"step,", b"st\0p,"),
+        ("probes.csv", b"step,", b"\0tep,"),
+        ("probes.csv", b"lambda_min,", b"lambda,"),
+        ("run.json", b'"config"', b'"konfig"'),
+        ("run.json", b'"n": 6', b'"n": []'),
+    ],
+)
+def test_cases_that_were_found(small: Path, tmp_path: Path, name: str, before: bytes, after: bytes) -> None:
+    """Inputs that once gave a traceback, and their like."""
+    shutil.copytree(small / "r", tmp_path / "r")
+    target = tmp_path / "r" / name
+    content = target.read_bytes()
+    assert before in content
+    target.write_bytes(content.replace(before, after, 1))
+    for command in ("pl-ratio", "fit-rate", "audit"):
+        assert answer(command, str(tmp_path / "r")) == 2

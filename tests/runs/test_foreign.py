@@ -86,6 +86,7 @@ def test_not_numbers_in_json_lines() -> None:
     [
         (b"", "is empty"),
         (b"  \n \n", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
         (gzip.compress(b"step,loss\n0,1\n"), "compressed"),
         (b"PAR1" + b"\0" * 50, "no Parquet"),
         (b"\xff\xfe\x00\x01garbage", "cannot read|no column"),
