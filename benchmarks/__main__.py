@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from benchmarks import certificate, kernel, large, rates, recorder_overhead, scaling, training_overhead
+from benchmarks import certificate, kernel, large, rates, recorder_overhead, scaling, sweeps, training_overhead
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
@@ -17,4 +17,5 @@ if __name__ == "__main__":
     print(f"\n## Verified λ_min\n\n{large.report()}")
     print(f"\n## Scaling\n\n{scaling.report()}")
     print(f"\n## Certificate\n\n{certificate.report()}")
+    print(f"\n## Sweeps\n\n{sweeps.report()}")
     print(f"\n## Rates\n\n{rates.report()}")

@@ -13,7 +13,7 @@ from benchmarks.timing import median_ratio, paired
 from lplr_cli.training import Recorder
 
 STEPS = 200
-SETTINGS = ((256, 64), (512, 128), (1024, 256))
+SETTINGS = ((256, 64), (256, 512), (512, 128), (512, 512), (1024, 256))
 
 
 def _loop(width: int, batch: int, recorder: Recorder | None, module: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -189,6 +190,26 @@ def test_the_fast_presets_judge_every_statement(
         assert run(["ablate", "--preset", name, "--width", "3"]) == 2
     else:
         assert [r["run"] for r in record["results"]] == ["seed0", "seed1", "seed2"]
+
+
+@pytest.mark.slow
+def test_the_width_preset_says_what_the_docs_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The full preset, a quarter of an hour: every verdict and the figures of docs/reproduction.md."""
+    text = (Path(__file__).parents[2] / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    verdicts = dict(re.findall(r"^\| ([WR]\d) \| .*? \| \**(holds|does not hold)\** \|", text, re.MULTILINE))
+    assert len(verdicts) == 9
+    monkeypatch.chdir(tmp_path)
+    assert run(["ablate", "--preset", "paper-width", "--format", "json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    found = {k: "holds" if s["holds"] else "does not hold" for k, s in record["statements"].items()}
+    assert found == verdicts
+    rows = {r["run"]: r for r in record["results"]}
+    assert [rows[f"width{w}"]["drift"] for w in (128, 256, 512)] == pytest.approx([0.198, 0.177, 0.230], rel=0.02)
+    assert rows["width1024"]["lambda_min_end"] < 0.5 * rows["width1024"]["lambda_min_start"]
+    assert rows["width1024-recovered"]["drift"] == pytest.approx(0.0918, rel=0.05)
+    assert all(0 < r["certified_radius"] < 1e-4 < r["drift"] for r in rows.values())
 
 
 @pytest.mark.slow
