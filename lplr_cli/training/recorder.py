@@ -40,9 +40,9 @@ class Recorder:
             recorder.finish(final_loss)                           # 3, optional: the loss at the last parameters
 
     The run is one of lplr: ``pl-ratio``, ``fit-rate``, ``audit`` and ``report`` read it, and the commands that need the
-    network do where ``model`` and ``dataset`` name it (or with ``--model`` and ``--data`` later). It costs one pass
-    over the gradients a step, and one over the parameters every ``drift_every`` steps. An exception inside the block
-    leaves a readable run with status ``interrupted``.
+    network do where ``model`` and ``dataset`` name it (or with ``--model`` and ``--data`` later). The loss is in every
+    row, gradient norm and drift in every ``norms_every``-th. An exception inside the block leaves a readable run with
+    status ``interrupted``.
 
     Wrappers of ``torch.compile``, DataParallel and DistributedDataParallel are looked through. With several processes
     only rank 0 writes; every rank must call :meth:`record`, as the logged loss is the mean over ranks. With gradient
@@ -59,7 +59,8 @@ class Recorder:
         loss_scale: s where the loss is (s/n) Σ ||f(x_i) − y_i||² (theory.md section 1): 1/C for torch's MSELoss;
             None where it is no squared loss, and μ is unknown.
         log_every: steps between rows of the log.
-        drift_every: steps between values of the drift.
+        norms_every: steps between gradient norms and drifts. Each costs about as much as the update of a plain
+            optimiser; 1 has them in every row.
         checkpoint_every: steps between checkpoints; 0 keeps the first and last. Step 0 is always kept.
         probe_every: steps between NTK probes on ``data``; 0 for none. Checkpoints allow probes later, offline.
         probe_size: samples of a probe, the first ones.
@@ -84,7 +85,7 @@ class Recorder:
         loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
         loss_scale: float | None = None,
         log_every: int = 1,
-        drift_every: int = 10,
+        norms_every: int = 5,
         checkpoint_every: int = 0,
         probe_every: int = 0,
         probe_size: int = 100,
@@ -99,11 +100,11 @@ class Recorder:
             raise InputError("exact values and probes need data", "pass data=(inputs, targets)")
         if model is not None and not is_factory_reference(model):
             raise InputError(f"model {model!r} is no factory reference", "write it as module:factory")
-        if min(exact_every, checkpoint_every, probe_every) < 0 or min(log_every, drift_every, probe_size) < 1:
+        if min(exact_every, checkpoint_every, probe_every) < 0 or min(log_every, norms_every, probe_size) < 1:
             raise InputError("a schedule is negative", "give 0 for never, or a number of steps")
         self.module = _unwrapped(module)
         self.data = data
-        self.exact_every, self.log_every, self.drift_every = exact_every, log_every, drift_every
+        self.exact_every, self.log_every, self.norms_every = exact_every, log_every, norms_every
         self.checkpoint_every, self.probe_every = checkpoint_every, probe_every
         self._loss_fn = loss_fn
         self._loss_scale = 1.0 if loss_scale is None and loss_fn is None and exact_every else loss_scale
@@ -114,6 +115,7 @@ class Recorder:
         self._start = [p.detach().clone() for _, p in self._named]
         self._step, self._status = 0, "running"
         self._held: dict[str, Any] | None = None
+        self._scratch: Tensor | None = None
         self._distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._writes = not self._distributed or torch.distributed.get_rank() == 0
         self._spec = None if model is None else ModelSpec(kind=model, arguments=dict(model_arguments or {}))
@@ -249,12 +251,13 @@ class Recorder:
         """What a row has but the loss of the loop."""
         row: dict[str, Any] = {"seconds": self._clock()}
         exact = self._due(self.exact_every, step)
+        norms = self._due(self.norms_every, step) or self._due(self.probe_every, step)
         if exact:
             row["loss"], row["grad_norm_sq"] = self._exact()
-        elif not self.exact_every:
+        elif not self.exact_every and norms:
             grads = [p.grad for _, p in self._named if p.grad is not None]
             row["grad_norm_sq"] = _square_norm(grads) if grads else None
-        if exact or self._due(self.drift_every, step) or self._due(self.probe_every, step):
+        if exact or norms:
             row["drift"] = self._drift()
         if optimizer is not None:
             row["lr"] = float(optimizer.param_groups[0]["lr"])
@@ -264,8 +267,18 @@ class Recorder:
         self._log.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
 
     def _drift(self) -> float:
+        """||θ − θ_0||, through one buffer that is kept: fresh memory for each difference costs more than the sum."""
+        total = 0.0
         with torch.no_grad():
-            return math.sqrt(_square_norm([p - s for (_, p), s in zip(self._named, self._start, strict=True)]))
+            if any(s.device.type != "cpu" for s in self._start):
+                return float(get_total_norm([p - s for (_, p), s in zip(self._named, self._start, strict=True)]))
+            for (_, p), s in zip(self._named, self._start, strict=True):
+                if self._scratch is None or self._scratch.dtype != s.dtype or self._scratch.numel() < s.numel():
+                    self._scratch = torch.empty(s.numel(), dtype=s.dtype)
+                difference = self._scratch[: s.numel()].view(s.shape)
+                torch.sub(p, s, out=difference)
+                total += _square_norm([difference])
+        return math.sqrt(total)
 
     def _exact(self, micro_batch: int = 1024) -> tuple[float, float]:
         """Loss and ||∇L||² over all data, in evaluation mode and micro-batches; the gradients of the loop stay."""

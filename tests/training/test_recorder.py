@@ -53,7 +53,7 @@ def descend(module: nn.Module, recorder: Recorder, steps: int, lr: float = 0.05)
 def test_a_full_batch_loop(tmp_path: Path) -> None:
     module = net()
     with Recorder(
-        module, tmp_path / "r", drift_every=1, checkpoint_every=5, probe_every=10, data=(X.double(), Y.double()),
+        module, tmp_path / "r", norms_every=1, checkpoint_every=5, probe_every=10, data=(X.double(), Y.double()),
         loss_scale=1.0, model="tests.foreign_nets:mlp", dataset="tests.foreign_nets:table",
         optimizer={"name": "gd", "lr": 0.05, "momentum": 0.0, "schedule": "constant"},
     ) as recorder:  # fmt: skip
@@ -128,7 +128,7 @@ def test_exact_values_between_mini_batches(tmp_path: Path) -> None:
 def test_gradient_accumulation_and_a_late_loss(tmp_path: Path) -> None:
     module = net()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
-    with Recorder(module, tmp_path / "r") as recorder:
+    with Recorder(module, tmp_path / "r", norms_every=1) as recorder:
         for _ in range(3):
             optimizer.zero_grad()
             total = torch.zeros((), dtype=torch.float64)
@@ -151,7 +151,7 @@ def test_amp_gradients_are_unscaled(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     norms = []
-    with Recorder(module, tmp_path / "r") as recorder:
+    with Recorder(module, tmp_path / "r", norms_every=1) as recorder:
         for step in range(4):
             optimizer.zero_grad()
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -170,7 +170,7 @@ def test_amp_gradients_are_unscaled(tmp_path: Path) -> None:
 def test_compiled_modules_are_looked_through(tmp_path: Path) -> None:
     module = net()
     compiled = torch.compile(module, backend="eager")
-    with Recorder(compiled, tmp_path / "r", drift_every=1) as recorder:  # type: ignore[arg-type]
+    with Recorder(compiled, tmp_path / "r", norms_every=1) as recorder:  # type: ignore[arg-type]
         descend(compiled, recorder, 3)  # type: ignore[arg-type]
     assert set(RunDirectory.open(tmp_path / "r").load(3).parameters) == set(module.state_dict())
 
@@ -232,7 +232,7 @@ module = DistributedDataParallel(mlp().double())
 x, y = (t.double() for t in table())
 optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
 mine = slice(5 * rank, 5 * rank + 5)
-with Recorder(module, out, drift_every=1) as recorder:
+with Recorder(module, out, norms_every=1) as recorder:
     for _ in range(6):
         optimizer.zero_grad()
         loss = (module(x[mine]) - y[mine]).square().sum() / 5
@@ -257,7 +257,7 @@ def test_two_gloo_processes_write_one_run(tmp_path: Path) -> None:
         assert worker.wait(timeout=100) == 0, worker.stderr.read().decode() if worker.stderr else ""
     # Mean over ranks of losses and of gradients: the same as one process with all samples.
     module = net()
-    with Recorder(module, tmp_path / "one", drift_every=1) as recorder:
+    with Recorder(module, tmp_path / "one", norms_every=1) as recorder:
         descend(module, recorder, 6)
     two, one = (read_log(tmp_path / name).log for name in ("r", "one"))
     for column in ("step", "loss", "grad_norm_sq", "drift"):
@@ -283,12 +283,12 @@ def test_lightning(tmp_path: Path) -> None:
 
     trainer = lightning.Trainer(
         max_steps=6, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        accelerator="cpu", callbacks=[lightning_callback(tmp_path / "r", drift_every=1)], default_root_dir=tmp_path,
+        accelerator="cpu", callbacks=[lightning_callback(tmp_path / "r", norms_every=1)], default_root_dir=tmp_path,
     )  # fmt: skip
     data = torch.utils.data.TensorDataset(X.double(), Y.double())
     trainer.fit(Plain(), torch.utils.data.DataLoader(data, batch_size=10))
     module = net()
-    with Recorder(module, tmp_path / "one", drift_every=1) as recorder:
+    with Recorder(module, tmp_path / "one", norms_every=1) as recorder:
         descend(module, recorder, 6)
     theirs, ours = (read_log(tmp_path / name).log for name in ("r", "one"))
     for column in ("step", "loss", "grad_norm_sq", "drift", "lr"):
@@ -315,7 +315,7 @@ def test_hugging_face_trainer(tmp_path: Path) -> None:
         output_dir=str(tmp_path / "hf"), max_steps=5, per_device_train_batch_size=10, learning_rate=0.01,
         logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, max_grad_norm=0.0, disable_tqdm=True,
     )  # fmt: skip
-    callback = transformers_callback(tmp_path / "r", drift_every=1)
+    callback = transformers_callback(tmp_path / "r", norms_every=1)
     transformers.Trainer(Plain(), arguments, train_dataset=rows, callbacks=[callback]).train()
     frame = read_log(tmp_path / "r").log
     assert frame["step"].tolist() == list(range(5))
