@@ -22,6 +22,7 @@ FAIL_ON = ("no", "undetermined", "never")
 
 
 def audit(
+    context: typer.Context,
     run: Source,
     column: Columns = None,
     window: WindowOption = None,
@@ -88,19 +89,7 @@ def audit(
     for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"no directory {path.parent} for {option}", "create it first")
-    source = o.make_source(
-        model=model,
-        model_arg=model_arg,
-        data=data,
-        activation=activation,
-        beta=beta,
-        parametrization=parametrization,
-        samples=samples,
-        classes=classes,
-        targets=targets,
-        target=target,
-        data_dir=data_dir,
-    )
+    source = o.source_from(context)
     from lplr_cli.audit.run import audit as examine
     from lplr_cli.diagnostics import parse_window
     from lplr_cli.runs.foreign import parse_columns

@@ -12,6 +12,7 @@ from lplr_cli.cli import output as out_
 
 
 def certify(
+    context: typer.Context,
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory (its step 0).")
     ],
@@ -46,19 +47,7 @@ def certify(
     """
     sink = out_.Sink(format, output, force, require)
     budget = o.parse_memory(memory)
-    source = o.make_source(
-        model=model,
-        model_arg=model_arg,
-        data=data,
-        activation=activation,
-        beta=beta,
-        parametrization=parametrization,
-        samples=samples,
-        classes=classes,
-        targets=targets,
-        target=target,
-        data_dir=data_dir,
-    )
+    source = o.source_from(context)
     from lplr_cli.training import certify_checkpoint
 
     record = certify_checkpoint(

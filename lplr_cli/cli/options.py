@@ -260,33 +260,24 @@ SourceDataDir = Annotated[
 ]
 
 
-def make_source(
-    *,
-    model: str | None,
-    model_arg: list[str] | None,
-    data: str | None,
-    activation: str | None,
-    beta: float,
-    parametrization: str,
-    samples: int | None,
-    classes: str | None,
-    targets: str | None,
-    target: list[str] | None,
-    data_dir: Path | None,
-) -> Source:
-    """What the user says of a file, from the options as typed.
+def source_from(context: typer.Context) -> Source:
+    """What the user says of a file, from the options of this panel that the command has.
 
     Raises:
         InputError: options of the data without --data, or of the model without --model.
     """
+    given = context.params
+    model, model_arg, data, samples, classes, targets, target, data_dir = (
+        given.get(k) for k in ("model", "model_arg", "data", "samples", "classes", "targets", "target", "data_dir")
+    )
     from lplr_cli.data import DataSpec
     from lplr_cli.training import Source
 
     if data is None:
         dangling = {"--samples": samples, "--classes": classes, "--targets": targets, "--target": target}
-        given = [k for k, v in dangling.items() if v]
-        if given:
-            raise InputError(f"{', '.join(given)} without --data", "name the data as well")
+        alone = [k for k, v in dangling.items() if v]
+        if alone:
+            raise InputError(f"{', '.join(alone)} without --data", "name the data as well")
     if model_arg and model is None:
         raise InputError("--model-arg without --model", "name the factory as well")
     spec = None
@@ -297,14 +288,14 @@ def make_source(
             samples=samples,
             targets=targets,
             target_columns=tuple(target or ()),
-            data_dir=None if data_dir is None else str(data_dir.resolve()),
+            data_dir=None if data_dir is None else str(Path(data_dir).resolve()),
         )
     return Source(
         model=model,
         arguments=parse_arguments(model_arg),
         data=spec,
-        activation=activation,
-        beta=beta,
-        parametrization=parametrization,
-        data_dir=data_dir,
+        activation=given.get("activation"),
+        beta=given.get("beta", 1.0),
+        parametrization=given.get("parametrization", "standard"),
+        data_dir=None if data_dir is None else Path(data_dir),
     )

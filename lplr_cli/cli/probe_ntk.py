@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def probe_ntk(
+    context: typer.Context,
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory (its last one).")
     ],
@@ -50,19 +51,7 @@ def probe_ntk(
     """
     sink = out_.Sink(format, output, force, require)
     budget = o.parse_memory(memory)
-    source = o.make_source(
-        model=model,
-        model_arg=model_arg,
-        data=data,
-        activation=activation,
-        beta=beta,
-        parametrization=parametrization,
-        samples=samples,
-        classes=classes,
-        targets=targets,
-        target=target,
-        data_dir=data_dir,
-    )
+    source = o.source_from(context)
     count: int | None = None
     if size != "all":
         try:

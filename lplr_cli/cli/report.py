@@ -14,6 +14,7 @@ from lplr_cli.errors import InputError
 
 
 def report(
+    context: typer.Context,
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN|SWEEP|LOG...", help="Run directories, sweep directories, or logs.")
     ],
@@ -50,10 +51,7 @@ def report(
         raise InputError(f"-o {out} is neither a page nor a folder", "end it in .html, or name a folder")
     if not set(kinds) <= {"png", "svg", "pdf"}:
         raise InputError(f"--formats {formats!r} is unknown", "choose from png, svg, pdf")
-    source = o.make_source(
-        model=model, model_arg=model_arg, data=data, activation=activation, beta=1.0, parametrization="standard",
-        samples=None, classes=None, targets=None, target=None, data_dir=None,
-    )  # fmt: skip
+    source = o.source_from(context)
     from lplr_cli.reporting import Grid
     from lplr_cli.reporting.figures import save
     from lplr_cli.reporting.report import RunReport, all_figures, gather, html_report
