@@ -272,7 +272,8 @@ def _finish(
             "results": cells,
         }
     )
-    grids = [_results_grid(cells, path)]
+    seeds = preset is not None and preset.name == "paper-cnn"
+    grids = [_results_grid([*cells, _mean(frame)] if seeds else cells, path)]
     if statements:
         grids.append(_checklist(statements))
     sink.emit(out_.Result(record, frame, grids))
@@ -286,6 +287,12 @@ def _finish(
         out_.note(f"failed: {name}: {what}")
     if failed:
         raise NumericalError(f"{len(failed)} of {len(frame)} runs failed", f"see {path / 'results.csv'}")
+
+
+def _mean(frame: pd.DataFrame) -> dict[str, Any]:
+    """The mean over seeds of every number in the table, as a row of it."""
+    numbers = frame.select_dtypes("number").mean()
+    return {"run": "mean", "status": "finished", **{str(k): float(v) for k, v in numbers.items() if v == v}}
 
 
 COLUMNS = {

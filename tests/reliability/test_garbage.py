@@ -25,7 +25,7 @@ from lplr_cli.models import ModelSpec
 from lplr_cli.training import TrainConfig, summarize, train
 
 QUICK = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-LONG = settings(QUICK, max_examples=3500)
+LONG = settings(QUICK, max_examples=1000)
 # What a random place in a file is replaced by: NUL, quotes, brackets, signs, high bytes, numbers out of range.
 BITES = st.sampled_from(
     [b"\0", b'"', b"{", b"[", b"-", b"\xff\xfe", b"1e999", b"nan", b",,", b"\n", b"../", b"\x80", b"9" * 400, b"null"]
@@ -93,7 +93,7 @@ def test_damaged_runs(small: Path, name: str, data: st.DataObject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-@settings(LONG, max_examples=1400)
+@settings(LONG, max_examples=400)
 @given(data=st.data())
 def test_damaged_runs_at_length(small: Path, name: str, data: st.DataObject) -> None:
     damaged_run(small, name, data)
@@ -118,7 +118,7 @@ def test_damaged_data_and_weights(small: Path, name: str, data: st.DataObject) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["d.npz", "d.csv", "w.pt"])
-@settings(LONG, max_examples=1000)
+@LONG
 @given(data=st.data())
 def test_damaged_data_and_weights_at_length(small: Path, name: str, data: st.DataObject) -> None:
     damaged_input(small, name, data)
