@@ -45,3 +45,20 @@ def test_end_to_end_certificate_as_a_program() -> None:
     )
     assert "certified: every iterate stays within" in done.stdout
     assert " 0 violations" in done.stdout
+
+
+def test_a_plain_loop_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("audit_plain_loop").main(tmp_path)
+    text = capsys.readouterr().out
+    linear, hidden = text.split("hidden: ")
+    assert linear.startswith("linear: local PL regime yes (certified: ")
+    assert linear.count("holds (verified)") == 7
+    assert hidden.startswith("local PL regime no (H3 fails")
+
+
+def test_a_step_size_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("choose_step_size").main(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    drift = [float(line.split("NTK drift ")[1].split()[0]) for line in lines[1:]]
+    assert len(drift) == 4
+    assert max(drift[:3]) < 25 < drift[3]
