@@ -143,6 +143,20 @@ def test_bombs_and_huge_shapes(tmp_path: Path) -> None:
     assert answer("probe-ntk", str(tmp_path / "w.pt"), "--data", str(tmp_path / "shape.npz")) == 2
 
 
+def test_archives_whose_directory_is_damaged(small: Path, tmp_path: Path) -> None:
+    """Found by fuzzing: a disk number, a flag of encryption and an unknown compression in the zip directory."""
+    for name in ("w.pt", "d.npz"):
+        content = (small / name).read_bytes()
+        end, entry = content.rindex(b"PK\x05\x06"), content.index(b"PK\x01\x02")
+        for at, bite in ((end + 4, b"\x22"), (end + 6, b"\x22"), (entry + 8, b"\x01"), (entry + 10, b"\x63")):
+            (tmp_path / name).write_bytes(content[:at] + bite + content[at + 1 :])
+            if name == "w.pt":
+                answer("probe-ntk", str(tmp_path / name), "--data", str(small / "d.npz"))
+            else:
+                with contextlib.suppress(InputError):
+                    load_dataset(DataSpec(str(tmp_path / name)))
+
+
 def test_links_names_and_encodings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.symlink("loop", "loop")
