@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from lplr_cli.ablation.cell import RESULT_COLUMNS, run_cell
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 from lplr_cli.training import Progress, TrainConfig
 
 Row = dict[str, Any]
@@ -185,7 +185,7 @@ class RayCluster(Executor):
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise InputError(
-                    f"no Ray cluster at {self.address or 'this machine'} ({str(error).splitlines()[0]})",
+                    f"no Ray cluster at {self.address or 'this machine'} ({first_line(error)})",
                     "check --ray-address",
                 ) from error
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lplr_cli.data import DataSpec
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 from lplr_cli.models import ModelSpec
 from lplr_cli.training import TrainConfig
 
@@ -98,7 +98,7 @@ def read_grid(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], list[Ce
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror})", "give a TOML file with [grid]") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no valid TOML ({str(error).splitlines()[0]})", "see docs on --grid") from error
+        raise InputError(f"{path} is no valid TOML ({first_line(error)})", "see docs on --grid") from error
     base, axes, single = record.pop("base", {}), record.pop("grid", {}), record.pop("run", [])
     if record or not isinstance(base, dict) or not isinstance(axes, dict) or not isinstance(single, list):
         raise InputError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 
 
 def read_policy(reference: str) -> list[str]:
@@ -30,9 +30,7 @@ def read_policy(reference: str) -> list[str]:
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror})", "give a TOML file of requirement sets") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is no valid TOML ({str(error).splitlines()[0]})", "see the docs of --policy"
-        ) from error
+        raise InputError(f"{path} is no valid TOML ({first_line(error)})", "see the docs of --policy") from error
     if name not in sets:
         raise InputError(f"{path} has no set {name!r}", f"it has {', '.join(sets) or 'none'}: write FILE.toml:SET")
     chosen = sets[name]

@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from lplr_cli.certificate import check_run, estimate_constants
-from lplr_cli.diagnostics import MIN_POINTS, Convergence, LossSeries, PLRatio, analyse_pl_ratio, analyse_rate
+from lplr_cli.diagnostics import (
+    MIN_POINTS,
+    Convergence,
+    LossSeries,
+    PLRatio,
+    analyse_pl_ratio,
+    analyse_rate,
+    clean_series,
+)
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
@@ -94,6 +102,7 @@ class Audit:
         sanity: checks of the run itself.
         figures: PL ratio, rate, drift and constants, nested.
         baseline: comparison with an earlier run, by figure.
+        ratio, rate: the series that the findings rest on; None where the log does not tell.
     """
 
     source: str
@@ -103,6 +112,8 @@ class Audit:
     sanity: tuple[Finding, ...]
     figures: dict[str, Any]
     baseline: dict[str, Change] | None
+    ratio: PLRatio | None = None
+    rate: Convergence | None = None
 
     def __getitem__(self, key: str) -> Finding:
         """The finding named ``key``, e.g. ``audit["H3"]``."""
@@ -164,7 +175,7 @@ class _Evidence:
 
 
 def audit(
-    source: str,
+    source: str | LogInput,
     *,
     columns: dict[str, str] | None = None,
     window: tuple[float, float] | None = None,
@@ -179,7 +190,7 @@ def audit(
     """Judge each hypothesis and conclusion of the theory over a run or log.
 
     Args:
-        source: a run directory, a log of any format, or - for stdin.
+        source: a run directory, a log of any format, or - for stdin; or a log that is read already.
         columns: names of the log's columns, see :func:`lplr_cli.runs.foreign.parse_columns`.
         window: first and last step of the stable window; by rule when None.
         offline_probe: compute from checkpoints what the log lacks: gradient norms and NTK probes.
@@ -193,7 +204,7 @@ def audit(
     Raises:
         InputError: what cannot be read.
     """
-    log = read_log(source, columns)
+    log = source if isinstance(source, LogInput) else read_log(source, columns)
     evidence = _gather(log, window, offline_probe, probe_size, foreign, certificate, memory)
     findings = _hypotheses(evidence)
     sanity = _sanity(evidence)
@@ -203,7 +214,8 @@ def audit(
     if baseline is not None:
         before = _gather(read_log(baseline, columns), window, offline_probe, probe_size, foreign, False, memory)
         compared = _compare(figures, _figures(before), tolerance)
-    return Audit(log.name, verdict, explanation, findings, sanity, figures, compared)
+    series = evidence.ratio, evidence.rate
+    return Audit(log.name, verdict, explanation, findings, sanity, figures, compared, *series)
 
 
 def _gather(
@@ -223,8 +235,6 @@ def _gather(
         if probes.empty:
             probes = probe_checkpoints(run, size=probe_size, source=foreign, memory=memory)
         if not series.has_gradients:
-            from lplr_cli.diagnostics import clean_series
-
             series = clean_series(recompute_gradients(run, source=foreign))
     ratio = None
     if series.has_gradients and len(series.loss) > 1:

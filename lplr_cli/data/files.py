@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 
 # An archive that unpacks to more than this, and to more than so many times its size, is no data set.
 _UNPACKED = 2 << 30
@@ -36,8 +36,9 @@ def read_npz(path: Path) -> Arrays:
     except InputError:
         raise
     except Exception as error:  # damaged archives and headers raise many kinds
-        first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"cannot read {path} ({first})", "give an .npz file with inputs and targets") from error
+        raise InputError(
+            f"cannot read {path} ({first_line(error)})", "give an .npz file with inputs and targets"
+        ) from error
 
 
 def read_table(path: Path, target_columns: tuple[str, ...]) -> Arrays:
@@ -51,8 +52,7 @@ def read_table(path: Path, target_columns: tuple[str, ...]) -> Arrays:
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read {path} ({first})", "give a table with a header line") from error
+        raise InputError(f"cannot read {path} ({first_line(error)})", "give a table with a header line") from error
     columns = ", ".join(map(str, frame.columns))
     if not target_columns:
         raise InputError(f"{path} needs --target", f"its columns are {columns}")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lplr_cli import __version__
 from lplr_cli.audit.run import Audit
 from lplr_cli.audit.run import audit as examine
-from lplr_cli.diagnostics import MIN_POINTS, Convergence, PLRatio, analyse_pl_ratio, analyse_rate
+from lplr_cli.diagnostics import Convergence, PLRatio
 from lplr_cli.errors import InputError, LplrError
 from lplr_cli.ntk import empirical_ntk
 from lplr_cli.reporting import figures as draw
@@ -66,10 +66,7 @@ def gather(source: str, foreign: Source = OWN, *, certificate: bool = True) -> R
         InputError: it cannot be read.
     """
     log = read_log(source)
-    audited = examine(source, foreign=foreign, certificate=certificate)
-    series, facts = log.series(), log.facts()
-    ratio = analyse_pl_ratio(series, facts=facts) if series.has_gradients and len(series.loss) > 1 else None
-    rate = analyse_rate(series, facts=facts) if len(series.loss) >= MIN_POINTS else None
+    audited = examine(log, foreign=foreign, certificate=certificate)
     spectra: list[Spectrum] = []
     note = "a log alone has no network"
     if log.run is not None:
@@ -79,7 +76,7 @@ def gather(source: str, foreign: Source = OWN, *, certificate: bool = True) -> R
             note = "" if steps else "the run has no checkpoints"
         except LplrError as error:
             note = error.what
-    return RunReport(log.name, log, audited, ratio, rate, tuple(spectra), note)
+    return RunReport(log.name, log, audited, audited.ratio, audited.rate, tuple(spectra), note)
 
 
 def _spectrum(log: LogInput, step: int, foreign: Source) -> Spectrum:

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 from lplr_cli.runs.tables import exact_floats
 
 # What diagnostics read, with names that common loggers give it.
@@ -150,7 +150,7 @@ def _read_csv(stream: IO[bytes], head: bytes, name: str, columns: Mapping[str, s
         )
     except (ValueError, UnicodeDecodeError, OverflowError, pd.errors.ParserError, MemoryError) as error:
         raise InputError(
-            f"cannot read {name} ({_first_line(error)})", "give CSV, Parquet, JSON lines or events"
+            f"cannot read {name} ({first_line(error)})", "give CSV, Parquet, JSON lines or events"
         ) from error
     frame.attrs["present"] = [str(c) for c in names]
     return frame
@@ -169,7 +169,7 @@ def _read_parquet(stream: IO[bytes], name: str, columns: Mapping[str, str]) -> p
     except InputError:
         raise
     except Exception as error:  # pyarrow raises many kinds for damaged files
-        raise InputError(f"cannot read {name} ({_first_line(error)})", "the file is no Parquet table") from error
+        raise InputError(f"cannot read {name} ({first_line(error)})", "the file is no Parquet table") from error
     frame.attrs["present"] = present
     return frame
 
@@ -198,7 +198,7 @@ def _read_json_lines(stream: IO[bytes], name: str, columns: Mapping[str, str]) -
             rows += 1
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"cannot read {name} ({_first_line(error)}, row {rows + 1})", "one JSON object a line"
+            f"cannot read {name} ({first_line(error)}, row {rows + 1})", "one JSON object a line"
         ) from error
     if rows == 0:
         raise InputError(f"{name} has no JSON object", "one JSON object a line")
@@ -315,7 +315,7 @@ def _read_tensorboard(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
                 series[tag] = {step: float(v) for step, v in found if v.size == 1}
         present = ["step", *tags["scalars"], *tags["tensors"]]
     except Exception as error:  # damaged protocol buffers raise many kinds
-        raise InputError(f"cannot read {path} ({_first_line(error)})", "the events are damaged") from error
+        raise InputError(f"cannot read {path} ({first_line(error)})", "the events are damaged") from error
     finally:
         quiet.setLevel(level)
     steps = sorted({s for values in series.values() for s in values})
@@ -324,8 +324,3 @@ def _read_tensorboard(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         frame[tag] = [values.get(s, math.nan) for s in steps]
     frame.attrs["present"] = present
     return frame
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

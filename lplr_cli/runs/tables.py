@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 from lplr_cli.runs.atomic import output_errors, write_atomically
 
 LOG_COLUMNS = ("step", "epoch", "loss", "grad_norm_sq", "drift", "lr", "seconds")
@@ -110,8 +110,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         frame: pd.DataFrame = pd.read_csv(io.BytesIO(whole), **exact_floats())
         return frame
     except (ValueError, UnicodeDecodeError, OverflowError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read {path} ({first})", "the file is no CSV log") from error
+        raise InputError(f"cannot read {path} ({first_line(error)})", "the file is no CSV log") from error
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
@@ -119,8 +118,7 @@ def read_parquet(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot read {path} ({first})", "the file is no Parquet table") from error
+        raise InputError(f"cannot read {path} ({first_line(error)})", "the file is no Parquet table") from error
 
 
 def checked(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 
 # Where trainers keep the weights inside a checkpoint, most specific first.
 NESTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "parameters")
@@ -64,7 +64,7 @@ def read_record(path: Path) -> Any:
         ) from error
     except Exception as error:  # what torch raises on garbage is open-ended
         raise InputError(
-            f"cannot read {path} ({_first_line(error)})", "the file is truncated or no checkpoint"
+            f"cannot read {path} ({first_line(error)})", "the file is truncated or no checkpoint"
         ) from error
 
 
@@ -124,7 +124,7 @@ def _read_safetensors(path: Path) -> Weights:
     try:
         tensors = load_file(path)
     except Exception as error:
-        raise InputError(f"cannot read {path} ({_first_line(error)})", "the file is no safetensors file") from error
+        raise InputError(f"cannot read {path} ({first_line(error)})", "the file is no safetensors file") from error
     if not tensors:
         raise InputError(f"{path} holds no tensors", "save the model's state dict")
     # The format keeps no order; that of a module's definition is told by its numbers.
@@ -143,7 +143,7 @@ def _refuse_bombs(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
     except Exception as error:  # damaged directories raise many kinds
-        raise InputError(f"cannot read {path} ({_first_line(error)})", "the file is damaged") from error
+        raise InputError(f"cannot read {path} ({first_line(error)})", "the file is damaged") from error
     if size > min(_MOST_BYTES, 4 * path.stat().st_size + (1 << 20)):
         raise InputError(
             f"{path} unpacks to {size:,} bytes", "torch does not compress checkpoints: it is no checkpoint"
@@ -205,7 +205,7 @@ def read_exported(path: Path) -> Weights:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"cannot read {path} ({_first_line(error)})", refused) from error
+        raise InputError(f"cannot read {path} ({first_line(error)})", refused) from error
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     sizes = [s.shape[0] for s in _example_inputs(program) if s.ndim]
@@ -272,8 +272,3 @@ class _Program(nn.Module):
             filled = torch.cat([part, part[-1:].expand(self.batch - len(part), *part.shape[1:])])
             parts.append(self.program(filled)[: len(part)])
         return torch.cat(parts)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.data import Dataset, DataSpec, load_dataset
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 from lplr_cli.models import DTYPES, ModelSpec, build_model, infer_mlp, load_weights
 from lplr_cli.ntk import Network
 from lplr_cli.runs import RunDirectory
@@ -101,9 +101,7 @@ def open_subject(path: Path, source: Source = OWN, *, step: int | None = None) -
     if is_checkpoint(content):
         return _own(parse_checkpoint(content, path), path, source)
     weights = content if isinstance(content, Weights) else find_weights(content, str(path))
-    if source.data is None:
-        raise InputError(f"{path} does not tell its training data", "name them: --data FILE, mnist or module:factory")
-    dataset = load_dataset(source.data)
+    dataset = load_dataset(_named(source.data, path))
     shape = tuple(dataset.inputs.shape[1:])
     if weights.program is not None:
         if source.model is not None:
@@ -116,17 +114,31 @@ def open_subject(path: Path, source: Source = OWN, *, step: int | None = None) -
         load_weights(module, weights.tensors, weights.origin)
         assumption = f"code of {source.model}, weights of {weights.origin}"
     else:
-        module, spec, assumption = infer_mlp(
-            weights.tensors,
-            shape,
-            dataset.outputs,
-            activation=source.activation,
-            beta=source.beta,
-            parametrization=source.parametrization,
-            origin=weights.origin,
-        )
+        module, spec, assumption = _mlp(weights.tensors, dataset, source, weights.origin)
     check_outputs(module.eval(), dataset)
     return Subject(path, module, dataset, weights.step, spec, (assumption, f"data {dataset.origin}"))
+
+
+def _named(data: DataSpec | None, path: Path) -> DataSpec:
+    """The data, which somebody must have named."""
+    if data is None:
+        raise InputError(f"{path} does not tell its training data", "name them: --data FILE, mnist or module:factory")
+    return data
+
+
+def _mlp(
+    tensors: Mapping[str, Tensor], dataset: Dataset, source: Source, origin: str
+) -> tuple[nn.Module, ModelSpec, str]:
+    """An MLP read from names and shapes."""
+    return infer_mlp(
+        tensors,
+        tuple(dataset.inputs.shape[1:]),
+        dataset.outputs,
+        activation=source.activation,
+        beta=source.beta,
+        parametrization=source.parametrization,
+        origin=origin,
+    )
 
 
 def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
@@ -135,9 +147,7 @@ def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
         raise InputError(f"{path} knows its own model", f"leave out {', '.join(source.given)}")
     if checkpoint.data is not None and source.data is not None:
         raise InputError(f"{path} knows its own data", f"leave out {', '.join(source.given)}")
-    data = checkpoint.data or source.data
-    if data is None:
-        raise InputError(f"{path} does not tell its training data", "name them: --data FILE, mnist or module:factory")
+    data = _named(checkpoint.data or source.data, path)
     if source.data_dir is not None:
         data = replace(data, data_dir=str(source.data_dir))
     dataset = load_dataset(data)
@@ -145,15 +155,7 @@ def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
         raise InputError(f"the data of {path} changed since it was written", "restore the data")
     shape = tuple(dataset.inputs.shape[1:])
     if checkpoint.model is None and source.model is None:
-        module, spec, assumption = infer_mlp(
-            checkpoint.parameters,
-            shape,
-            dataset.outputs,
-            activation=source.activation,
-            beta=source.beta,
-            parametrization=source.parametrization,
-            origin=str(path),
-        )
+        module, spec, assumption = _mlp(checkpoint.parameters, dataset, source, str(path))
         return Subject(path, module.eval(), dataset, checkpoint.step, spec, (assumption,))
     spec = checkpoint.model or ModelSpec(kind=source.model or "", arguments=dict(source.arguments))
     built = build_model(spec, shape, dataset.outputs, seed=checkpoint.seed, dtype=DTYPES[checkpoint.dtype])
@@ -179,7 +181,7 @@ def check_outputs(module: nn.Module, dataset: Dataset) -> None:
         except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
             shape = tuple(dataset.inputs.shape[1:])
             raise InputError(
-                f"the model cannot take samples of shape {shape} ({str(error).splitlines()[0]})",
+                f"the model cannot take samples of shape {shape} ({first_line(error)})",
                 "choose a model that fits the data",
             ) from error
     if not isinstance(out, Tensor):
