@@ -98,6 +98,8 @@ def _config(dataset: str | DataSpec, options: dict[str, Any]) -> TrainConfig:
         raise InputError(f"unknown options {', '.join(sorted(unknown))}", f"known are {', '.join(sorted(known))}")
     if options.get("epochs") is not None:
         options = {"steps": None, **options}
+    if options.get("lr") == "auto":
+        options = {**options, "lr": None}
     data = DataSpec(dataset) if isinstance(dataset, str) else dataset
     return TrainConfig(data, ModelSpec()).with_(**options)
 
@@ -117,10 +119,37 @@ def train(dataset: str | DataSpec, out: str | Path, **options: Any) -> TrainingR
     return TrainingRun(outcome.run.path, outcome.status, record)
 
 
-def ablate(dataset: str | DataSpec, out: str | Path, axes: dict[str, list[Any]], **options: Any) -> Sweep:
-    """``lplr ablate``: a run for each combination of ``axes``, e.g. {"width": [32, 64], "seed": [0, 1]}."""
+def ablate(
+    dataset: str | DataSpec,
+    out: str | Path,
+    axes: dict[str, list[Any]],
+    *,
+    executor: ablation.Executor | None = None,
+    recover: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> Sweep:
+    """``lplr ablate``: a run for each combination of ``axes``.
+
+    Args:
+        dataset: as in :func:`train`.
+        out: the sweep directory.
+        axes: options and their values, e.g. {"width": [32, 64], "seed": [0, 1]}.
+        executor: where the runs are executed: ``ablation.LocalProcesses(jobs=2)`` or ``ablation.RayCluster()``; in
+            this process by default.
+        recover: follow each run that left the local regime by one with a smaller step.
+        resume: go on with the sweep in ``out``.
+        **options: of every run, as in :func:`train`.
+
+    Raises:
+        InputError: unknown options, or a directory that holds something else.
+    """
+    if "lr" in axes:
+        axes = {**axes, "lr": [None if value == "auto" else value for value in axes["lr"]]}
     first = {name: values[0] for name, values in axes.items() if values}
-    table, status = ablation.run_sweep(_config(dataset, {**options, **first}), axes, Path(out))
+    table, status = ablation.run_sweep(
+        _config(dataset, {**options, **first}), axes, Path(out), executor=executor, recover=recover, continue_=resume
+    )
     return Sweep(Path(out), status, table)
 
 

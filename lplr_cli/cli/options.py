@@ -57,7 +57,7 @@ Optimizer = Annotated[str, typer.Option(help="gd (full batch) or sgd.", rich_hel
 Momentum = Annotated[float, typer.Option(help="Heavy-ball momentum.", rich_help_panel=OPTIM)]
 BatchSize = Annotated[int, typer.Option(help="Mini-batch of sgd.", rich_help_panel=OPTIM)]
 Schedule = Annotated[str, typer.Option(help="constant or cosine.", rich_help_panel=OPTIM)]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps [default: 500].", rich_help_panel=OPTIM)]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps; 500 by default.", rich_help_panel=OPTIM)]
 Epochs = Annotated[int | None, typer.Option(help="Epochs instead of steps.", rich_help_panel=OPTIM)]
 ProbeEvery = Annotated[
     int, typer.Option(help="Steps between NTK probes; 0: first and last step.", rich_help_panel=PROBES)

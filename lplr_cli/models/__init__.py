@@ -4,7 +4,7 @@ from lplr_cli.models.activations import ACTIVATIONS, Softplus, make_activation
 from lplr_cli.models.mlp import INITS, MLP, PARAMETRIZATIONS
 from lplr_cli.models.resnet import ResNet
 from lplr_cli.models.spec import DTYPES, ModelSpec, build_model, parameter_count
-from lplr_cli.models.weights import infer_mlp, load_weights
+from lplr_cli.models.weights import infer_mlp, load_weights, mlp_names, unwrap
 
 __all__ = [
     "ACTIVATIONS",
@@ -19,5 +19,7 @@ __all__ = [
     "infer_mlp",
     "load_weights",
     "make_activation",
+    "mlp_names",
     "parameter_count",
+    "unwrap",
 ]

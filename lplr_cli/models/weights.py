@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 import torch
@@ -37,13 +37,14 @@ def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return names if len(names) == len(tensors) else dict(tensors)
 
 
-def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, *, partial: bool = False) -> None:
     """Copy weights into a module, whatever common prefix a trainer put before their names.
 
     Args:
         module: its parameters and persistent buffers are set.
         tensors: by name; more than the module has is fine (a trainer's own metrics), fewer is not.
         origin: for messages.
+        partial: whether buffers and parameters that are not trained may be missing; they then stay as they are.
 
     Raises:
         InputError: names that are missing, or shapes that differ, listing them.
@@ -52,8 +53,9 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) 
     candidates = [dict(tensors), unwrap(tensors)]
     prefixes = {k.split(".", 1)[0] + "." for k in candidates[1] if "." in k}
     candidates += [{k.removeprefix(p): v for k, v in candidates[1].items() if k.startswith(p)} for p in prefixes]
-    found = max(candidates, key=lambda c: len(own.keys() & c.keys()))
-    missing = [k for k in own if k not in found]
+    needed = [k for k, p in module.named_parameters() if p.requires_grad] if partial else list(own)
+    found = max(candidates, key=lambda c: len(c.keys() & set(needed)))
+    missing = [k for k in needed if k not in found]
     if missing:
         raise InputError(
             f"{origin} lacks {', '.join(missing[:_SHOWN])}" + (" and more" if len(missing) > _SHOWN else ""),
@@ -62,13 +64,28 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) 
     wrong = [
         f"{k} is {tuple(found[k].shape)}, the model's {tuple(own[k].shape)}"
         for k in own
-        if found[k].shape != own[k].shape
+        if k in found and found[k].shape != own[k].shape
     ]
     if wrong:
         raise InputError(f"{origin}: {'; '.join(wrong[:3])}", "it belongs to another model")
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(found[name])
+            if name in found:
+                value.copy_(found[name])
+
+
+def mlp_layers(names: Iterable[str]) -> list[str]:
+    """What stands before ``.weight`` for each layer of an MLP's weights, in order; empty for a bare ``weight``."""
+    return [re.sub(r"\.?weight$", "", k) for k in names if k == "weight" or k.endswith(".weight")]
+
+
+def mlp_names(names: Iterable[str]) -> dict[str, str]:
+    """Names of an MLP's weights in a file and in the module that :func:`infer_mlp` makes of them."""
+    return {
+        (f"{stem}.{part}" if stem else part): f"layers.{i}.{part}"
+        for i, stem in enumerate(mlp_layers(names))
+        for part in ("weight", "bias")
+    }
 
 
 def infer_mlp(
@@ -104,7 +121,7 @@ def infer_mlp(
     remedy = f"name the code with --model module:factory; it has {shapes(tensors)}"
     weights = {k: v for k, v in tensors.items() if k == "weight" or k.endswith(".weight")}
     biases = {k: v for k, v in tensors.items() if k == "bias" or k.endswith(".bias")}
-    stems = [re.sub(r"\.?weight$", "", k) for k in weights]
+    stems = mlp_layers(weights)
     used = set(weights) | {f"{s}.bias" if s else "bias" for s in stems}
     linear = all(v.ndim == 2 and v.is_floating_point() for v in weights.values())
     if not weights or not linear or set(tensors) - used or (biases and len(biases) != len(weights)):

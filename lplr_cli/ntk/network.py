@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lplr_cli.errors import InputError
 
@@ -105,12 +106,13 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, the former mode of every submodule afterwards.
 
     The kernel is that of a deterministic function of one sample: batch normalisation with its running statistics,
-    dropout off.
+    dropout off. Attention takes its plain form, the one that has derivatives of every kind and order.
     """
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         for m, mode in modes:
             m.training = mode

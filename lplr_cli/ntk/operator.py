@@ -13,7 +13,6 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import jvp
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lplr_cli.ntk.network import Network, evaluation_mode
 
@@ -67,8 +66,7 @@ class NTKOperator(LinearOperator):
         leaves = list(network.params.values())
         direction = [torch.zeros_like(p) for p in leaves]
         batches = torch.split(self.inputs, self.batch)
-        # The plain form of attention is the one that has derivatives of every kind.
-        with evaluation_mode(network.module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with evaluation_mode(network.module), torch.enable_grad():
             for x, part in zip(batches, torch.split(v, self.batch), strict=True):
                 for total, g in zip(
                     direction,

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 
 from lplr_cli.errors import InputError
-from lplr_cli.models import load_weights
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training.probes import Prober, ProbeSettings
@@ -52,7 +51,7 @@ def probe_checkpoints(
     )
     rows = []
     for done, step in enumerate(steps, start=1):
-        load_weights(module, {**module.state_dict(), **run.load(step).parameters}, str(run.checkpoint_path(step)))
+        subject.move_to(run, step)
         state = dict(module.named_parameters())
         rows.append(prober.measure(step, {k: state[k].detach() for k in names}))
         if progress is not None:

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 
 from lplr_cli.errors import InputError
-from lplr_cli.models import load_weights
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loss import accumulate_gradient
@@ -41,7 +40,7 @@ def recompute_gradients(
     inputs, targets = subject.dataset.tensors()
     rows = []
     for done, step in enumerate(steps, start=1):
-        load_weights(module, {**module.state_dict(), **run.load(step).parameters}, str(run.checkpoint_path(step)))
+        subject.move_to(run, step)
         flat.grad.zero_()
         loss = accumulate_gradient(module, inputs, targets, micro_batch)
         rows.append({"step": step, "loss": loss, "grad_norm_sq": flat.grad_norm_sq()})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lplr_cli.data import Dataset, DataSpec, load_dataset
 from lplr_cli.errors import InputError, first_line
-from lplr_cli.models import DTYPES, ModelSpec, build_model, infer_mlp, load_weights
+from lplr_cli.models import DTYPES, ModelSpec, build_model, infer_mlp, load_weights, mlp_names, unwrap
 from lplr_cli.ntk import Network
 from lplr_cli.runs import RunDirectory
 from lplr_cli.runs.checkpoint import Checkpoint, is_checkpoint, parse_checkpoint
@@ -60,6 +60,7 @@ class Subject:
         step: of the optimiser; None when the file does not tell.
         spec: how the module was built; None for an exported program.
         assumptions: what was read off rather than written down, for the output.
+        names: of the module's parameters by their names in the file, where these differ.
     """
 
     path: Path
@@ -68,6 +69,18 @@ class Subject:
     step: int | None
     spec: ModelSpec | None
     assumptions: tuple[str, ...] = ()
+    names: Mapping[str, str] | None = None
+
+    def move_to(self, run: RunDirectory, step: int) -> None:
+        """Set θ to that of another checkpoint of the same run.
+
+        Raises:
+            InputError: it lacks parameters of the module, or has others.
+        """
+        tensors: Mapping[str, Tensor] = run.load(step).parameters
+        if self.names is not None:
+            tensors = {self.names.get(k, k): v for k, v in unwrap(tensors).items()}
+        load_weights(self.module, tensors, str(run.checkpoint_path(step)), partial=True)
 
     def network(self, dtype: torch.dtype, device: torch.device) -> Network:
         """For the kernel."""
@@ -156,11 +169,12 @@ def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
     shape = tuple(dataset.inputs.shape[1:])
     if checkpoint.model is None and source.model is None:
         module, spec, assumption = _mlp(checkpoint.parameters, dataset, source, str(path))
-        return Subject(path, module.eval(), dataset, checkpoint.step, spec, (assumption,))
+        names = mlp_names(unwrap(checkpoint.parameters))
+        return Subject(path, module.eval(), dataset, checkpoint.step, spec, (assumption,), names)
     spec = checkpoint.model or ModelSpec(kind=source.model or "", arguments=dict(source.arguments))
     built = build_model(spec, shape, dataset.outputs, seed=checkpoint.seed, dtype=DTYPES[checkpoint.dtype])
     # Buffers and frozen parameters, which training leaves alone, are those of the module as built.
-    load_weights(built, {**built.state_dict(), **checkpoint.parameters}, str(path))
+    load_weights(built, checkpoint.parameters, str(path), partial=True)
     check_outputs(built.eval(), dataset)
     return Subject(path, built, dataset, checkpoint.step, spec)
 

@@ -13,12 +13,22 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory
-from lplr_cli.training import OWN, Recorder, Source, open_subject, probe_checkpoints, read_log, resume
+from lplr_cli.training import (
+    OWN,
+    Recorder,
+    Source,
+    open_subject,
+    probe_checkpoints,
+    read_log,
+    recompute_gradients,
+    resume,
+)
 from lplr_cli.training.callbacks import lightning_callback, transformers_callback
-from tests.foreign_nets import mlp, table
+from tests.foreign_nets import TinyTransformer, mlp, table, tokens
 
 X, Y = table()
 
@@ -125,6 +135,70 @@ def test_exact_values_between_mini_batches(tmp_path: Path) -> None:
     assert module.training
 
 
+class Wrapped(nn.Module):
+    """A network inside another module, as trainers hold it: its parameters have longer names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+@pytest.mark.parametrize("source", [Source(activation="tanh"), Source(model="tests.foreign_nets:mlp")])
+def test_checkpoints_under_longer_names_are_those_of_the_run(tmp_path: Path, source: Source) -> None:
+    """Offline probes and recomputed gradients see the parameters of each checkpoint, not those of the first."""
+    np.savez(tmp_path / "table.npz", inputs=X.numpy(), targets=Y.numpy())
+    module = Wrapped()
+    with Recorder(
+        module, tmp_path / "r", norms_every=1, checkpoint_every=10, dataset=str(tmp_path / "table.npz"), loss_scale=1.0
+    ) as recorder:
+        descend(module, recorder, 20)
+    run = RunDirectory.open(tmp_path / "r")
+    with Recorder(
+        net(), tmp_path / "direct", probe_every=10, data=(X.double(), Y.double()), loss_scale=1.0
+    ) as recorder:
+        descend(recorder.module, recorder, 20)
+    columns = ["lambda_min", "lambda_max", "ntk_change", "jacobian_change", "sharpness"]
+    offline = probe_checkpoints(run, source=source)
+    assert offline["step"].tolist() == [0, 10, 20]
+    direct = RunDirectory.open(tmp_path / "direct").probes()
+    pd.testing.assert_frame_equal(offline[columns][: len(direct)], direct[columns], rtol=1e-6, atol=1e-12)
+    again = recompute_gradients(run, source=source)
+    logged = run.log().set_index("step")
+    for row in again[again["step"] < 20].to_dict("records"):
+        assert row["grad_norm_sq"] == pytest.approx(logged["grad_norm_sq"][row["step"]], rel=1e-6)
+    assert torch.equal(
+        next(iter(open_subject(tmp_path / "r", source, step=20).module.parameters())), next(module.parameters())
+    )
+
+
+def test_a_transformer_is_probed_with_its_sharpness(tmp_path: Path) -> None:
+    """Fast attention has no second derivatives; the probes take the plain form."""
+    x, y = tokens()
+    module = TinyTransformer().double()
+    with Recorder(module, tmp_path / "r", data=(x, y.double()), probe_every=1, loss_scale=1.0) as recorder:
+        recorder.record(0.0)
+    probe = RunDirectory.open(tmp_path / "r").probes().iloc[0]
+    module.eval()
+    names = [k for k, _ in module.named_parameters()]
+    start = torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+    sizes = [p.shape for p in module.parameters()]
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = torch.split(flat, [s.numel() for s in sizes])
+        parameters = {k: p.view(s) for k, p, s in zip(names, parts, sizes, strict=True)}
+        with sdpa_kernel(SDPBackend.MATH):
+            out = torch.func.functional_call(module, parameters, (x,))
+        value: Tensor = (out - y.double()).square().sum() / len(x)
+        return value
+
+    hessian = torch.autograd.functional.hessian(loss, start)  # type: ignore[no-untyped-call]
+    assert probe["sharpness"] == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-3)
+
+
 def test_gradient_accumulation_and_a_late_loss(tmp_path: Path) -> None:
     module = net()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
@@ -224,7 +298,7 @@ DDP = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from lplr_cli import Recorder
-from tests.foreign_nets import mlp, table
+from tests.foreign_nets import TinyTransformer, mlp, table, tokens
 rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 torch.manual_seed(0)
