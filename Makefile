@@ -34,8 +34,8 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 
-docs: $(VENV)/.installed-test
-	$(BIN)/python -m pytest tests/test_docs.py
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
@@ -55,20 +50,11 @@ def measure(width: int, peer: float | None) -> str:
     )
 
 
-def peers() -> dict[str, float]:
-    """Seconds of neural-tangents by width, measured by its own Python where LPLR_BENCH_NT_PYTHON names one."""
-    python = os.environ.get("LPLR_BENCH_NT_PYTHON")
-    if python is None:
-        return {}
-    script = Path(__file__).with_name("neural_tangents_peer.py")
-    done = subprocess.run([python, str(script)], capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
 def report() -> str:
     """A Markdown table for the MLP 784-m×4-1, n = 500, float32."""
-    peer = peers()
+    from benchmarks.peers import elsewhere
+
+    peer = elsewhere("LPLR_BENCH_NT_PYTHON", "neural_tangents_peer.py")
     head = [
         "| m | structured, s | bare GEMMs, s | Jacobian contraction, s | neural-tangents, s | faster than contraction "
         "| over GEMMs |",

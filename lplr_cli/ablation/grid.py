@@ -106,9 +106,11 @@ def read_grid(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], list[Ce
         )
     if not axes and not single:
         raise InputError(f"{path} has no runs", "add [grid] with lists, or [[run]]")
-    tables = [base, axes, *single]
-    if not all(isinstance(t, dict) for t in tables):
+    if not all(isinstance(t, dict) for t in single):
         raise InputError(f"{path}: a [[run]] is no table", "write [[run]] and options below it")
+    # As on the command line, where words are joined by hyphens.
+    base, axes, *single = ({k.replace("-", "_"): v for k, v in t.items()} for t in (base, axes, *single))
+    tables = [base, axes, *single]
     unknown = {k for t in tables for k in t} - OPTIONS
     if unknown:
         raise InputError(

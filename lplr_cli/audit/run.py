@@ -230,10 +230,11 @@ def _gather(
     series, facts, run = log.series(), log.facts(), log.run
     if offline and run is None:
         raise InputError(f"{log.name} is a log without checkpoints", "--offline-probe needs a run directory")
-    probes = pd.DataFrame() if run is None else run.probes()
+    probes, everything = pd.DataFrame() if run is None else run.probes(), False
     if run is not None and offline:
         if probes.empty:
             probes = probe_checkpoints(run, size=probe_size, source=foreign, memory=memory)
+            everything = probe_size is None
         if not series.has_gradients:
             series = clean_series(recompute_gradients(run, source=foreign))
     ratio = None
@@ -245,7 +246,8 @@ def _gather(
         estimates = estimate_constants(log.log, probes, facts.loss_scale or 1.0)
     summary = log.summary
     n = None if summary is None else summary["data"]["n"]
-    full = not probes.empty and n is not None and int(probes["probe_size"].iloc[0]) >= n
+    # Offline probes take all samples unless told otherwise.
+    full = everything or (not probes.empty and n is not None and int(probes["probe_size"].iloc[0]) >= n)
     optimizer = {} if summary is None else summary["optimizer"]
     lr = optimizer.get("lr")
     if lr is None and np.isfinite(series.lr).any():

@@ -13,12 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lplr_cli.certificate.norms import largest_eigenvalue_upper, norm_upper
 from lplr_cli.certificate.smooth import ELEMENTARY_ULPS, Smooth, smooth_activation
 from lplr_cli.errors import InputError
-from lplr_cli.models import MLP
+from lplr_cli.models import MLP, SOFTPLUS_THRESHOLD
 from lplr_cli.ntk import gamma
 
 METHODS = ("auto", "tight", "fast")
@@ -51,39 +51,83 @@ class SmoothMLP:
     activation: Smooth
 
     @classmethod
-    def from_module(cls, module: torch.nn.Module, names: Iterable[str] | None = None) -> SmoothMLP:
-        """Take the layers of a :class:`lplr_cli.models.MLP`.
+    def from_module(cls, module: nn.Module, names: Iterable[str] | None = None) -> SmoothMLP:
+        """Take the layers of a :class:`lplr_cli.models.MLP`, or of a ``Sequential`` of linear layers and activations.
 
         Args:
-            module: the network at θ_0.
+            module: the network at θ_0. A ``Sequential`` may begin with ``Flatten`` and hold ``Dropout`` and
+                ``Identity``, which do nothing in evaluation mode.
             names: trained parameters, as in ``module.named_parameters()``; all that require grad by default.
 
         Raises:
             NoCertificateError: another architecture, or an activation that is not smooth.
         """
-        if not isinstance(module, MLP):
+        if isinstance(module, MLP):
+            linears = {f"layers.{i}": layer for i, layer in enumerate(module.layers)}
+            scales, (name, beta) = module.scales, (module.activation_name, module.beta)
+        else:
+            linears, name, beta = _sequential(module)
+            scales = [1.0] * len(linears)
+        activation = smooth_activation(name, beta)
+        if activation is None and len(linears) > 1:
             raise NoCertificateError(
-                f"no certificate for {type(module).__name__}", "bounds are proved for smooth MLPs alone"
-            )
-        activation = smooth_activation(module.activation_name, module.beta)
-        if activation is None and len(module.layers) > 1:
-            raise NoCertificateError(
-                f"no certificate for {module.activation_name}", "its derivative jumps: use softplus, tanh, gelu or silu"
+                f"no certificate for {name}", "its derivative jumps: use softplus, tanh, gelu or silu"
             )
         chosen = {k for k, p in module.named_parameters() if p.requires_grad} if names is None else set(names)
         layers = []
-        for i, (linear, scale) in enumerate(zip(module.layers, module.scales, strict=True)):
-            assert isinstance(linear, torch.nn.Linear)
-            layers.append(
-                Layer(
-                    linear.weight.detach().double(),
-                    linear.bias.detach().double(),
-                    scale,
-                    f"layers.{i}.weight" in chosen,
-                    f"layers.{i}.bias" in chosen,
-                )
-            )
+        for (stem, linear), scale in zip(linears.items(), scales, strict=True):
+            assert isinstance(linear, nn.Linear)
+            weight = linear.weight.detach().double()
+            given: Tensor | None = linear.bias
+            bias = weight.new_zeros(len(weight)) if given is None else given.detach().double()
+            layers.append(Layer(weight, bias, scale, f"{stem}.weight" in chosen, f"{stem}.bias" in chosen))
         return cls(tuple(layers), activation or _linear())
+
+
+def _sequential(module: nn.Module) -> tuple[dict[str, nn.Module], str, float]:
+    """The linear layers of a ``Sequential`` by name, the activation between them and its β.
+
+    Raises:
+        NoCertificateError: anything else in it, or activations that differ.
+    """
+    if not isinstance(module, nn.Sequential):
+        raise NoCertificateError(
+            f"no certificate for {type(module).__name__}", "bounds are proved for smooth MLPs alone"
+        )
+    linears: dict[str, nn.Module] = {}
+    between: list[tuple[str, float]] = []
+    for stem, child in module.named_children():
+        if isinstance(child, nn.Dropout | nn.Identity) or (isinstance(child, nn.Flatten) and not linears):
+            continue
+        if isinstance(child, nn.Linear) and len(between) == len(linears) and child not in linears.values():
+            linears[stem] = child
+        elif len(between) + 1 == len(linears):
+            between.append(_activation(child))
+        else:
+            raise NoCertificateError(
+                f"no certificate for {type(child).__name__} at this place of a Sequential",
+                "bounds are proved for linear layers with one activation between each two",
+            )
+    if not linears or len(between) != len(linears) - 1 or len(set(between)) > 1:
+        raise NoCertificateError(
+            "no certificate for this Sequential", "bounds are proved for linear layers with the same activation between"
+        )
+    return linears, *(between[0] if between else ("identity", 1.0))
+
+
+def _activation(child: nn.Module) -> tuple[str, float]:
+    """Name and β of an activation of torch or of this package; the class name where it is another module."""
+    if isinstance(child, nn.Softplus):
+        if child.threshold < SOFTPLUS_THRESHOLD:
+            raise NoCertificateError(
+                f"no certificate for Softplus that is linear from {child.threshold:g} on, where it jumps",
+                f"pass threshold={SOFTPLUS_THRESHOLD:g}, which lies below the rounding",
+            )
+        return "softplus", float(child.beta)
+    if isinstance(child, nn.GELU) and child.approximate != "none":
+        return f"GELU with approximate={child.approximate}", 1.0
+    known = {nn.Tanh: "tanh", nn.GELU: "gelu", nn.SiLU: "silu", nn.ReLU: "relu"}
+    return known.get(type(child), type(child).__name__), 1.0
 
 
 def _linear() -> Smooth:

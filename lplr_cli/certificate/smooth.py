@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lplr_cli.models import SOFTPLUS_THRESHOLD
+
 # Accuracy assumed of elementary functions, in units of u (1 + |z| + |value|); tested against 60-digit arithmetic.
 ELEMENTARY_ULPS = 32
 
@@ -69,7 +71,7 @@ def _softplus(beta: float) -> Smooth:
 
     return Smooth(
         f"softplus({beta:g})",
-        lambda z: torch.nn.functional.softplus(z, beta=beta, threshold=40.0),
+        lambda z: torch.nn.functional.softplus(z, beta=beta, threshold=SOFTPLUS_THRESHOLD),
         lambda z: torch.sigmoid(beta * z),
         second,
         (),

@@ -68,7 +68,9 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code; nothing escapes as a traceback without ``--debug``."""
     debug = "--debug" in arguments or bool(os.environ.get("LPLR_DEBUG"))
     arguments = [a for a in arguments if a != "--debug"]
-    if arguments in ([], ["--help"], ["-h"]):
+    # A shell asks for completions by this variable, with no arguments.
+    completing = "_LPLR_COMPLETE" in os.environ
+    if not completing and arguments in ([], ["--help"], ["-h"]):
         print(OVERVIEW, end="")
         return 0
     if arguments == ["--version"]:

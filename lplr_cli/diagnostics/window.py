@@ -124,7 +124,8 @@ def stable_window(
         steps: shape (T,).
         loss: shape (T,).
         floor: L_∞, estimated from the rows after the start.
-        first, cause: from :func:`settled_row`.
+        first: the first row, from :func:`settled_row`.
+        cause: what settled there, from the same.
     """
     count = len(loss)
     if count < 3 or first >= count:

@@ -1,6 +1,6 @@
 """Models: the MLP and ResNet of the experiments, and the user's own by ``module:factory``."""
 
-from lplr_cli.models.activations import ACTIVATIONS, Softplus, make_activation
+from lplr_cli.models.activations import ACTIVATIONS, SOFTPLUS_THRESHOLD, Softplus, make_activation
 from lplr_cli.models.mlp import INITS, MLP, PARAMETRIZATIONS
 from lplr_cli.models.resnet import ResNet
 from lplr_cli.models.spec import DTYPES, ModelSpec, build_model, parameter_count
@@ -12,6 +12,7 @@ __all__ = [
     "INITS",
     "MLP",
     "PARAMETRIZATIONS",
+    "SOFTPLUS_THRESHOLD",
     "ModelSpec",
     "ResNet",
     "Softplus",

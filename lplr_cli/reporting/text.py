@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.table import Table
 
 
@@ -45,9 +46,11 @@ class Grid:
         """For a terminal."""
         table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(self.columns):
-            number_or_name = index in self.right or index == 0
+            # Numbers and names are never broken, headings only between words.
+            whole = [row[index] for row in self.rows] if index in self.right or index == 0 else []
+            widest = max((cell_len(text) for text in [*whole, *column.split()]), default=0)
             table.add_column(
-                column, justify="right" if index in self.right else "left", overflow="fold", no_wrap=number_or_name
+                column, justify="right" if index in self.right else "left", overflow="fold", min_width=widest
             )
         for row in self.rows:
             table.add_row(*row)

@@ -407,13 +407,48 @@ def test_norms_are_upper_bounds(shape: tuple[int, int]) -> None:
     assert float(largest_eigenvalue_upper((trap + 9 * torch.outer(v, v))[None])[0]) >= 10
 
 
+@pytest.mark.parametrize(
+    ("activation", "module"),
+    [("tanh", nn.Tanh), ("gelu", nn.GELU), ("silu", nn.SiLU), ("softplus", lambda: nn.Softplus(2.0, threshold=40.0))],
+)
+def test_a_sequential_is_the_mlp_of_its_layers(activation: str, module: Callable[[], nn.Module]) -> None:
+    own = net(activation, depth=2, beta=2.0)
+    one, two, three = linears(own.module)
+    sequential = nn.Sequential(nn.Flatten(), one, module(), nn.Dropout(0.5), two, module(), three)
+    found, expected = (BallBounds(SmoothMLP.from_module(m), own.x).l_j(0.1) for m in (sequential, own.module))
+    assert found == expected > 0
+    without = nn.Sequential(nn.Linear(5, 3, bias=False), nn.Tanh(), nn.Linear(3, 1))
+    layers = SmoothMLP.from_module(without).layers
+    assert [layer.bias_trained for layer in layers] == [False, True]
+    assert not layers[0].bias.any()
+
+
+@pytest.mark.parametrize(
+    "children",
+    [
+        [nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Softplus(), nn.Linear(4, 1)],  # threshold 20: jumps by 2e-9
+        [nn.Linear(5, 4), nn.GELU("tanh"), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Tanh()],
+        [nn.Tanh(), nn.Linear(5, 1)],
+        [],
+    ],
+)
+def test_another_sequential_has_no_certificate(children: list[nn.Module]) -> None:
+    with pytest.raises(NoCertificateError, match="no certificate for"):
+        SmoothMLP.from_module(nn.Sequential(*children))
+
+
 def test_no_certificate_is_never_a_number() -> None:
     x, y = torch.randn(3, 5).double(), torch.zeros(3, 1).double()
     relu = build_model(ModelSpec(width=4, activation="relu"), (5,), 1)
     with pytest.raises(NoCertificateError, match="relu"):
         certify(relu, x, y)
-    with pytest.raises(NoCertificateError, match="Sequential"):
-        certify(torch.nn.Sequential(torch.nn.Linear(5, 1)), x, y)
+    with pytest.raises(NoCertificateError, match="Conv1d"):
+        certify(torch.nn.Conv1d(5, 1, 1), x, y)
     case = net()
     with pytest.raises(InputError, match="radius"):
         certify(case.module, case.x, torch.zeros(4, 1), radius=-1.0)

@@ -153,6 +153,7 @@ def shell(folder: Path, *command: str, **env: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_the_shell_example_runs(tmp_path: Path) -> None:
     script = str(EXAMPLES / "audit.sh")
     first = shell(tmp_path, "bash", script, ".")

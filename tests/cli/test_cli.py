@@ -16,12 +16,16 @@ from lplr_cli.audit import check_requirements, parse_requirement
 from lplr_cli.cli.main import OVERVIEW, run
 from lplr_cli.cli.options import parse_arguments, parse_list, parse_memory
 from lplr_cli.errors import InputError
+from tests.command import command
 
 LPLR = str(Path(sys.executable).with_name("lplr"))
 TINY = ["train", "mnist", "--samples", "40", "--width", "8", "--depth", "2", "--steps", "60", "--probe-every", "20"]
 
 
 def lplr(*arguments: str, cwd: Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """The real command where it reads stdin, the same in this process elsewhere."""
+    if not stdin:
+        return command(*arguments, cwd=cwd, **env)
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "LPLR_RUNS", "LPLR_DEBUG")}
     return subprocess.run(
         [LPLR, *arguments],
@@ -278,13 +282,23 @@ def test_help_is_light_and_complete(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
     from lplr_cli.cli.app import app
 
-    for command in app.registered_commands:
-        assert command.callback is not None
-        first = (command.callback.__doc__ or "").strip().splitlines()[0]
-        assert re.search(rf"^  {command.name}\s+{re.escape(first)}$", OVERVIEW, re.MULTILINE)
-        assert run([str(command.name), "--help"]) == 0
-        assert ("--require" in capsys.readouterr().out) == (command.name != "watch")
+    for entry in app.registered_commands:
+        assert entry.callback is not None
+        first = (entry.callback.__doc__ or "").strip().splitlines()[0]
+        assert re.search(rf"^  {entry.name}\s+{re.escape(first)}$", OVERVIEW, re.MULTILINE)
+        assert run([str(entry.name), "--help"]) == 0
+        assert ("--require" in capsys.readouterr().out) == (entry.name != "watch")
     assert lplr("--version", cwd=tmp_path).stdout.startswith("lplr ")
+
+
+def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
+    script = f"""
+        PATH={Path(LPLR).parent}:$PATH; eval "$(lplr --show-completion bash)"
+        COMP_WORDS=(lplr pro); COMP_CWORD=1; _lplr_completion lplr; echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=(lplr train --parametri); COMP_CWORD=2; _lplr_completion lplr; echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["probe-ntk", "--parametrization"]
 
 
 def test_module_runs_from_the_checkout() -> None:

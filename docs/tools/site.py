@@ -1,0 +1,89 @@
+"""A hook of MkDocs: one page a command, made from the command line itself while the site is built."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+import typer
+from mkdocs.structure.files import File, Files
+
+from lplr_cli.cli.app import app
+from lplr_cli.cli.main import OVERVIEW
+
+FOLDER = "reference/commands"
+EXIT_STATUS = OVERVIEW[OVERVIEW.index("Exit codes") :].split("\n", 1)[1]
+SEE_ALSO = {
+    "train": ("watch", "audit", "ablate"),
+    "ablate": ("train", "report"),
+    "probe-ntk": ("certify", "train"),
+    "certify": ("probe-ntk", "audit"),
+    "pl-ratio": ("fit-rate", "audit"),
+    "fit-rate": ("pl-ratio", "audit"),
+    "audit": ("pl-ratio", "certify", "report"),
+    "report": ("audit", "list"),
+    "list": ("report", "watch"),
+    "watch": ("list", "train"),
+}
+
+
+def _unmarked(text: str) -> str:
+    return re.sub(r"\[/?bold\]", "", text)
+
+
+def _cell(text: str) -> str:
+    return html.escape(_unmarked(text), quote=False).replace("|", "&#124;").replace("\n", " ")
+
+
+def command_page(name: str) -> str:
+    """The page of one command: name, synopsis, examples, options in their groups, exit status, see also."""
+    group: Any = typer.main.get_command(app)
+    command = group.commands[name]
+    context = typer.Context(command, info_name=f"lplr {name}")
+    summary, _, examples = _unmarked(command.help).partition("\n\n")
+    lines = [
+        f"# lplr {name}",
+        summary,
+        "## Synopsis",
+        f"```text\nlplr {name} {' '.join(command.collect_usage_pieces(context))}\n```",
+    ]
+    if examples.strip():
+        lines += ["## Examples", f"```sh\n{examples.strip()}\n```"]
+    panels: dict[str, list[str]] = {}
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if parameter.param_type_name == "argument":
+            what, text, panel = parameter.metavar or parameter.name.upper(), parameter.help or "", "Arguments"
+        elif record is not None:
+            (what, text), panel = record, parameter.rich_help_panel or "Help"
+        else:
+            continue
+        code = html.escape(what).replace("|", "&#124;")
+        panels.setdefault(panel, []).append(f"| <code>{code}</code> | {_cell(text)} |")
+    for panel in sorted(panels, key=lambda p: (p != "Arguments", p == "Help")):
+        head = f"| {'argument' if panel == 'Arguments' else 'option'} | meaning |\n|---|---|\n"
+        lines += [f"## {panel}", head + "\n".join(panels[panel])]
+    lines += ["## Exit status", f"```text\n{EXIT_STATUS}```"]
+    lines += ["## See also", ", ".join(f"[lplr {other}]({other}.md)" for other in SEE_ALSO[name])]
+    return "\n\n".join(lines) + "\n"
+
+
+def index_page() -> str:
+    """The overview of ``lplr --help`` with a link to every command."""
+    group: Any = typer.main.get_command(app)
+    rows = [
+        f"| [`lplr {name}`]({name}.md) | {_unmarked(c.help).partition(chr(10))[0]} |"
+        for name, c in group.commands.items()
+    ]
+    table = "| command | what it does |\n|---|---|\n" + "\n".join(rows)
+    return f"# Commands\n\n{table}\n\nThe overview that `lplr --help` prints:\n\n```text\n{OVERVIEW}```\n"
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Called by MkDocs: add the generated pages."""
+    group: Any = typer.main.get_command(app)
+    pages = {"index": index_page()} | {name: command_page(name) for name in group.commands}
+    for name, text in pages.items():
+        files.append(File.generated(config, f"{FOLDER}/{name}.md", content=text))
+    return files

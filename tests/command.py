@@ -1,0 +1,26 @@
+"""Runs a command line in this process: what a shell would see, without the start of an interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+from subprocess import CompletedProcess
+from unittest import mock
+
+from lplr_cli.cli.main import run
+
+
+def command(*arguments: str, cwd: Path, **env: str) -> CompletedProcess[str]:
+    """``lplr ARGUMENTS`` in a folder whose modules are in reach, with stdout and stderr as text."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(cwd),
+        mock.patch.dict("os.environ", env),
+        mock.patch.object(sys, "path", [str(cwd), *sys.path]),
+    ):
+        code = run(list(arguments))
+    return CompletedProcess(["lplr", *arguments], code, out.getvalue(), err.getvalue())

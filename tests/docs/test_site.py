@@ -1,0 +1,104 @@
+"""The site builds without a warning, and what is drawn from the code is that of the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import lplr_cli
+from lplr_cli.cli.app import app
+from tests.docs.pages import ROOT
+
+
+def tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_architecture_picture_is_that_of_the_code() -> None:
+    """The picture is drawn by grimp; here the imports are read by hand."""
+    architecture = tool("architecture")
+    drawn = architecture.layer_imports()
+    assert architecture.PICTURE.read_text(encoding="utf-8") == architecture.draw(drawn), (
+        "bring it into step: python docs/tools/architecture.py"
+    )
+    package = Path(lplr_cli.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        own = path.relative_to(package).parts[0].removesuffix(".py")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        typing = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and id(node) not in typing:
+                for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                    parts = name.split(".")
+                    if parts[0] == "lplr_cli" and own != parts[1] and {own, parts[1]} <= set(architecture.ROLES):
+                        found.add((own, parts[1]))
+    assert set(drawn.edges) == found
+    arrows = set(re.findall(r'data-import="(\w+) (\w+)"', architecture.PICTURE.read_text(encoding="utf-8")))
+    assert arrows <= found
+    rows = {name: row for name, (_, _, row) in architecture.ROLES.items()}
+    assert all(rows[a] < rows[b] for a, b in found)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(out)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+class Links(HTMLParser):
+    """Where a page fetches from when it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        for key in ("src", "href"):
+            if tag in ("script", "img", "link") and given.get(key) and given.get("rel") != "canonical":
+                self.fetched.append(given[key] or "")
+
+
+def test_every_command_and_option_has_its_page(site: Path) -> None:
+    for command in app.registered_commands:
+        text = (site / "reference" / "commands" / f"{command.name}.html").read_text(encoding="utf-8")
+        for part in ("Synopsis", "Exit status", "See also", "--help"):
+            assert part in text, (command.name, part)
+    assert "--parametrization" in (site / "reference" / "commands" / "train.html").read_text(encoding="utf-8")
+
+
+def test_every_public_function_is_in_the_reference(site: Path) -> None:
+    text = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    for name in lplr_cli.__all__:
+        assert re.search(rf'id="lplr_cli[\w.]*\.{name}"', text), name
+
+
+def test_pages_ask_nobody_for_anything(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        links = Links()
+        links.feed(path.read_text(encoding="utf-8"))
+        assert not [u for u in links.fetched if u.startswith(("http:", "https:", "//"))], path
