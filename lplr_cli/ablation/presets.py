@@ -231,7 +231,7 @@ def _extras_width(frame: pd.DataFrame, out: Path) -> dict[str, Row]:
     for name in frame["run"]:
         start = RunDirectory.open(out / str(name)).checkpoint_path(0)
         try:
-            found = certify_checkpoint(start, method="fast", directions=0)
+            found = certify_checkpoint(start, directions=0)
             extras[str(name)] = {
                 "lambda_min_full": found["lambda_0"],
                 "lambda_min_full_lower": found["lambda_0_lower"],

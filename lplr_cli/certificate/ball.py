@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.certificate.norms import largest_eigenvalue_upper, norm_upper
+from lplr_cli.certificate.shared import LayerAt, group_count, shared_curvature, similar
 from lplr_cli.certificate.smooth import ELEMENTARY_ULPS, Smooth, smooth_activation
 from lplr_cli.errors import InputError
 from lplr_cli.models import MLP, SOFTPLUS_THRESHOLD
@@ -25,7 +26,9 @@ METHODS = ("auto", "tight", "fast")
 # Non-negative sums and products of the recursions: at most 2^26 roundings one after another, each of relative size u.
 _MARGIN = 1e-8
 # ``auto`` is tight while its matrix products stay below this many floating-point operations.
-_TIGHT_FLOPS = 4e12
+_TIGHT_FLOPS = 2e10
+# Forward and backward passes that the products of ``fast`` may cost.
+_SHARED_PASSES = 5
 
 
 class NoCertificateError(InputError):
@@ -166,7 +169,7 @@ class BallBounds:
         network: the MLP at θ_0.
         inputs: (n, …), all training samples; the bound is for J̃ = J/√n over them.
         method: ``tight`` takes ||Dz_l|| of each sample from its Gram matrix (about 4 n m³ operations a layer),
-            ``fast`` from products of norms, ``auto`` the first unless it is too dear.
+            ``fast`` from products that similar samples share, ``auto`` the first unless it is too dear.
 
     Raises:
         InputError: an unknown method.
@@ -270,22 +273,30 @@ class BallBounds:
                 at.dz, at.da, at.dz_rows, weighted = (torch.cat([p[level][j] for p in pieces]) for j in range(4))
                 at.weighted = weighted
             return
-        below: Tensor | None = None
+        if not self._forward:
+            return
+        second = self.network.activation.second
+        hidden = []
         for level, at in enumerate(self._forward):
-            layer = self.network.layers[level]
-            own = self._own(level, at.a_norm)
-            if below is None:
-                at.dz, at.dz_rows = own.sqrt(), own.sqrt()[:, None].expand_as(at.z)
-            else:
-                # ||W diag(φ')|| ≤ ||W diag(d)|| with d the largest φ' of any sample.
-                steepest = self._forward[level - 1].d1.abs().amax(dim=0)
-                gain = layer.scale * norm_upper(layer.weight * steepest)
-                at.dz = torch.sqrt(own + (gain * self._forward[level - 1].dz).square())
-                rows = (layer.scale * at.row_norms)[None] * below[:, None]
-                at.dz_rows = torch.sqrt(own[:, None] + rows.square())
-            at.dz = at.dz * (1 + _MARGIN)
-            at.da = at.d1.abs().amax(dim=1) * at.dz
+            assert at.e is not None
+            layer, own = self.network.layers[level], self._own(level, at.a_norm)
+            bend = (at.e * second(at.z)[:, None]).abs()
+            hidden.append(LayerAt(layer.scale * layer.weight, at.d1, own, bend))
+        slopes = [h.slope for h in hidden[:-1]]
+        count = group_count(self.n, [len(h.weight) for h in hidden], _SHARED_PASSES * self._pass_flops())
+        groups = similar(slopes, count) if slopes else torch.zeros(self.n, dtype=torch.long)
+        below: Tensor | None = None
+        for at, h, found in zip(self._forward, hidden, shared_curvature(hidden, groups), strict=True):
+            at.dz, at.da, at.weighted = (t * (1 + _MARGIN) for t in found)
+            lines = h.own[:, None]
+            if below is not None:
+                lines = lines + (_norm(h.weight)[None] * below[:, None]).square()
+            at.dz_rows = lines.sqrt().expand_as(at.z) * (1 + _MARGIN)
             below = at.da
+
+    def _pass_flops(self) -> float:
+        """Floating-point operations of a forward and backward pass over the samples."""
+        return 6.0 * self.n * sum(layer.weight.numel() for layer in self.network.layers)
 
     def _exact(self, rows: slice) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """G_l = Dz_l Dz_lᵀ by its recursion, and verified bounds of the norms that are made of it."""

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from lplr_cli.certificate.ball import BallBounds, SmoothMLP
 from lplr_cli.certificate.norms import kernel_norm_upper
 from lplr_cli.errors import InputError
-from lplr_cli.ntk import DEFAULT_MEMORY, Network, empirical_ntk, jacobian_change_gram, operator_norm, spectrum
+from lplr_cli.ntk import (
+    DEFAULT_MEMORY,
+    Network,
+    empirical_ntk,
+    evaluation_mode,
+    jacobian_change_gram,
+    operator_norm,
+    spectrum,
+)
 
 # Scalars are combined in a few dozen operations; each result is moved outwards by far more than their rounding.
 _OUTWARDS = 1e-12
@@ -335,10 +343,14 @@ def sampled_constants(
     *,
     names: list[str] | None = None,
     directions: int = 4,
+    ascents: int = 4,
     samples: int = 256,
     memory: int = DEFAULT_MEMORY,
 ) -> dict[str, Any]:
-    """Lower bounds of L_J and L_K on a ball from random directions: estimates, for comparison with the bounds.
+    """Lower bounds of L_J and L_K on a ball, maximised over directions: estimates, for comparison with the bounds.
+
+    From each random direction u power steps u ← ΔJᵀw / ||ΔJᵀw||, with ΔJ = J(θ_0 + R u) − J(θ_0) and w its largest
+    left singular vector. For small R, where ΔJ is linear in u with a symmetric tensor, no step makes ||ΔJ|| smaller.
 
     Args:
         module: the network at θ_0.
@@ -346,7 +358,8 @@ def sampled_constants(
             more than the whole.
         radius: how far to go in each direction.
         names: trained parameters.
-        directions: how many random directions.
+        directions: how many random directions to start from.
+        ascents: power steps from each.
         samples: see above.
         memory: bytes for the kernels.
     """
@@ -358,10 +371,31 @@ def sampled_constants(
     l_j = l_k = 0.0
     for _ in range(directions):
         step = {k: torch.randn(p.shape, generator=generator, dtype=torch.float64) for k, p in base.params.items()}
-        size = math.sqrt(sum(float(s.square().sum()) for s in step.values()))
-        moved = {k: p.detach() + radius / size * step[k] for k, p in base.params.items()}
-        there = Network.from_module(module, values=moved, names=names)
-        change = operator_norm(jacobian_change_gram(there, base, x, memory=memory))
-        l_j = max(l_j, math.sqrt(max(0.0, change) * share) / radius)
-        l_k = max(l_k, operator_norm(empirical_ntk(there, x, memory=memory).matrix - k0) * share / radius)
-    return {"L_J_sampled": l_j, "L_K_sampled": l_k, "radius": radius, "directions": directions}
+        for _ in range(ascents + 1):
+            size = math.sqrt(sum(float(s.square().sum()) for s in step.values()))
+            if not 0 < size < math.inf:
+                break  # the Jacobian does not change along this direction
+            moved = {k: p.detach() + radius / size * step[k].to(p) for k, p in base.params.items()}
+            there = Network.from_module(module, values=moved, names=names)
+            gram = jacobian_change_gram(there, base, x, memory=memory)
+            values, vectors = torch.linalg.eigh(gram)
+            l_j = max(l_j, math.sqrt(max(0.0, float(values[-1])) * share) / radius)
+            l_k = max(l_k, operator_norm(empirical_ntk(there, x, memory=memory).matrix - k0) * share / radius)
+            ahead, behind = (_weighted_gradient(network, x, vectors[:, -1]) for network in (there, base))
+            step = {k: ahead[k] - behind[k] for k in step}
+    return {
+        "L_J_sampled": l_j,
+        "L_K_sampled": l_k,
+        "radius": radius,
+        "directions": directions,
+        "ascents": ascents,
+    }
+
+
+def _weighted_gradient(network: Network, x: Tensor, w: Tensor) -> dict[str, Tensor]:
+    """Jᵀw by parameter, for one number a row of J."""
+    with torch.enable_grad(), evaluation_mode(network.module):
+        leaves = {k: p.detach().requires_grad_() for k, p in network.params.items()}
+        outputs = network.forward(x, leaves)
+        found = torch.autograd.grad(outputs, list(leaves.values()), w.view_as(outputs), materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))

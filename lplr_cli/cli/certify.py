@@ -108,7 +108,7 @@ def _grids(r: dict[str, Any]) -> list[Any]:
         ]
     if r["estimates"] is not None:
         e = r["estimates"]
-        where = f"{e['directions']} random directions, R = {e['radius']:.3g}"
+        where = f"largest over {e['directions']} directions with {e['ascents']} ascents each, R = {e['radius']:.3g}"
         rows += [
             ["L_J ≥", number(e["L_J_sampled"], 5), "estimate", "3", where],
             ["L_K ≥", number(e["L_K_sampled"], 5), "estimate", "3", where],

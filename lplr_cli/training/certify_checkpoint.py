@@ -39,8 +39,6 @@ _CONSTANTS = {
         ("mu_estimated", "estimate", 3),
     )
 }
-# n · depth · width³ up to which the closing table of a run takes the tight bounds (seconds).
-_QUICK = 4e9
 
 
 def certify_checkpoint(
@@ -112,8 +110,6 @@ def certify_checkpoint(
 def certificate_of_run(run: RunDirectory, source: Source = OWN, memory: int = DEFAULT_MEMORY) -> Certificate:
     """The certificate at the start of a run, reported on the ball of its largest drift.
 
-    The tight bounds where they take seconds, else the fast ones.
-
     Raises:
         InputError: no certificate for this network, no drift in the log, or a start that cannot be opened.
     """
@@ -121,15 +117,7 @@ def certificate_of_run(run: RunDirectory, source: Source = OWN, memory: int = DE
     if not math.isfinite(drift):
         raise InputError("the log has no drift", "certify the checkpoint with --radius")
     subject = open_subject(run.checkpoint_path(0), source)
-    spec = subject.spec
-    depth, width = (spec.depth, spec.width) if spec is not None and spec.kind == "mlp" else (0, 0)
-    return certify(
-        subject.module,
-        *subject.dataset.tensors(),
-        radius=drift,
-        method="tight" if subject.dataset.n * depth * width**3 <= _QUICK else "fast",
-        memory=memory,
-    )
+    return certify(subject.module, *subject.dataset.tensors(), radius=drift, memory=memory)
 
 
 def certified_columns(run: RunDirectory, source: Source = OWN) -> dict[str, Any]:

@@ -264,6 +264,28 @@ def test_jacobian_weyl_is_never_weaker(name: str) -> None:
             assert at.mu_jacobian >= at.mu_kernel
 
 
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+def test_the_ascent_finds_the_hessian_norm(activation: str) -> None:
+    """One sample and a small ball: the largest change of the Jacobian is ||∇²f||, which random directions miss."""
+    case = net(activation, depth=2)
+    x, names = case.x[:1], list(case.theta)
+    sizes = [p.numel() for p in case.theta.values()]
+
+    def f(flat: Tensor) -> Tensor:
+        parts = dict(zip(names, torch.split(flat, sizes), strict=True))
+        moved = {k: p.view_as(case.theta[k]) for k, p in parts.items()}
+        value: Tensor = functional_call(case.module, moved, (x,)).sum()
+        return value
+
+    start = torch.cat([p.flatten() for p in case.theta.values()])
+    truth = float(torch.linalg.matrix_norm(torch.func.hessian(f)(start), 2))
+    found = sampled_constants(case.module, x, 1e-5, directions=2, ascents=12)["L_J_sampled"]
+    random = sampled_constants(case.module, x, 1e-5, directions=2, ascents=0)["L_J_sampled"]
+    assert 0.97 * truth <= found <= truth * 1.001
+    assert random < 0.7 * truth
+    assert found <= BallBounds(SmoothMLP.from_module(case.module), x).l_j(1e-5)
+
+
 def test_certified_mu_holds_at_sampled_points() -> None:
     case = net("tanh", parametrization="ntk")
     y = torch.zeros(4, 1, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import tomllib
@@ -26,6 +27,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def test_the_page_shows_what_happens(page: Path, place: Workplace) -> None:
     _, wrong = check(page.read_text(encoding="utf-8"), place)
     assert not wrong, "\n\n".join(wrong) + "\n\nbring the pages into step: python -m tests.docs.pages"
+
+
+def test_the_picture_of_the_terminal_shows_what_happens(place: Workplace) -> None:
+    picture = (ROOT / "docs" / "figures" / "terminal.svg").read_text(encoding="utf-8")
+    lines: dict[int, str] = {}
+    for line, text in re.findall(r'clip-path="url\(#[\w-]+-line-(\d+)\)">([^<]*)</text>', picture):
+        lines[int(line)] = lines.get(int(line), "") + html.unescape(text)
+    shown = [lines[i] for i in sorted(lines)]
+    assert shown[0].replace("\xa0", " ").strip() == "$ lplr train mnist --width 64"
+    table = "\n".join(shown[1:]).replace("\xa0", " ").split("Verdict")[0]
+    actual = place.command("lplr train mnist --width 64").split("Verdict")[0]
+    assert same(table, actual), "bring it into step: python docs/tools/terminal.py"
 
 
 @pytest.mark.slow

@@ -1,0 +1,94 @@
+"""Bounds shared by many samples against the dense matrices of each of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lplr_cli.certificate.shared import LayerAt, group_count, shared_curvature, similar
+
+
+def layers(widths: list[int], n: int, outputs: int, spread: float, seed: int) -> list[LayerAt]:
+    """Hidden layers with random weights and slopes, of both signs when the spread is large."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64)
+
+    found = []
+    for below, m in zip([3, *widths], widths, strict=False):
+        centre = 0.5 + 0.3 * draw(m)
+        found.append(
+            LayerAt(draw(m, below), centre + spread * draw(n, m), draw(n).square() + 0.1, draw(n, outputs, m).abs())
+        )
+    return found
+
+
+def dense(found: list[LayerAt], sample: int) -> list[Tensor]:
+    """G_l of one sample by its recursion, from other code than that of the package."""
+    grams: list[Tensor] = []
+    for level, layer in enumerate(found):
+        g = layer.own[sample] * torch.eye(len(layer.weight), dtype=torch.float64)
+        if level:
+            m = layer.weight @ torch.diag(found[level - 1].slope[sample])
+            g = g + m @ grams[-1] @ m.T
+        grams.append(g)
+    return grams
+
+
+def norm(matrix: Tensor) -> float:
+    return float(torch.linalg.eigvalsh(matrix)[-1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    widths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    outputs=st.integers(1, 3),
+    spread=st.sampled_from([0.0, 0.01, 0.2, 3.0]),
+    count=st.integers(1, 6),
+    seed=st.integers(0, 10_000),
+)
+def test_no_sample_exceeds_the_bounds(widths: list[int], outputs: int, spread: float, count: int, seed: int) -> None:
+    n = 6
+    found = layers(widths, n, outputs, spread, seed)
+    groups = similar([layer.slope for layer in found], count)
+    assert set(groups.tolist()) == set(range(int(groups.max()) + 1))
+    bounds = shared_curvature(found, groups)
+    for sample in range(n):
+        for layer, (dz, da, weighted), g in zip(found, bounds, dense(found, sample), strict=True):
+            d = torch.diag(layer.slope[sample])
+            # The margin is the caller's, who adds a larger one.
+            assert norm(g) <= float(dz[sample]) ** 2 * (1 + 1e-12)
+            assert norm(d @ g @ d) <= float(da[sample]) ** 2 * (1 + 1e-12)
+            for c in range(outputs):
+                root = torch.diag(layer.bend[sample, c].sqrt())
+                assert norm(root @ g @ root) <= float(weighted[sample, c]) * (1 + 1e-12)
+
+
+def test_equal_samples_share_nearly_exact_bounds() -> None:
+    """Without spread what is left is the norm of a sum against the sum of norms, and two per cent of the proof."""
+    found = layers([20, 20, 20], 8, 1, 0.0, 0)
+    bounds = shared_curvature(found, torch.zeros(8, dtype=torch.long))
+    for (dz, _, _), g in zip(bounds, dense(found, 3), strict=True):
+        assert float(dz[3]) <= 1.15 * norm(g) ** 0.5
+
+
+def test_closer_groups_make_tighter_bounds() -> None:
+    found = layers([16, 16, 16], 48, 1, 0.15, 1)
+    sizes = []
+    for count in (1, 6, 48):
+        groups = similar([layer.slope for layer in found], count)
+        sizes.append(float(shared_curvature(found, groups)[-1][0].mean()))
+    assert sizes == sorted(sizes, reverse=True)
+    exact = sum(norm(dense(found, i)[-1]) ** 0.5 for i in range(48)) / 48
+    assert exact < sizes[-1] < 1.5 * exact
+    assert sizes[0] > 1.2 * sizes[-1]
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(4, 1), (40, 5), (4000, 12)])
+def test_groups_are_few(samples: int, expected: int) -> None:
+    assert group_count(samples, [32, 32, 32], 1e12) == expected
+    assert group_count(samples, [32, 32, 32], 1.0) == 1
