@@ -33,9 +33,9 @@ def test_the_picture_of_the_terminal_shows_what_happens(place: Workplace) -> Non
     picture = (ROOT / "docs" / "figures" / "terminal.svg").read_text(encoding="utf-8")
     lines: dict[int, str] = {}
     for line, text in re.findall(r'clip-path="url\(#[\w-]+-line-(\d+)\)">([^<]*)</text>', picture):
-        lines[int(line)] = lines.get(int(line), "") + html.unescape(text)
+        lines[int(line)] = f"{lines.get(int(line), '')} {html.unescape(text)}"
     shown = [lines[i] for i in sorted(lines)]
-    assert shown[0].replace("\xa0", " ").strip() == "$ lplr train mnist --width 64"
+    assert " ".join(shown[0].split()) == "$ lplr train mnist --width 64"
     table = "\n".join(shown[1:]).replace("\xa0", " ").split("Verdict")[0]
     actual = place.command("lplr train mnist --width 64").split("Verdict")[0]
     assert same(table, actual), "bring it into step: python docs/tools/terminal.py"
