@@ -127,8 +127,9 @@ def _task(network: Network, inputs: Tensor, engine: str, outputs: str | int) -> 
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown", f"choose from {', '.join(ENGINES)}")
     x = network.cast(inputs)
-    count = check_samples_independent(network, x)
+    # A plan holds the check that samples do not interact, and is kept from call to call.
     plan = structured.plan_for(network, x) if engine in ("auto", "structured") else None
+    count = check_samples_independent(network, x) if plan is None else plan.outputs
     return _Task(network, x, count, parse_outputs(outputs, count), engine, plan)
 
 

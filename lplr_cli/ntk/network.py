@@ -118,6 +118,16 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
+def check_finite(outputs: Tensor) -> None:
+    """Refuse outputs that are not finite.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    if not torch.isfinite(outputs).all():
+        raise InputError("the model's outputs are not finite", "check the checkpoint and the data")
+
+
 def check_samples_independent(network: Network, x: Tensor) -> int:
     """Refuse a model whose output for a sample depends on the other samples of the batch.
 
@@ -130,8 +140,7 @@ def check_samples_independent(network: Network, x: Tensor) -> int:
     with torch.no_grad(), evaluation_mode(network.module):
         alone = network.forward(x[:1])
         together = network.forward(x[: min(2, len(x))])[:1]
-    if not torch.isfinite(alone).all():
-        raise InputError("the model's outputs are not finite", "check the checkpoint and the data")
+    check_finite(alone)
     tolerance = 100 * torch.finfo(network.dtype).eps ** 0.75
     if not torch.allclose(alone, together, rtol=tolerance, atol=tolerance):
         raise InputError(

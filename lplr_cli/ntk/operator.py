@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import jvp
 
-from lplr_cli.ntk.network import Network, evaluation_mode
+from lplr_cli.ntk.network import Network, check_finite, evaluation_mode
 
 # Working copies of the activations of one sample: the graph, its gradients, and the tangents of forward mode.
 _COPIES = 4
@@ -98,7 +98,11 @@ class NTKOperator(LinearOperator):
 
 
 def activation_bytes(network: Network, x: Tensor) -> tuple[int, int]:
-    """(bytes that autograd keeps for one sample, C), from one forward pass."""
+    """(bytes that autograd keeps for one sample, C), from one forward pass.
+
+    Raises:
+        InputError: its outputs are not finite.
+    """
     seen: dict[int, int] = {}
     own = {p.data_ptr() for p in network.params.values()} | {p.data_ptr() for p in network.fixed.values()}
 
@@ -109,4 +113,5 @@ def activation_bytes(network: Network, x: Tensor) -> tuple[int, int]:
 
     with torch.enable_grad(), saved_tensors_hooks(note, lambda t: t):
         f = network.forward(x[:1])
+    check_finite(f)
     return sum(seen.values()) + x[:1].numel() * x.element_size(), f.shape[1]

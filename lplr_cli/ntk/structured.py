@@ -27,7 +27,7 @@ from lplr_cli.errors import InputError
 from lplr_cli.ntk import jacobian
 from lplr_cli.ntk.capture import Capture, Key, Use
 from lplr_cli.ntk.cholesky import mirror
-from lplr_cli.ntk.network import Network, evaluation_mode
+from lplr_cli.ntk.network import Network, check_finite, check_samples_independent, evaluation_mode
 
 # A panel of K is at most this high and wide: its two buffers stay in the last-level cache.
 PANEL = (512, 1024)
@@ -111,9 +111,13 @@ class Term:
         same = len({(p.groups, p.use.conv is not None) for p in self.parts}) == 1
         return kind if same or kind != "linear" else "mixed"
 
+    def weight_left(self, rows: slice) -> Tensor:
+        """What the weight meets, (m, g, T, d); several uses stand one after another in T."""
+        return torch.cat([p.left(rows) for p in self.parts], dim=2) if len(self.parts) > 1 else self.parts[0].left(rows)
+
     def left(self, rows: slice) -> Tensor:
-        """(m, g, T, d), with a column of ones for the fused bias; several uses stand one after another in T."""
-        a = torch.cat([p.left(rows) for p in self.parts], dim=2) if len(self.parts) > 1 else self.parts[0].left(rows)
+        """(m, g, T, d), with a column of ones for the fused bias."""
+        a = self.weight_left(rows)
         if self.bias is not None:
             # The bias of a use that only stands for a difference meets 1 - 1 = 0.
             ones = [p.left(rows)[..., :1] for p in self.origin]
@@ -221,6 +225,9 @@ def _terms(parts: list[Part]) -> list[Term]:
 class Plan:
     """Which parameters have rules, and which go to the Jacobian engine, established on a few samples.
 
+    Raises:
+        InputError: samples interact, or outputs are not finite.
+
     Attributes:
         understood: names of the parameters that the structured form covers.
         fallback: names of the others.
@@ -230,6 +237,7 @@ class Plan:
     """
 
     def __init__(self, network: Network, x: Tensor) -> None:
+        check_samples_independent(network, x)
         few = x[: min(3, len(x))]
         generator = torch.Generator().manual_seed(20250729)
         with evaluation_mode(network.module), torch.enable_grad():
@@ -398,6 +406,7 @@ def _collect(
             indices = [places.setdefault((id(u.edge.node), u.edge.output_nr), len(places)) for u in uses]
             edges = [uses[indices.index(i)].edge for i in range(len(places))]
             x_like = f.detach()
+            check_finite(x_like)
             wanted = list(range(f.shape[1])) if isinstance(outputs, str) else [outputs]
             if store is None:
                 store = _Store(len(x), len(wanted), outputs == "trace", uses, indices, measure)
@@ -578,13 +587,15 @@ class _Accumulator:
         whole = slice(None)
         factors = []
         for one, two in zip(left, right, strict=True):
-            a, b = one.left(whole)[:, 0, 0], one.right(whole)[:, :, :, 0, 0]
+            a, b = one.weight_left(whole)[:, 0, 0], one.right(whole)[:, :, :, 0, 0]
             b = b.flatten(2).flatten(0, 1)
+            # A fused bias meets 1 · 1 at the one position.
+            start = self.kernel.new_full((), 0.0 if one.bias is None else 1.0)
             if one is two:
-                factors.append((a, b, a, b))
+                factors.append((a, b, a, b, start))
             else:
                 b2 = two.right(whole)[:, :, :, 0, 0].flatten(2).flatten(0, 1)
-                factors.append((a, b, two.left(whole)[:, 0, 0], b2))
+                factors.append((a, b, two.weight_left(whole)[:, 0, 0], b2, start))
         samples = self.kernel.shape[0] // q
         # Low panels waste little below the diagonal, high ones make better matrix products.
         height, width = max(1, min(PANEL[0], max(128, samples // 8)) // q), max(1, PANEL[1] // q)
@@ -594,8 +605,8 @@ class _Accumulator:
             m, k = i.stop - i.start, j.stop - j.start
             ab = buffers[: m * k].view(m, k)
             bb = buffers[m * k : m * k * (1 + q * q)].view(m * q, k * q)
-            for a, b, a2, b2 in factors:
-                torch.mm(a[i], a2[j].T, out=ab)
+            for a, b, a2, b2, start in factors:
+                torch.addmm(start, a[i], a2[j].T, out=ab)
                 torch.mm(b[i.start * q : i.stop * q], b2[j.start * q : j.stop * q].T, out=bb)
                 if q == 1:
                     tile.addcmul_(ab, bb)
