@@ -6,13 +6,14 @@ import platform
 
 import torch
 
-from benchmarks import certificate, kernel, large, rates, recorder_overhead, scaling, sweeps, training_overhead
+from benchmarks import certificate, kernel, large, peers, rates, recorder_overhead, scaling, sweeps, training_overhead
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
     print(f"## Training overhead\n\n{training_overhead.report()}\n")
     print(f"## Recorder\n\n{recorder_overhead.report()}\n")
     print(f"## Kernel\n\n{kernel.report()}")
+    print(f"\n## Peers\n\n{peers.report()}")
     print(f"\n## ResNet\n\n{kernel.resnet_report()}")
     print(f"\n## Verified λ_min\n\n{large.report()}")
     print(f"\n## Scaling\n\n{scaling.report()}")

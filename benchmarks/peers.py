@@ -67,3 +67,7 @@ def report() -> str:
     ]
     head = ["| | K, m = 128 | K, m = 512 | K v, m = 128 | K v, m = 512 |", "|---|---:|---:|---:|---:|"]
     return "\n".join(head + [f"| {' | '.join(row)} |" for row in rows])
+
+
+if __name__ == "__main__":
+    print(report())
