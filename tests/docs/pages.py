@@ -11,7 +11,8 @@ In a page
   ``lplr`` lines every option must exist.
 
 All pages share one working directory and run in the order of the site, README first, so that a run trained on one page
-is there on the next; a command that trains is run once. Numbers may differ by two per cent, times and sizes freely.
+is there on the next; a command that trains is run once. Numbers may differ by two per cent, times, sizes and
+rounding errors freely.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ NUMBER = r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?"
 # What changes from machine to machine.
 VOLATILE = re.compile(rf"{NUMBER} ?(?:seconds|s|ms|GiB|MiB)\b")
 TOLERANCE = 0.02
+# Below this a number is the rounding of others.
+ROUNDING = 1e-11
 TRAINING = ("lplr train ", "lplr ablate ")
 
 
@@ -104,7 +107,7 @@ def _same_line(shown: str, actual: str) -> bool:
         return False
     pairs = zip(re.findall(NUMBER, shown), re.findall(NUMBER, actual), strict=True)
     return all(
-        abs(a - b) <= TOLERANCE * max(abs(a), abs(b))
+        abs(a - b) <= max(TOLERANCE * max(abs(a), abs(b)), ROUNDING)
         for a, b in ((float(x.replace(",", "")), float(y.replace(",", ""))) for x, y in pairs)
     )
 
