@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # Rows of K up to which the report computes its whole spectrum.
 MOST_ROWS = 1500
 _TABLE_ROWS = 40
+_BINS_PER_DECADE = 4
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,32 @@ def rate_figure(report: RunReport) -> Figure | None:
     return figure
 
 
+def binned_spectra(
+    spectra: Sequence[Spectrum],
+) -> tuple[NDArray[np.float64], list[tuple[NDArray[np.float64], NDArray[np.float64]]]]:
+    """Eigenvalues and residual shares in bins of equal ratio, the same for all spectra.
+
+    Returns:
+        The edges (b + 1,), :data:`_BINS_PER_DECADE` a decade, and for each spectrum the number of eigenvalues and the
+        share of ||r||² in each bin, (b,). What rounding made zero or negative counts in the lowest bin.
+    """
+    positive = np.concatenate([s.eigenvalues[s.eigenvalues > 0] for s in spectra])
+    if not len(positive):
+        positive = np.ones(1)
+    low, high = (np.log10(v) * _BINS_PER_DECADE for v in (positive.min(), positive.max()))
+    first, last = math.floor(low), math.floor(high) + 1
+    edges = 10.0 ** (np.arange(first, last + 1) / _BINS_PER_DECADE)
+    found = []
+    for s in spectra:
+        place = np.clip(np.searchsorted(edges, s.eigenvalues, side="right") - 1, 0, last - first - 1)
+        counts = np.bincount(place, minlength=last - first).astype(np.float64)
+        shares = np.bincount(place, weights=s.residual_share, minlength=last - first).astype(np.float64)
+        found.append((counts, shares))
+    return edges, found
+
+
 def spectrum_figure(report: RunReport) -> Figure | None:
-    """Eigenvalues of K at the first and last checkpoint, and where the residual lies."""
+    """The density of K's eigenvalues at the first and last checkpoint, and where among them the residual lies."""
     from matplotlib.figure import Figure
 
     if not report.spectra:
@@ -169,16 +194,18 @@ def spectrum_figure(report: RunReport) -> Figure | None:
     with draw.style():
         figure = Figure(figsize=(8.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for spectrum, colour in zip(report.spectra, (draw.BLUE, draw.VERMILION), strict=False):
-            rank = np.arange(1, len(spectrum.eigenvalues) + 1)
-            positive = spectrum.eigenvalues > 0
-            label = f"step {spectrum.step}"
-            left.loglog(rank[positive], spectrum.eigenvalues[positive], color=colour, label=label)
-            right.semilogx(rank, np.cumsum(spectrum.residual_share), color=colour, label=label)
-        left.set_ylabel("eigenvalue of K")
-        right.set_ylabel("share of ‖r‖² up to this rank")
+        edges, found = binned_spectra(report.spectra)
+        looks = ((draw.BLUE, "-"), (draw.VERMILION, "--"))
+        for spectrum, binned, (colour, line) in zip(report.spectra, found, looks, strict=False):
+            for axes, values in zip((left, right), binned, strict=True):
+                axes.stairs(values, edges, color=colour, fill=True, alpha=0.25)
+                axes.stairs(values, edges, color=colour, linestyle=line, label=f"step {spectrum.step}")
+        left.set_ylabel("eigenvalues of K in the bin")
+        right.set_ylabel("share of ‖r‖² along them")
+        right.set_ylim(0, 1.02)
         for axes in (left, right):
-            axes.set_xlabel("rank")
+            axes.set_xscale("log")
+            axes.set_xlabel("eigenvalue")
             axes.legend()
     return figure
 
@@ -290,7 +317,10 @@ def _section(report: RunReport, index: int) -> str:
         ]
     parts.append("<h3>Spectrum of the NTK</h3>")
     if "spectrum" in drawn:
-        caption = "Eigenvalues of K = JJᵀ/n, and the share of the residual that lies along the leading eigenvectors."
+        caption = (
+            "Left: how many eigenvalues of K = JJᵀ/n lie where. Right: the share of the squared residual along their "
+            "eigenvectors; what lies at the left end is what gradient descent removes last."
+        )
         first = report.spectra[0]
         frame = pd.DataFrame(
             {

@@ -9,6 +9,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,6 +17,7 @@ from lplr_cli.cli.main import run
 from lplr_cli.cli.watch import sparkline
 from lplr_cli.data import DataSpec
 from lplr_cli.models import ModelSpec
+from lplr_cli.reporting.report import Spectrum, binned_spectra
 from lplr_cli.training import TrainConfig, train
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -61,6 +63,25 @@ def made(folder: Path, *sources: str) -> Page:
     out = folder / "page.html"
     assert run(["report", *sources, "-o", str(out), "--force", "--format", "json"]) == 0
     return Page(out.read_text(encoding="utf-8"))
+
+
+def test_spectra_are_binned_whole() -> None:
+    """Counts and shares add up, and each eigenvalue lies between the edges of its bin."""
+    values = np.array([300.0, 10.0, 0.99, 1e-3, 0.0, -1e-17])
+    share = np.array([0.5, 0.2, 0.1, 0.1, 0.06, 0.04])
+    edges, found = binned_spectra([Spectrum(0, values, share), Spectrum(5, values[:4] / 2, share[:4])])
+    assert np.allclose(np.diff(np.log10(edges)), 0.25)
+    assert edges[0] <= 5e-4 < edges[1]
+    assert edges[-2] <= 300 < edges[-1]
+    for (counts, shares), n, total in zip(found, (6, 4), (1.0, 0.9), strict=True):
+        assert counts.sum() == n
+        assert shares.sum() == pytest.approx(total)
+    bin_of = int(np.searchsorted(edges, 10.0, side="right")) - 1
+    assert found[0][0][bin_of] == 1
+    assert found[0][1][bin_of] == pytest.approx(0.2)
+    # What rounding made zero or negative is in the lowest bin.
+    assert found[0][0][0] == 2
+    assert found[0][1][0] == pytest.approx(0.1)
 
 
 def test_the_page_is_self_contained_and_accessible(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
