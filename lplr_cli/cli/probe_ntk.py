@@ -28,6 +28,10 @@ def probe_ntk(
     verify: Annotated[bool, typer.Option("--verify", help="Prove a lower bound of λ_min.")] = False,
     dtype: Annotated[str, typer.Option(help="float64, or float32 (λ_min then has few digits or none).")] = "float64",
     memory: Annotated[str, typer.Option(help="Bytes for the kernel and all work on it, e.g. 2GiB.")] = "2GiB",
+    scratch: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A kernel above --memory lies in a file here, on disk and not in memory."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     model: o.SourceModel = None,
     model_arg: o.SourceModelArg = None,
@@ -58,6 +62,8 @@ def probe_ntk(
             count = int(size)
         except ValueError:
             raise InputError(f"--size {size!r} is no number", "give a number of samples, or all") from None
+    if scratch is not None and not scratch.is_dir():
+        raise InputError(f"no directory {scratch}", "create it first")
     if eigenvalues < 1:
         raise InputError(f"--eigenvalues {eigenvalues} is too small", "give at least 1")
     from lplr_cli.training import probe_checkpoint
@@ -73,6 +79,7 @@ def probe_ntk(
             dtype=dtype,
             memory=budget,
             device=device,
+            scratch=scratch,
             source=source,
             progress=progress,
         )

@@ -14,8 +14,12 @@ import torch
 from scipy.linalg.lapack import dpotrf, spotrf
 from torch import Tensor
 
+from lplr_cli.ntk import scratch
+
 # Rows handled together in copying one triangle onto the other.
 _STRIP = 512
+# Most rows of a factor that are made at a time in a file.
+_BLOCK = 1024
 
 Solve = Callable[[Tensor], Tensor]
 
@@ -33,6 +37,8 @@ def _reflect(target: Tensor, source: Tensor) -> None:
         for left in range(0, start, _STRIP):
             columns = slice(left, min(start, left + _STRIP))
             target[start:stop, columns] = source[start:stop, columns]
+            scratch.release(target[start:stop, columns])
+            scratch.release(source[start:stop, columns])
         block, image = target[start:stop, start:stop], source[start:stop, start:stop]
         below = torch.ones_like(block, dtype=torch.bool).tril_(-1)
         block.copy_(torch.where(below, image, block))
@@ -49,6 +55,10 @@ def cholesky(kernel: Tensor, shift: float = 0.0) -> Iterator[Solve | None]:
     Yields:
         A function that maps b (N, k) to (K - shift I)⁻¹ b, or None when the factorisation broke down.
     """
+    if scratch.is_mapped(kernel):
+        with _blocked(kernel, shift) as solve:
+            yield solve
+        return
     if kernel.device.type != "cpu" or not kernel.is_contiguous():
         factor = kernel.clone()
         factor.diagonal().sub_(shift)
@@ -65,6 +75,72 @@ def cholesky(kernel: Tensor, shift: float = 0.0) -> Iterator[Solve | None]:
     finally:
         _reflect(kernel.mT, kernel)
         kernel.diagonal().copy_(diagonal)
+
+
+@contextmanager
+def _blocked(kernel: Tensor, shift: float) -> Iterator[Solve | None]:
+    """As :func:`cholesky`, a block of rows in memory at a time, for a kernel in a file.
+
+    R is made from above, each block of rows from those before it (left-looking), so that every pass over the file runs
+    along its rows. The analysis of Cholesky does not depend on the order of the sums, and so neither do bounds.
+    """
+    count = len(kernel)
+    height = max(1, min(_BLOCK, scratch.RESIDENT // max(1, count * kernel.element_size())))
+    blocks = [slice(i, min(count, i + height)) for i in range(0, count, height)]
+    diagonal = scratch.diagonal(kernel)
+    try:
+        scratch.set_diagonal(kernel, diagonal - shift)
+        yield (
+            _blocked_solver(kernel, blocks) if all(_block_row(kernel, blocks, k) for k in range(len(blocks))) else None
+        )
+    finally:
+        _reflect(kernel.mT, kernel)
+        scratch.set_diagonal(kernel, diagonal)
+
+
+def _block_row(kernel: Tensor, blocks: list[slice], k: int) -> bool:
+    """R in block row k, from those above it; False where the diagonal block is not positive definite."""
+    rows = blocks[k]
+    right = slice(rows.start, None)
+    row = kernel[rows, right].clone()
+    for above in blocks[:k]:
+        part = kernel[above, right]
+        row.addmm_(part[:, : rows.stop - rows.start].mT, part, alpha=-1)
+        scratch.release(part)
+    size = rows.stop - rows.start
+    corner, info = torch.linalg.cholesky_ex(row[:, :size], upper=True)
+    if int(info) or not bool(torch.isfinite(corner.diagonal()).all()):
+        return False
+    # Below the diagonal the matrix itself stays.
+    keep = torch.ones_like(corner, dtype=torch.bool).tril_(-1)
+    kernel[rows, rows] = torch.where(keep, kernel[rows, rows], corner)
+    if rows.stop < len(kernel):
+        kernel[rows, rows.stop :] = torch.linalg.solve_triangular(corner.mT, row[:, size:], upper=False)
+    scratch.release(kernel[rows, right])
+    return True
+
+
+def _blocked_solver(factor: Tensor, blocks: list[slice]) -> Solve:
+    """Solves with RᵀR, walking along the rows of R down and up again."""
+
+    def solve(b: Tensor) -> Tensor:
+        y = b.clone()
+        for rows in blocks:
+            part = factor[rows, rows.start :]
+            size = rows.stop - rows.start
+            y[rows] = torch.linalg.solve_triangular(part[:, :size].triu().mT, y[rows], upper=False)
+            y[rows.stop :].addmm_(part[:, size:].mT, y[rows], alpha=-1)
+            scratch.release(part)
+        for rows in reversed(blocks):
+            part = factor[rows, rows.start :]
+            size = rows.stop - rows.start
+            y[rows] = torch.linalg.solve_triangular(
+                part[:, :size].triu(), y[rows] - part[:, size:] @ y[rows.stop :], upper=True
+            )
+            scratch.release(part)
+        return y
+
+    return solve
 
 
 def _solver(factor: Tensor) -> Solve:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor
 
 from lplr_cli.errors import InputError
-from lplr_cli.ntk import jacobian, structured
+from lplr_cli.ntk import jacobian, scratch, structured
 from lplr_cli.ntk.lanczos import lanczos
 from lplr_cli.ntk.network import Network, check_samples_independent, evaluation_mode
 from lplr_cli.ntk.operator import NTKOperator
@@ -104,6 +105,7 @@ class _Task:
     outputs: str | int
     engine: str
     plan: structured.Plan | None
+    folder: Path | None = None
 
     @property
     def rows(self) -> int:
@@ -120,7 +122,15 @@ class _Task:
             if self.plan is None
             else self.plan.least_memory(self.network)
         )
-        return self.kernel_bytes + least + _RESERVE
+        return self.resident + least + _RESERVE
+
+    @property
+    def resident(self) -> int:
+        """Bytes of K in memory."""
+        if self.folder is None:
+            return self.kernel_bytes
+        # A strip in memory, another that is worked on, and a few vectors of Lanczos.
+        return 2 * scratch.RESIDENT + 64 * 8 * self.rows
 
 
 def _task(network: Network, inputs: Tensor, engine: str, outputs: str | int) -> _Task:
@@ -173,7 +183,7 @@ def _form(task: _Task, memory: int, bound_rounding: bool) -> Kernel:
             f"the kernel of {task.rows:,} rows needs {needed}, above --memory {format_bytes(memory)}",
             f"give --memory {needed}, fewer samples, or the operator engine",
         )
-    work = memory - task.kernel_bytes - _RESERVE
+    work = memory - task.resident - _RESERVE
     if task.engine == "operator":
         if bound_rounding:
             raise InputError("the operator engine bounds no rounding", "use --engine structured")
@@ -195,8 +205,10 @@ def _form(task: _Task, memory: int, bound_rounding: bool) -> Kernel:
             budget=work,
             plan=task.plan,
             rounding=rounding if bound_rounding else None,
+            folder=task.folder,
         )
-    matrix /= len(x)
+    for strip in scratch.strips(matrix):
+        matrix[strip] /= len(x)
     error: float | None = None
     if bound_rounding:
         # The magnitude is itself computed in floating point, to far better than a part in a thousand.
@@ -241,6 +253,7 @@ def kernel_spectrum(
     memory: int = DEFAULT_MEMORY,
     extremal: int = 1,
     verify: bool = False,
+    folder: Path | None = None,
     steps: int = 300,
     progress: Callable[[int, int], None] | None = None,
 ) -> KernelSpectrum:
@@ -254,6 +267,7 @@ def kernel_spectrum(
         memory: bytes, all work included.
         extremal: eigenvalues at each end where not all are computed.
         verify: prove a lower bound of λ_min, which needs K.
+        folder: where K may lie in a file when it does not fit into ``memory``; the structured engine on a CPU.
         steps: products with K that the matrix-free Lanczos iteration may spend.
         progress: called with (products done, products at most) by the matrix-free iteration.
 
@@ -262,6 +276,8 @@ def kernel_spectrum(
         NumericalError: no convergence of the dense methods.
     """
     task = _task(network, inputs, engine, outputs)
+    if folder is not None and memory < task.needed and engine != "operator":
+        task = _in_file(task, folder)
     if engine == "operator" or (engine == "auto" and memory < task.needed and not verify):
         if verify:
             raise InputError("a verified bound needs the kernel itself", "leave out --verify or --engine operator")
@@ -269,7 +285,7 @@ def kernel_spectrum(
         return KernelSpectrum(values, len(task.x), task.count, task.outputs, "operator", ())
     kernel = _form(task, memory, verify)
     # All eigenvalues take K, a copy, and LAPACK's work space.
-    fitting = math.isqrt(max(0, memory - _RESERVE) // (3 * network.dtype.itemsize))
+    fitting = math.isqrt(max(0, memory - _RESERVE) // (3 * network.dtype.itemsize)) if task.folder is None else 0
     values = spectrum(
         kernel.matrix,
         extremal=extremal,
@@ -277,6 +293,20 @@ def kernel_spectrum(
         formation_error=kernel.formation_error,
     )
     return KernelSpectrum(values, kernel.n, kernel.outputs_per_sample, kernel.outputs, kernel.engine, kernel.fallback)
+
+
+def _in_file(task: _Task, folder: Path) -> _Task:
+    """The task with K in a file.
+
+    Raises:
+        InputError: an engine or device that cannot work there.
+    """
+    if task.plan is None or task.plan.fallback:
+        who = "the jacobian engine" if task.plan is None else ", ".join(task.plan.fallback)
+        raise InputError(f"a kernel in a file needs a rule for every parameter, not {who}", "give more --memory")
+    if task.network.device.type != "cpu":
+        raise InputError("a kernel in a file lies on the CPU", "use --device cpu")
+    return replace(task, folder=folder)
 
 
 def _matrix_free(

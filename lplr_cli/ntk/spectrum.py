@@ -12,6 +12,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from lplr_cli.errors import NumericalError
+from lplr_cli.ntk import scratch
 from lplr_cli.ntk.cholesky import Solve, cholesky
 from lplr_cli.ntk.verified import LowerBound, lambda_min_lower, unit_roundoff
 
@@ -92,7 +93,7 @@ def spectrum(
         NumericalError: entries not finite, or no convergence.
     """
     count = len(kernel)
-    diagonal = kernel.diagonal().double()
+    diagonal = scratch.diagonal(kernel).double()
     if not bool(torch.isfinite(diagonal).all()) or (count <= full_limit and not bool(torch.isfinite(kernel).all())):
         raise NumericalError("the kernel holds NaN or infinity", "check the checkpoint and the data")
     trace = float(diagonal.sum())
@@ -148,7 +149,8 @@ def start_vector(size: int) -> NDArray[np.float64]:
 
 def _product(kernel: Tensor, v: NDArray[np.float64]) -> NDArray[np.float64]:
     vector = torch.as_tensor(v.reshape(len(kernel), -1), dtype=kernel.dtype, device=kernel.device)
-    result: NDArray[np.float64] = (kernel @ vector).double().cpu().numpy().reshape(v.shape)
+    image = torch.cat([kernel[rows] @ vector for rows in scratch.strips(kernel)])
+    result: NDArray[np.float64] = image.double().cpu().numpy().reshape(v.shape)
     return result
 
 

@@ -17,6 +17,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.errors import InputError
-from lplr_cli.ntk import jacobian
+from lplr_cli.ntk import jacobian, scratch
 from lplr_cli.ntk.capture import Capture, Key, Use
 from lplr_cli.ntk.cholesky import mirror
 from lplr_cli.ntk.network import Network, check_finite, check_samples_independent, evaluation_mode
@@ -580,6 +581,7 @@ class _Accumulator:
             for j in _tiles(columns, width, i.start if self.symmetric else 0):
                 tile = self.kernel[i.start * self.q : i.stop * self.q, j.start * self.q : j.stop * self.q]
                 yield i, j, tile
+                scratch.release(tile)
 
     def add_products(self, left: list[Term], right: list[Term]) -> None:
         """Terms with one position: Σ (A A'ᵀ) ∘ (B B'ᵀ), every product of a tile while it is in the cache."""
@@ -635,10 +637,14 @@ class _Accumulator:
 
     def add_gram(self, left: Tensor, right: Tensor) -> None:
         """Explicit rows: left · rightᵀ, by panels so that symmetry saves half."""
-        rows = len(self.kernel)
-        for i in _tiles(rows, max(128, -(-rows // 8)) if self.symmetric else rows):
+        rows, width = self.kernel.shape
+        step = max(128, -(-rows // 8)) if self.symmetric else rows
+        if scratch.is_mapped(self.kernel):
+            step = min(step, max(1, scratch.RESIDENT // 4 // (width * self.kernel.element_size())))
+        for i in _tiles(rows, step):
             j = slice(i.start if self.symmetric else 0, None)
             self.kernel[i, j].addmm_(left[i], right[j].T)
+            scratch.release(self.kernel[i, j])
 
     def add_explicit(self, one: Term, two: Term, network: Network) -> None:
         """A term by explicit per-sample gradients, over slices of the parameter's rows."""
@@ -746,6 +752,7 @@ def gram(
     reference: Network | None = None,
     plan: Plan | None = None,
     rounding: Rounding | None = None,
+    folder: Path | None = None,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """J Jᵀ (or J(x) J(other)ᵀ, or (J - J_ref)(J - J_ref)ᵀ), unnormalised, and the parameters without a rule.
 
@@ -758,14 +765,15 @@ def gram(
         reference: the network at another θ whose Jacobian is subtracted (symmetric case only).
         plan: from an earlier call with the same module, to save the check.
         rounding: filled with what bounds the rounding of the result (symmetric case only).
+        folder: where the matrix lies in a file; in memory by default.
     """
     arguments = (network, x, other, outputs, budget, reference)
     try:
-        return _gram(*arguments, plan or plan_for(network, x), rounding)
+        return _gram(*arguments, plan or plan_for(network, x), rounding, folder)
     except _FlowChangedError:
         # The plan was made at another θ: once more with one of this θ.
         _PLANS.pop(network.module, None)
-        return _gram(*arguments, plan_for(network, x), rounding)
+        return _gram(*arguments, plan_for(network, x), rounding, folder)
 
 
 def _gram(
@@ -777,11 +785,16 @@ def _gram(
     reference: Network | None,
     plan: Plan,
     rounding: Rounding | None,
+    folder: Path | None,
 ) -> tuple[Tensor, tuple[str, ...]]:
     q = plan.outputs if outputs == "full" else 1
     symmetric = other is None
     right_inputs = x if other is None else other
-    kernel = torch.zeros((len(x) * q, len(right_inputs) * q), dtype=network.dtype, device=network.device)
+    shape = (len(x) * q, len(right_inputs) * q)
+    if folder is None:
+        kernel = torch.zeros(shape, dtype=network.dtype, device=network.device)
+    else:
+        kernel = scratch.matrix_in_file(shape[0], network.dtype, folder)
     copies = (2 if reference is not None else 1) * (1 if symmetric else 2)
     chunk = int(max(1, min(4096, budget // (_SHARE * plan.graph))))
 

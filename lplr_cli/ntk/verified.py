@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lplr_cli.ntk import scratch
 from lplr_cli.ntk.cholesky import Solve, cholesky
 
 # Additions to N in the index of γ. Blocked kernels may multiply by reciprocals of the diagonal instead of dividing,
@@ -59,7 +60,7 @@ class LowerBound:
 
 def _slack(kernel: Tensor, c: float) -> float:
     """Everything to subtract from c after a Cholesky of fl(K - cI) that ran to completion."""
-    diagonal = kernel.diagonal().double().cpu()
+    diagonal = scratch.diagonal(kernel).double().cpu()
     count = len(diagonal)
     dtype = kernel.dtype
     phi = gamma(count + 1 + _EXTRA_ROUNDINGS, dtype)
@@ -97,7 +98,7 @@ def lambda_min_lower(
     best = LowerBound(-math.inf, -math.inf, math.inf, formation_error, 0)
     if count == 0 or not math.isfinite(estimate):
         return best
-    unit = unit_roundoff(kernel.dtype) * float(kernel.diagonal().double().abs().sum())
+    unit = unit_roundoff(kernel.dtype) * float(scratch.diagonal(kernel).double().abs().sum())
     # What Cholesky loses in practice is far below the a priori bound: a few units of rounding in λ_max.
     margin = max(0.01 * abs(estimate), 4 * unit)
     tried = 0

@@ -53,6 +53,7 @@ def probe_checkpoint(
     dtype: str = "float64",
     memory: int = ntk.DEFAULT_MEMORY,
     device: str = "cpu",
+    scratch: Path | None = None,
     source: Source = OWN,
     step: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -69,6 +70,7 @@ def probe_checkpoint(
         dtype: of the arithmetic.
         memory: bytes for everything beyond the model and the data.
         device: where to compute.
+        scratch: folder where K may lie in a file when it does not fit into ``memory``.
         source: what the user says of a file that is not of lplr.
         step: which checkpoint of a run directory; the last by default.
         progress: called with (products done, products at most) where the kernel is matrix-free.
@@ -89,6 +91,7 @@ def probe_checkpoint(
         memory=memory,
         extremal=eigenvalues,
         verify=verify,
+        folder=scratch,
         progress=progress,
     )
     spectrum = kernel.spectrum
