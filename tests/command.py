@@ -1,12 +1,14 @@
-"""Runs a command line in this process: what a shell would see, without the start of an interpreter."""
+"""Command lines and programs in this process: what a shell would see, without the start of an interpreter."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import ModuleType
 from unittest import mock
 
 from lplr_cli.cli.main import run
@@ -24,3 +26,13 @@ def command(*arguments: str, cwd: Path, **env: str) -> CompletedProcess[str]:
     ):
         code = run(list(arguments))
     return CompletedProcess(["lplr", *arguments], code, out.getvalue(), err.getvalue())
+
+
+def program(path: Path) -> ModuleType:
+    """A script as a module, its main part not run."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +12,13 @@ import pytest
 from lplr_cli.ablation import InProcess, RayCluster
 from lplr_cli.certificate import check_run
 from lplr_cli.runs import RunDirectory
+from tests.command import program
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return program(EXAMPLES / f"{name}.py")
 
 
 def test_end_to_end_certificate_at_the_documented_width() -> None:

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import lplr_cli
 from lplr_cli.cli.app import app
+from tests.command import program
 from tests.docs.pages import ROOT
-
-
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_architecture_picture_is_that_of_the_code() -> None:
     """The picture is drawn by grimp; here the imports are read by hand."""
-    architecture = tool("architecture")
+    architecture = program(ROOT / "docs" / "tools" / "architecture.py")
     drawn = architecture.layer_imports()
     assert architecture.PICTURE.read_text(encoding="utf-8") == architecture.draw(drawn), (
         "bring it into step: python docs/tools/architecture.py"
