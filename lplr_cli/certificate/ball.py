@@ -27,6 +27,10 @@ METHODS = ("auto", "tight", "fast")
 _MARGIN = 1e-8
 # ``auto`` is tight while its matrix products stay below this many floating-point operations.
 _TIGHT_FLOPS = 2e10
+# Above that, and up to this many, it is tight where a few samples show that the fast bounds lose more than a factor.
+_TIGHT_MOST = 4e12
+_TRIED = 4
+_WORTH = 4.0
 # Forward and backward passes that the products of ``fast`` may cost.
 _SHARED_PASSES = 5
 
@@ -169,7 +173,8 @@ class BallBounds:
         network: the MLP at θ_0.
         inputs: (n, …), all training samples; the bound is for J̃ = J/√n over them.
         method: ``tight`` takes ||Dz_l|| of each sample from its Gram matrix (about 4 n m³ operations a layer),
-            ``fast`` from products that similar samples share, ``auto`` the first unless it is too dear.
+            ``fast`` from products that similar samples share. ``auto`` is tight where that takes seconds; beyond, it
+            is fast unless a few samples show that this loses more than a factor of four.
 
     Raises:
         InputError: an unknown method.
@@ -188,6 +193,11 @@ class BallBounds:
         self._pass_forward(x)
         self._pass_backward()
         self._curvature()
+        if method == "auto" and self.method == "fast" and flops <= _TIGHT_MOST:
+            few = BallBounds(network, inputs[:_TRIED], method="tight")
+            if bool((self.hessian_bounds(0.0)[:_TRIED] > _WORTH * few.hessian_bounds(0.0)).any()):
+                self.method = "tight"
+                self._curvature()
         self._joint = self._joint_moment(x)
 
     # -- at θ_0 ------------------------------------------------------------------------------------------------------

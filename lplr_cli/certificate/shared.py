@@ -112,7 +112,7 @@ def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Te
         groups: of each sample, (n,), from 0 without gaps.
     """
     count = int(groups.max()) + 1
-    found = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     chains: list[_Chain] = []
     for level, layer in enumerate(layers):
         if level:
@@ -124,15 +124,20 @@ def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Te
         share = (layer.bend / widest[groups].clamp_min(torch.finfo(slope.dtype).tiny)).amax(dim=2)
         dz, da = layer.own.clone(), layer.own * steepest.square()
         weighted = layer.own[:, None] * layer.bend.amax(dim=2)
+        product: Tensor | None = None
         for chain in chains:
             block = layers[chain.source].own
-            dz += block * (chain.norm() + chain.away)[groups].square()
+            reach = (chain.norm() + chain.away)[groups]
+            if chain.source == level - 1:
+                # One layer at a time: the better bound where the slopes of a group differ much.
+                product = layer.own + (reach * found[-1][0]).square()
+            dz += block * reach.square()
             da += block * (chain.norm(top)[groups] + steepest * chain.away[groups]).square()
             for c in range(widest.shape[1]):
                 near = share[:, c].sqrt() * chain.norm(widest[:, c].sqrt())[groups]
                 far = layer.bend[:, c].amax(dim=1).sqrt() * chain.away[groups]
                 weighted[:, c] += block * (near + far).square()
-        dz = dz.sqrt()
+        dz = (dz if product is None else torch.minimum(dz, product)).sqrt()
         found.append((dz, torch.minimum(da.sqrt(), steepest * dz), weighted))
     return found
 

@@ -429,6 +429,19 @@ def test_norms_are_upper_bounds(shape: tuple[int, int]) -> None:
     assert float(largest_eigenvalue_upper((trap + 9 * torch.outer(v, v))[None])[0]) >= 10
 
 
+@pytest.mark.parametrize(("worth", "method"), [(100.0, "fast"), (1.0, "tight")])
+def test_auto_is_fast_where_that_is_good_enough(worth: float, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few samples decide, by how much the fast bounds lose on them."""
+    monkeypatch.setattr("lplr_cli.certificate.ball._TIGHT_FLOPS", 0.0)
+    monkeypatch.setattr("lplr_cli.certificate.ball._WORTH", worth)
+    case = net("gelu")
+    network = SmoothMLP.from_module(case.module)
+    chosen, tight, fast = (BallBounds(network, case.x, method=m) for m in ("auto", "tight", "fast"))
+    assert chosen.method == method
+    assert chosen.l_j(0.01) == (tight if method == "tight" else fast).l_j(0.01)
+    assert tight.l_j(0.01) < fast.l_j(0.01)
+
+
 @pytest.mark.parametrize(
     ("activation", "module"),
     [("tanh", nn.Tanh), ("gelu", nn.GELU), ("silu", nn.SiLU), ("softplus", lambda: nn.Softplus(2.0, threshold=40.0))],
