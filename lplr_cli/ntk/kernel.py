@@ -181,7 +181,7 @@ def _form(task: _Task, memory: int, bound_rounding: bool) -> Kernel:
         needed = format_bytes(task.needed)
         raise InputError(
             f"the kernel of {task.rows:,} rows needs {needed}, above --memory {format_bytes(memory)}",
-            f"give --memory {needed}, fewer samples, or the operator engine",
+            f"give --memory {needed}, a file (--scratch DIR of probe-ntk), fewer samples, or the operator engine",
         )
     work = memory - task.resident - _RESERVE
     if task.engine == "operator":

@@ -193,6 +193,7 @@ BAD = [
     (["certify", "nope.pt"], 2, "no checkpoint"),
     (["certify", RUN, "--radius", "-1"], 2, "radius"),
     (["certify", RUN, "--bounds", "magic"], 2, "magic"),
+    (["probe-ntk", RUN, "--scratch", "nowhere"], 2, "no directory nowhere"),
     (["pl-ratio", "nope"], 2, "no run or log"),
     (["pl-ratio", RUN, "--format", "xml"], 2, "--format"),
     (["pl-ratio", RUN, "--output", "a.xyz"], 2, "suffix"),
@@ -336,6 +337,21 @@ def test_option_parsers() -> None:
     assert parse_list("1, 2", "n", int) == [1, 2]
     with pytest.raises(InputError):
         parse_arguments(["a"])
+
+
+def test_a_kernel_in_a_file_has_the_same_figures(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if K did not fit: through the option, to the verified bound."""
+    from lplr_cli.ntk import kernel
+
+    plain = json.loads(lplr("probe-ntk", RUN, "--verify", "--format", "json", cwd=workspace).stdout)
+    monkeypatch.setattr(kernel._Task, "kernel_bytes", 1 << 40)
+    refused = lplr("probe-ntk", RUN, "--verify", cwd=workspace)
+    assert refused.returncode == 2
+    assert "above --memory 2GiB" in refused.stderr
+    filed = json.loads(lplr("probe-ntk", RUN, "--verify", "--scratch", ".", "--format", "json", cwd=workspace).stdout)
+    for key in ("value", "lower"):
+        assert filed["lambda_min"][key] == pytest.approx(plain["lambda_min"][key], rel=0.02)
+    assert filed["lambda_max"] == pytest.approx(plain["lambda_max"], rel=1e-8)
 
 
 def test_matrix_free_probe_says_so(workspace: Path) -> None:
