@@ -404,18 +404,23 @@ def _r_squared(fit: CurveFit) -> float | None:
     return 1 - rest / total if total > 0 else None
 
 
+def _exp(value: float) -> float:
+    """exp, infinite beyond float64."""
+    return math.exp(value) if value < 709.0 else math.inf
+
+
 def _parameters(fit: CurveFit) -> dict[str, float]:
     """In the units of the log: amplitudes at the first row, rates a unit of time, t0 in units of time."""
     values: dict[str, float] = {}
     for name, value in zip(fit.curve.parameters, fit.p.tolist(), strict=True):
         if name.startswith("log_amplitude"):
-            values[name.removeprefix("log_")] = math.exp(value + fit.data.shift)
+            values[name.removeprefix("log_")] = _exp(value + fit.data.shift)
         elif name.startswith("log_rate"):
-            values["rho" + name.removeprefix("log_rate")] = math.exp(-math.exp(value) / fit.data.span)
+            values["rho" + name.removeprefix("log_rate")] = math.exp(-_exp(value) / fit.data.span)
         elif name == "log_t0":
-            values["t0"] = math.exp(value) * fit.data.span
+            values["t0"] = _exp(value) * fit.data.span
         elif name == "log_alpha":
-            values["alpha"] = math.exp(value)
+            values["alpha"] = _exp(value)
         else:
             values["l_inf"] = value * math.exp(fit.data.shift)
     return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -267,6 +267,21 @@ def test_lanczos3_is_linear_with_more_than_one_rate() -> None:
     st.lists(st.floats(1e-300, 1e300), min_size=8, max_size=40),
     st.floats(1e-6, 1e6),
 )
+@example(
+    [
+        9.636053127620265e299,
+        3.599482505506631e299,
+        3.465547040846895e299,
+        8.434382469904052e299,
+        0.99999,
+        4115614446463568.0,
+        4.27155498863179e16,
+        1.8984375,
+        1.7698413683894102e176,
+        5.491507954105035e297,
+    ],
+    149796.6975843607,
+)  # an amplitude beyond float64
 def test_any_positive_series_is_answered(values: list[float], spacing: float) -> None:
     fit = fit_rate(np.arange(len(values), dtype=np.float64) * spacing, np.array(values))
     if fit is not None:
