@@ -91,6 +91,11 @@ class Sweep:
         return self.table
 
 
+def _step_size(value: Any) -> Any:
+    """A step size, None for ``auto`` as in :class:`lplr_cli.training.TrainConfig`."""
+    return None if value == "auto" else value
+
+
 def _config(dataset: str | DataSpec, options: dict[str, Any]) -> TrainConfig:
     known = {f.name for kind in (TrainConfig, ModelSpec, DataSpec) for f in fields(kind)} - {"data", "model", "source"}
     unknown = set(options) - known
@@ -98,8 +103,8 @@ def _config(dataset: str | DataSpec, options: dict[str, Any]) -> TrainConfig:
         raise InputError(f"unknown options {', '.join(sorted(unknown))}", f"known are {', '.join(sorted(known))}")
     if options.get("epochs") is not None:
         options = {"steps": None, **options}
-    if options.get("lr") == "auto":
-        options = {**options, "lr": None}
+    if "lr" in options:
+        options = {**options, "lr": _step_size(options["lr"])}
     data = DataSpec(dataset) if isinstance(dataset, str) else dataset
     return TrainConfig(data, ModelSpec()).with_(**options)
 
@@ -145,7 +150,7 @@ def ablate(
         InputError: unknown options, or a directory that holds something else.
     """
     if "lr" in axes:
-        axes = {**axes, "lr": [None if value == "auto" else value for value in axes["lr"]]}
+        axes = {**axes, "lr": [_step_size(value) for value in axes["lr"]]}
     first = {name: values[0] for name, values in axes.items() if values}
     table, status = ablation.run_sweep(
         _config(dataset, {**options, **first}), axes, Path(out), executor=executor, recover=recover, continue_=resume

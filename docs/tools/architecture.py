@@ -1,15 +1,13 @@
 """Draw ``docs/figures/architecture.svg`` from the imports of the package.
 
-    python docs/tools/architecture.py            # rewrite the picture
-    python docs/tools/architecture.py --check    # exit 1 where the picture is not that of the code
+    python docs/tools/architecture.py
 
-An arrow is a direct import that no longer path implies (the transitive reduction); tests/test_site.py compares the
+An arrow is a direct import that no longer path implies (the transitive reduction); tests/docs/test_site.py compares the
 picture with the imports as the test suite reads them.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -85,14 +83,5 @@ def draw(imports: nx.DiGraph) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def main() -> int:
-    """Write the picture, or compare it."""
-    picture = draw(layer_imports())
-    if "--check" in sys.argv[1:]:
-        return 0 if PICTURE.exists() and PICTURE.read_text(encoding="utf-8") == picture else 1
-    PICTURE.write_text(picture, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    PICTURE.write_text(draw(layer_imports()), encoding="utf-8")

@@ -36,10 +36,8 @@ def _cell(text: str) -> str:
     return html.escape(_unmarked(text), quote=False).replace("|", "&#124;").replace("\n", " ")
 
 
-def command_page(name: str) -> str:
+def command_page(name: str, command: Any) -> str:
     """The page of one command: name, synopsis, examples, options in their groups, exit status, see also."""
-    group: Any = typer.main.get_command(app)
-    command = group.commands[name]
     context = typer.Context(command, info_name=f"lplr {name}")
     summary, _, examples = _unmarked(command.help).partition("\n\n")
     lines = [
@@ -69,12 +67,10 @@ def command_page(name: str) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def index_page() -> str:
+def index_page(commands: dict[str, Any]) -> str:
     """The overview of ``lplr --help`` with a link to every command."""
-    group: Any = typer.main.get_command(app)
     rows = [
-        f"| [`lplr {name}`]({name}.md) | {_unmarked(c.help).partition(chr(10))[0]} |"
-        for name, c in group.commands.items()
+        f"| [`lplr {name}`]({name}.md) | {_unmarked(c.help).partition(chr(10))[0]} |" for name, c in commands.items()
     ]
     table = "| command | what it does |\n|---|---|\n" + "\n".join(rows)
     return f"# Commands\n\n{table}\n\nThe overview that `lplr --help` prints:\n\n```text\n{OVERVIEW}```\n"
@@ -83,7 +79,8 @@ def index_page() -> str:
 def on_files(files: Files, config: Any) -> Files:
     """Called by MkDocs: add the generated pages."""
     group: Any = typer.main.get_command(app)
-    pages = {"index": index_page()} | {name: command_page(name) for name in group.commands}
+    pages = {"index": index_page(group.commands)}
+    pages |= {name: command_page(name, command) for name, command in group.commands.items()}
     for name, text in pages.items():
         files.append(File.generated(config, f"{FOLDER}/{name}.md", content=text))
     return files

@@ -285,13 +285,10 @@ class BallBounds:
             return
         if not self._forward:
             return
-        second = self.network.activation.second
         hidden = []
         for level, at in enumerate(self._forward):
-            assert at.e is not None
             layer, own = self.network.layers[level], self._own(level, at.a_norm)
-            bend = (at.e * second(at.z)[:, None]).abs()
-            hidden.append(LayerAt(layer.scale * layer.weight, at.d1, own, bend))
+            hidden.append(LayerAt(layer.scale * layer.weight, at.d1, own, self._bend(at, slice(None))))
         slopes = [h.slope for h in hidden[:-1]]
         count = group_count(self.n, [len(h.weight) for h in hidden], _SHARED_PASSES * self._pass_flops())
         groups = similar(slopes, count) if slopes else torch.zeros(self.n, dtype=torch.long)
@@ -303,6 +300,11 @@ class BallBounds:
                 lines = lines + (_norm(h.weight)[None] * below[:, None]).square()
             at.dz_rows = lines.sqrt().expand_as(at.z) * (1 + _MARGIN)
             below = at.da
+
+    def _bend(self, at: _Forward, rows: slice) -> Tensor:
+        """ŵ = |ê φ''(ẑ)| of some samples, (k, C, m)."""
+        assert at.e is not None
+        return (at.e[rows] * self.network.activation.second(at.z[rows])[:, None]).abs()
 
     def _pass_flops(self) -> float:
         """Floating-point operations of a forward and backward pass over the samples."""
@@ -316,9 +318,8 @@ class BallBounds:
         frobenius = error = torch.zeros(0)
         for level, at in enumerate(self._forward):
             layer = self.network.layers[level]
-            assert at.e is not None
             own = self._own(level, at.a_norm[rows])
-            weights = (at.e[rows] * self.network.activation.second(at.z[rows])[:, None]).abs()
+            weights = self._bend(at, rows)
             d1 = at.d1[rows].abs()
             if level == 0:
                 # G_1 is a multiple of the identity.

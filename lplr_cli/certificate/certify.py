@@ -371,7 +371,7 @@ def sampled_constants(
     l_j = l_k = 0.0
     for _ in range(directions):
         step = {k: torch.randn(p.shape, generator=generator, dtype=torch.float64) for k, p in base.params.items()}
-        for _ in range(ascents + 1):
+        for ascent in range(ascents + 1):
             size = math.sqrt(sum(float(s.square().sum()) for s in step.values()))
             if not 0 < size < math.inf:
                 break  # the Jacobian does not change along this direction
@@ -381,6 +381,8 @@ def sampled_constants(
             values, vectors = torch.linalg.eigh(gram)
             l_j = max(l_j, math.sqrt(max(0.0, float(values[-1])) * share) / radius)
             l_k = max(l_k, operator_norm(empirical_ntk(there, x, memory=memory).matrix - k0) * share / radius)
+            if ascent == ascents:
+                break
             ahead, behind = (_weighted_gradient(network, x, vectors[:, -1]) for network in (there, base))
             step = {k: ahead[k] - behind[k] for k in step}
     return {

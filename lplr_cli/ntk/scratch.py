@@ -84,31 +84,27 @@ def release(view: Tensor) -> None:
 
 def diagonal(matrix: Tensor) -> Tensor:
     """A copy of the diagonal of a square matrix."""
-    parts = [matrix[rows, rows].diagonal().clone() for rows in _pages(matrix)]
+    parts = [matrix[rows, rows].diagonal().clone() for rows in _walk(matrix, _AROUND)]
     return torch.cat(parts) if parts else matrix.new_zeros(0)
 
 
 def set_diagonal(matrix: Tensor, values: Tensor) -> None:
     """Overwrite the diagonal of a square matrix."""
-    for rows in _pages(matrix):
+    for rows in _walk(matrix, _AROUND):
         matrix[rows, rows].diagonal().copy_(values[rows])
-
-
-def _pages(matrix: Tensor) -> Iterator[slice]:
-    """Rows of a matrix of which a page each is touched."""
-    step = max(1, RESIDENT // 4 // _AROUND) if is_mapped(matrix) else max(1, len(matrix))
-    for start in range(0, len(matrix), step):
-        stop = min(len(matrix), start + step)
-        yield slice(start, stop)
-        release(matrix[start:stop, start : start + 1])
 
 
 def strips(matrix: Tensor) -> Iterator[slice]:
     """Rows of a matrix a part at a time, all at once where it lies in memory; each is given back after its use."""
+    return _walk(matrix, matrix.shape[1] * matrix.element_size())
+
+
+def _walk(matrix: Tensor, touched: int) -> Iterator[slice]:
+    """Rows of a matrix, of each of which so many bytes are touched."""
     count = len(matrix)
-    width = matrix.shape[1] * matrix.element_size()
-    step = max(1, RESIDENT // 4 // max(1, width)) if is_mapped(matrix) else max(1, count)
+    step = RESIDENT // 4 // max(1, touched) if is_mapped(matrix) else count
+    step = max(1, step)
     for start in range(0, count, step):
-        stop = min(count, start + step)
-        yield slice(start, stop)
-        release(matrix[start:stop])
+        rows = slice(start, min(count, start + step))
+        yield rows
+        release(matrix[rows, : max(1, touched // matrix.element_size())])
