@@ -69,7 +69,10 @@ class SmoothMLP:
         Raises:
             NoCertificateError: another architecture, or an activation that is not smooth.
         """
-        if isinstance(module, MLP):
+        # Exact types and no hooks: a subclass or a hook may compute anything.
+        if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
+            raise NoCertificateError("no certificate for modules with forward hooks", "remove the hooks")
+        if type(module) is MLP:
             linears = {f"layers.{i}": layer for i, layer in enumerate(module.layers)}
             scales, (name, beta) = module.scales, (module.activation_name, module.beta)
         else:
@@ -97,17 +100,25 @@ def _sequential(module: nn.Module) -> tuple[dict[str, nn.Module], str, float]:
     Raises:
         NoCertificateError: anything else in it, or activations that differ.
     """
-    if not isinstance(module, nn.Sequential):
+    if type(module) is not nn.Sequential:
         raise NoCertificateError(
             f"no certificate for {type(module).__name__}", "bounds are proved for smooth MLPs alone"
         )
+    names = {id(child): name for name, child in module.named_children()}
     linears: dict[str, nn.Module] = {}
     between: list[tuple[str, float]] = []
-    for stem, child in module.named_children():
-        if isinstance(child, nn.Dropout | nn.Identity) or (isinstance(child, nn.Flatten) and not linears):
+    weights: set[int] = set()
+    for child in module:  # a module that is used twice comes twice
+        if type(child) in (nn.Dropout, nn.Identity) or (type(child) is nn.Flatten and not linears):
             continue
-        if isinstance(child, nn.Linear) and len(between) == len(linears) and child not in linears.values():
-            linears[stem] = child
+        if type(child) is nn.Linear and len(between) == len(linears):
+            own = {id(p) for p in child.parameters()}
+            if own & weights:
+                raise NoCertificateError(
+                    "no certificate for shared weights", "bounds are proved for layers of their own"
+                )
+            weights |= own
+            linears[names[id(child)]] = child
         elif len(between) + 1 == len(linears):
             between.append(_activation(child))
         else:
@@ -124,14 +135,14 @@ def _sequential(module: nn.Module) -> tuple[dict[str, nn.Module], str, float]:
 
 def _activation(child: nn.Module) -> tuple[str, float]:
     """Name and β of an activation of torch or of this package; the class name where it is another module."""
-    if isinstance(child, nn.Softplus):
+    if type(child) is nn.Softplus:
         if child.threshold < SOFTPLUS_THRESHOLD:
             raise NoCertificateError(
                 f"no certificate for Softplus that is linear from {child.threshold:g} on, where it jumps",
                 f"pass threshold={SOFTPLUS_THRESHOLD:g}, which lies below the rounding",
             )
         return "softplus", float(child.beta)
-    if isinstance(child, nn.GELU) and child.approximate != "none":
+    if type(child) is nn.GELU and child.approximate != "none":
         return f"GELU with approximate={child.approximate}", 1.0
     known = {nn.Tanh: "tanh", nn.GELU: "gelu", nn.SiLU: "silu", nn.ReLU: "relu"}
     return known.get(type(child), type(child).__name__), 1.0

@@ -121,7 +121,8 @@ def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Te
         steepest = slope.amax(dim=1)
         top, widest = _group_max(slope, groups, count), _group_max(layer.bend, groups, count)
         # Each sample's weights relative to the largest of its group: at most 1, and less where the whole is smaller.
-        share = (layer.bend / widest[groups].clamp_min(torch.finfo(slope.dtype).tiny)).amax(dim=2)
+        tiny = torch.finfo(slope.dtype).tiny
+        share = (layer.bend.clamp_min(tiny) / widest[groups].clamp_min(tiny)).amax(dim=2)
         dz, da = layer.own.clone(), layer.own * steepest.square()
         weighted = layer.own[:, None] * layer.bend.amax(dim=2)
         product: Tensor | None = None

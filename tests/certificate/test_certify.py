@@ -477,6 +477,37 @@ def test_another_sequential_has_no_certificate(children: list[nn.Module]) -> Non
         SmoothMLP.from_module(nn.Sequential(*children))
 
 
+def test_a_sequential_that_computes_something_else_has_no_certificate() -> None:
+    """Weights used twice, subclasses and hooks: none of them is the MLP that its layers look like."""
+
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * nn.functional.linear(x, self.weight, self.bias)
+
+    class Skip(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = x + super().forward(x)
+            return out
+
+    square, other = nn.Linear(5, 5), nn.Linear(5, 5)
+    tied = nn.Linear(5, 5)
+    tied.weight = square.weight
+    hooked = nn.Linear(5, 5)
+    hooked.register_forward_hook(lambda module, arguments, output: 3 * output)
+    for module in (
+        nn.Sequential(square, nn.Tanh(), other, square),
+        nn.Sequential(square, nn.Tanh(), square),
+        nn.Sequential(square, nn.Tanh(), tied),
+        nn.Sequential(Doubled(5, 5), nn.Tanh(), other),
+        Skip(square, nn.Tanh(), other),
+        nn.Sequential(square, nn.Tanh(), hooked),
+    ):
+        with pytest.raises(NoCertificateError, match="no certificate for"):
+            SmoothMLP.from_module(module)
+    tanh = nn.Tanh()
+    assert len(SmoothMLP.from_module(nn.Sequential(square, tanh, other, tanh, nn.Linear(5, 1))).layers) == 3
+
+
 def test_no_certificate_is_never_a_number() -> None:
     x, y = torch.randn(3, 5).double(), torch.zeros(3, 1).double()
     relu = build_model(ModelSpec(width=4, activation="relu"), (5,), 1)
