@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 import lplr_cli as lplr
+from lplr_cli.curvature import sharpness
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.models import ModelSpec, build_model
-from lplr_cli.ntk import Network, sharpness
+from lplr_cli.ntk import Network
 
 WIDTH, SAMPLES = 32, 60
 

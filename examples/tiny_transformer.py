@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import lplr_cli as lplr
-from lplr_cli.ntk import Network, empirical_ntk, sharpness, spectrum
+from lplr_cli.curvature import sharpness
+from lplr_cli.ntk import Network, empirical_ntk, spectrum
 
 VOCABULARY, LENGTH, SAMPLES, STEPS = 6, 7, 48, 150
 

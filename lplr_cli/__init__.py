@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lplr_cli.analysis import Source
     from lplr_cli.api import ablate, certify, fit_rate, pl_ratio, probe_ntk, train
     from lplr_cli.audit.run import Audit, audit
-    from lplr_cli.training import Recorder, Source
+    from lplr_cli.training import Recorder
     from lplr_cli.training.callbacks import lightning_callback, transformers_callback
 
 __version__ = "0.1.0"
@@ -21,7 +22,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "lplr_cli.api": ("ablate", "certify", "fit_rate", "pl_ratio", "probe_ntk", "train"),
     "lplr_cli.audit.run": ("Audit", "audit"),
-    "lplr_cli.training": ("Recorder", "Source"),
+    "lplr_cli.analysis": ("Source",),
+    "lplr_cli.training": ("Recorder",),
     "lplr_cli.training.callbacks": ("lightning_callback", "transformers_callback"),
 }
 __all__ = [

@@ -13,20 +13,20 @@ from typing import Any
 import pandas as pd
 
 from lplr_cli import ablation
-from lplr_cli.data import DataSpec
-from lplr_cli.diagnostics import Convergence, PLRatio, analyse_pl_ratio, analyse_rate
-from lplr_cli.errors import InputError
-from lplr_cli.models import ModelSpec
-from lplr_cli.training import (
+from lplr_cli.analysis import (
     KernelProbe,
     LogInput,
-    TrainConfig,
     certified_columns,
     certify_checkpoint,
     probe_checkpoint,
     read_log,
     summarize,
 )
+from lplr_cli.data import DataSpec
+from lplr_cli.diagnostics import Convergence, PLRatio, analyse_pl_ratio, analyse_rate
+from lplr_cli.errors import InputError
+from lplr_cli.models import ModelSpec
+from lplr_cli.training import TrainConfig
 from lplr_cli.training import train as run_training
 
 
@@ -159,12 +159,12 @@ def ablate(
 
 
 def probe_ntk(checkpoint: str | Path, **options: Any) -> KernelProbe:
-    """``lplr probe-ntk``; options of :func:`lplr_cli.training.probe_checkpoint`."""
+    """``lplr probe-ntk``; options of :func:`lplr_cli.analysis.probe_checkpoint`."""
     return probe_checkpoint(Path(checkpoint), **options)
 
 
 def certify(checkpoint: str | Path, **options: Any) -> Report:
-    """``lplr certify``; options of :func:`lplr_cli.training.certify_checkpoint`."""
+    """``lplr certify``; options of :func:`lplr_cli.analysis.certificates`."""
     return Report(certify_checkpoint(Path(checkpoint), **options))
 
 

@@ -22,13 +22,16 @@ ROLES = {
     "reporting": ("tables, figures, HTML, JUnit", 16, 1),
     "audit": ("verdicts, policies", 16, 2),
     "ablation": ("grids, executors, recovery", 84, 2),
-    "training": ("loop, Recorder, subjects", 50, 3),
+    "analysis": ("finished runs, anyone's files", 50, 3),
+    "training": ("loop, Recorder, probes", 84, 4),
     "diagnostics": ("PL ratio, window, rate", 16, 4),
-    "certificate": ("L_J, radii, μ, containment", 50, 4),
-    "runs": ("formats, atomic files, readers", 84, 4),
-    "ntk": ("engines, spectrum, bounds", 16, 5),
-    "models": ("MLP, ResNet, weights", 50, 5),
-    "data": ("embedded and own data", 84, 5),
+    "certificate": ("L_J, radii, μ, containment", 50, 5),
+    "runs": ("formats, atomic files, readers", 84, 5),
+    "curvature": ("Hessian products, sharpness", 16, 6),
+    "ntk": ("engines, operator, spectrum", 50, 7),
+    "models": ("MLP, ResNet, weights", 84, 7),
+    "linalg": ("Lanczos, Cholesky, bounds", 16, 8),
+    "data": ("embedded and own data", 84, 8),
 }
 WIDTH, BOX, HEIGHT, ROW = 900, 214, 50, 96
 

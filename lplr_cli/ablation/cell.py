@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lplr_cli.ablation.recover import departures
+from lplr_cli.analysis import certified_columns, summarize
 from lplr_cli.errors import LplrError
 from lplr_cli.runs import RunDirectory, plain
 from lplr_cli.runs.atomic import write_text
-from lplr_cli.training import Progress, TrainConfig, certified_columns, resume, summarize, train
+from lplr_cli.training import Progress, TrainConfig, resume, train
 
 RESULT_COLUMNS = (
     "status",

@@ -19,11 +19,12 @@ import pandas as pd
 
 from lplr_cli.ablation.grid import Cell
 from lplr_cli.ablation.recover import NTK_DRIFT
+from lplr_cli.analysis import certify_checkpoint
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError, LplrError
 from lplr_cli.models import ModelSpec
 from lplr_cli.runs import RunDirectory
-from lplr_cli.training import TrainConfig, certify_checkpoint
+from lplr_cli.training import TrainConfig
 
 Row = dict[str, Any]
 

@@ -9,6 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lplr_cli.analysis import (
+    OWN,
+    LogInput,
+    Source,
+    certificate_of_run,
+    open_subject,
+    probe_checkpoints,
+    read_log,
+    recompute_gradients,
+)
 from lplr_cli.certificate import check_run, estimate_constants
 from lplr_cli.diagnostics import (
     MIN_POINTS,
@@ -22,16 +32,6 @@ from lplr_cli.diagnostics import (
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
-from lplr_cli.training import (
-    OWN,
-    LogInput,
-    Source,
-    certificate_of_run,
-    open_subject,
-    probe_checkpoints,
-    read_log,
-    recompute_gradients,
-)
 
 VERIFIED, ESTIMATED, FAILS, UNKNOWN = "holds (verified)", "holds (estimated)", "fails", "unknown"
 # A loss this share of its start counts as interpolated.
@@ -191,7 +191,7 @@ def audit(
 
     Args:
         source: a run directory, a log of any format, or - for stdin; or a log that is read already.
-        columns: names of the log's columns, see :func:`lplr_cli.runs.foreign.parse_columns`.
+        columns: names of the log's columns, see :func:`lplr_cli.runs.logs.parse_columns`.
         window: first and last step of the stable window; by rule when None.
         offline_probe: compute from checkpoints what the log lacks: gradient norms and NTK probes.
         probe_size: samples of offline probes; all by default.

@@ -19,8 +19,8 @@ from lplr_cli.certificate.norms import largest_eigenvalue_upper, norm_upper
 from lplr_cli.certificate.shared import LayerAt, group_count, shared_curvature, similar
 from lplr_cli.certificate.smooth import ELEMENTARY_ULPS, Smooth, smooth_activation
 from lplr_cli.errors import InputError
+from lplr_cli.linalg import gamma
 from lplr_cli.models import MLP, SOFTPLUS_THRESHOLD
-from lplr_cli.ntk import gamma
 
 METHODS = ("auto", "tight", "fast")
 # Non-negative sums and products of the recursions: at most 2^26 roundings one after another, each of relative size u.

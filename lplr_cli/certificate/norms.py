@@ -1,7 +1,7 @@
 """Upper bounds of operator norms that hold for the floating-point numbers given: no power iteration's lower estimate.
 
 An estimate t of λ_max(G) is proved by a Cholesky factorisation of tI - G: when it runs to completion,
-λ_max(G) ≤ t + φ trace(tI - G) with φ as in :mod:`lplr_cli.ntk.verified` (Rump, BIT 46, 2006).
+λ_max(G) ≤ t + φ trace(tI - G) with φ as in :mod:`lplr_cli.linalg.verified` (Rump, BIT 46, 2006).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from lplr_cli.ntk import gamma
+from lplr_cli.linalg import gamma
 
 # Lanczos steps of the estimate, whose quality decides how tight the bound is and not whether it holds.
 _STEPS = 10

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lplr_cli.certificate.norms import largest_eigenvalue_upper
-from lplr_cli.ntk import gamma
+from lplr_cli.linalg import gamma
 
 MAX_GROUPS = 12
 # Steps of Lloyd's algorithm: better groups make better bounds, and any groups make valid ones.

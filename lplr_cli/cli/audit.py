@@ -92,7 +92,7 @@ def audit(
     source = o.source_from(context)
     from lplr_cli.audit.run import audit as examine
     from lplr_cli.diagnostics import parse_window
-    from lplr_cli.runs.foreign import parse_columns
+    from lplr_cli.runs.logs import parse_columns
 
     result = examine(
         run,

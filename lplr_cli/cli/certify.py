@@ -48,7 +48,7 @@ def certify(
     sink = out_.Sink(format, output, force, require)
     budget = o.parse_memory(memory)
     source = o.source_from(context)
-    from lplr_cli.training import certify_checkpoint
+    from lplr_cli.analysis import certify_checkpoint
 
     record = certify_checkpoint(
         checkpoint,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lplr_cli.training import LogInput
+    from lplr_cli.analysis import LogInput
 
 Source = Annotated[
     str,
@@ -45,7 +45,7 @@ WindowOption = Annotated[
 
 def open_log(source: str, columns: list[str] | None = None) -> LogInput:
     """The log that ``source`` names, with ``--column`` options."""
-    from lplr_cli.runs.foreign import parse_columns
-    from lplr_cli.training import read_log
+    from lplr_cli.analysis import read_log
+    from lplr_cli.runs.logs import parse_columns
 
     return read_log(source, parse_columns(columns or []))

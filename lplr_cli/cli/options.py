@@ -11,7 +11,8 @@ import typer
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from lplr_cli.training import Source, TrainConfig
+    from lplr_cli.analysis import Source
+    from lplr_cli.training import TrainConfig
 
 DATA, MODEL, OPTIM, PROBES, RUN = "Data", "Model", "Optimisation", "Probes and checkpoints", "Run"
 
@@ -270,8 +271,8 @@ def source_from(context: typer.Context) -> Source:
     model, model_arg, data, samples, classes, targets, target, data_dir = (
         given.get(k) for k in ("model", "model_arg", "data", "samples", "classes", "targets", "target", "data_dir")
     )
+    from lplr_cli.analysis import Source
     from lplr_cli.data import DataSpec
-    from lplr_cli.training import Source
 
     if data is None:
         dangling = {"--samples": samples, "--classes": classes, "--targets": targets, "--target": target}

@@ -10,9 +10,9 @@ from lplr_cli.cli import output as out_
 from lplr_cli.cli.logs import Columns, Source, WindowOption, open_log
 
 if TYPE_CHECKING:
+    from lplr_cli.analysis import LogInput
     from lplr_cli.diagnostics import LossSeries, PLRatio
     from lplr_cli.reporting import Grid
-    from lplr_cli.training import LogInput
 
 
 def pl_ratio(
@@ -75,9 +75,9 @@ def _with_gradients(source: LogInput) -> LossSeries:
     series = source.series()
     if series.has_gradients or source.run is None or not source.run.checkpoint_steps():
         return series
+    from lplr_cli.analysis import recompute_gradients
     from lplr_cli.cli.progress import counting_progress
     from lplr_cli.diagnostics import clean_series
-    from lplr_cli.training import recompute_gradients
 
     out_.note(f"{source.name} logs no gradient norms: computing them at its checkpoints")
     with counting_progress("gradients") as progress:

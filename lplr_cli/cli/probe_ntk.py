@@ -13,7 +13,7 @@ from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from lplr_cli.training import KernelProbe
+    from lplr_cli.analysis import KernelProbe
 
 
 def probe_ntk(
@@ -66,7 +66,7 @@ def probe_ntk(
         raise InputError(f"no directory {scratch}", "create it first")
     if eigenvalues < 1:
         raise InputError(f"--eigenvalues {eigenvalues} is too small", "give at least 1")
-    from lplr_cli.training import probe_checkpoint
+    from lplr_cli.analysis import probe_checkpoint
 
     with counting_progress("products with K") as progress:
         probe = probe_checkpoint(

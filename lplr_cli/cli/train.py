@@ -166,8 +166,8 @@ def _resume(context: typer.Context, path: Path) -> Outcome:
 
 
 def _finish(outcome: Outcome, sink: out_.Sink) -> None:
+    from lplr_cli.analysis import certified_columns, summarize
     from lplr_cli.reporting import summary_grid
-    from lplr_cli.training import certified_columns, summarize
 
     path = outcome.run.path
     if outcome.status == "interrupted":

@@ -1,10 +1,10 @@
 """Models: the MLP and ResNet of the experiments, and the user's own by ``module:factory``."""
 
 from lplr_cli.models.activations import ACTIVATIONS, SOFTPLUS_THRESHOLD, Softplus, make_activation
+from lplr_cli.models.infer import infer_mlp, load_weights, mlp_names, unwrap
 from lplr_cli.models.mlp import INITS, MLP, PARAMETRIZATIONS
 from lplr_cli.models.resnet import ResNet
-from lplr_cli.models.spec import DTYPES, ModelSpec, build_model, parameter_count
-from lplr_cli.models.weights import infer_mlp, load_weights, mlp_names, unwrap
+from lplr_cli.models.spec import DTYPES, ModelSpec, build_model, check_outputs, parameter_count
 
 __all__ = [
     "ACTIVATIONS",
@@ -17,6 +17,7 @@ __all__ = [
     "ResNet",
     "Softplus",
     "build_model",
+    "check_outputs",
     "infer_mlp",
     "load_weights",
     "make_activation",

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lplr_cli.errors import InputError
+from lplr_cli.data import Dataset
+from lplr_cli.errors import InputError, first_line
 from lplr_cli.factories import import_factory, is_factory_reference
 from lplr_cli.models.mlp import MLP, initialise
 from lplr_cli.models.resnet import ResNet
@@ -149,3 +150,28 @@ def _generator(seed: int) -> torch.Generator:
 def parameter_count(model: nn.Module) -> int:
     """Number of trainable parameters P."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def check_outputs(module: nn.Module, dataset: Dataset) -> None:
+    """Refuse a module that cannot take the samples or has another number of outputs than the targets.
+
+    Raises:
+        InputError: with the shapes.
+    """
+    parameter = next(module.parameters(), None)
+    inputs, _ = dataset.tensors(None if parameter is None else parameter.dtype)
+    if parameter is not None:
+        inputs = inputs[:1].to(parameter.device)
+    with torch.no_grad():
+        try:
+            out = module(inputs[:1])
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+            shape = tuple(dataset.inputs.shape[1:])
+            raise InputError(
+                f"the model cannot take samples of shape {shape} ({first_line(error)})",
+                "choose a model that fits the data",
+            ) from error
+    if not isinstance(out, Tensor):
+        raise InputError(f"the model returns {type(out).__name__}", "return one tensor of shape (n, C)")
+    if out.reshape(1, -1).shape[1] != dataset.outputs:
+        raise InputError(f"the model has {out.numel()} outputs, the targets {dataset.outputs}", "make them agree")

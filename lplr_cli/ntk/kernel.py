@@ -24,12 +24,13 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 from torch import Tensor
 
 from lplr_cli.errors import InputError
-from lplr_cli.ntk import jacobian, scratch, structured
-from lplr_cli.ntk.lanczos import lanczos
+from lplr_cli.linalg import scratch
+from lplr_cli.linalg.lanczos import lanczos
+from lplr_cli.linalg.verified import gamma, unit_roundoff
+from lplr_cli.ntk import jacobian, structured
 from lplr_cli.ntk.network import Network, check_samples_independent, evaluation_mode
 from lplr_cli.ntk.operator import NTKOperator
 from lplr_cli.ntk.spectrum import FULL_LIMIT, Spectrum, spectrum, start_vector
-from lplr_cli.ntk.verified import gamma, unit_roundoff
 
 ENGINES = ("auto", "structured", "jacobian", "operator")
 DEFAULT_MEMORY = 2 << 30

@@ -12,9 +12,9 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from lplr_cli.errors import NumericalError
-from lplr_cli.ntk import scratch
-from lplr_cli.ntk.cholesky import Solve, cholesky
-from lplr_cli.ntk.verified import LowerBound, lambda_min_lower, unit_roundoff
+from lplr_cli.linalg import scratch
+from lplr_cli.linalg.cholesky import Solve, cholesky
+from lplr_cli.linalg.verified import LowerBound, lambda_min_lower, unit_roundoff
 
 # Up to this size all eigenvalues are computed.
 FULL_LIMIT = 3000
@@ -32,7 +32,7 @@ class Spectrum:
         lambda_max: largest eigenvalue.
         trace: sum of all eigenvalues, from the diagonal.
         resolution: N u λ_max, the size of the error to expect of an eigenvalue (u the unit roundoff). An estimate,
-            not a bound: the proved bound is that of :mod:`lplr_cli.ntk.verified`.
+            not a bound: the proved bound is that of :mod:`lplr_cli.linalg.verified`.
         eigenvalues: all of them, ascending, or the extremal ones that were asked for.
         complete: whether ``eigenvalues`` are all.
         residual: ||K v - λ_min v|| of the computed unit eigenvector; some eigenvalue of the given matrix lies within

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.errors import InputError
-from lplr_cli.ntk import jacobian, scratch
+from lplr_cli.linalg import scratch
+from lplr_cli.linalg.cholesky import mirror
+from lplr_cli.ntk import jacobian
 from lplr_cli.ntk.capture import Capture, Key, Use
-from lplr_cli.ntk.cholesky import mirror
 from lplr_cli.ntk.network import Network, check_finite, check_samples_independent, evaluation_mode
 
 # A panel of K is at most this high and wide: its two buffers stay in the last-level cache.
@@ -574,7 +575,7 @@ class _Accumulator:
         """Panels of samples (rows, columns) with the part of K they address, (m·q, m'·q).
 
         In the symmetric case a panel begins at the diagonal; what lies below it inside the panel is left to
-        :func:`lplr_cli.ntk.cholesky.mirror`.
+        :func:`lplr_cli.linalg.cholesky.mirror`.
         """
         rows, columns = self.kernel.shape[0] // self.q, self.kernel.shape[1] // self.q
         for i in _tiles(rows, height):

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lplr_cli import __version__
+from lplr_cli.analysis import OWN, LogInput, Source, open_subject, read_log
 from lplr_cli.audit.run import Audit
 from lplr_cli.audit.run import audit as examine
 from lplr_cli.diagnostics import Convergence, PLRatio
@@ -27,7 +28,6 @@ from lplr_cli.ntk import empirical_ntk
 from lplr_cli.reporting import figures as draw
 from lplr_cli.reporting.text import number
 from lplr_cli.reporting.thin import thin
-from lplr_cli.training import OWN, LogInput, Source, open_subject, read_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

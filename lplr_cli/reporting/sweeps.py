@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lplr_cli.analysis import LogInput, read_log
 from lplr_cli.errors import InputError
 from lplr_cli.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, style
-from lplr_cli.training import LogInput, read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

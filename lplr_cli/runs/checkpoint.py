@@ -13,7 +13,7 @@ from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
 from lplr_cli.runs.atomic import write_atomically
-from lplr_cli.runs.weights import read_record
+from lplr_cli.runs.foreign_weights import read_record
 
 FORMAT = "lplr-checkpoint"
 SCHEMA_VERSION = 1

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lplr_cli import ntk
+from lplr_cli.curvature import sharpness
 from lplr_cli.data import Dataset, load_dataset
 from lplr_cli.errors import InputError
-from lplr_cli.models import DTYPES, build_model, parameter_count
+from lplr_cli.models import DTYPES, build_model, check_outputs, parameter_count
 from lplr_cli.ntk import Network
 from lplr_cli.runs import (
     LOG_COLUMNS,
@@ -35,7 +35,6 @@ from lplr_cli.training.config import TrainConfig
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loss import accumulate_gradient, squared_loss
 from lplr_cli.training.probes import Prober, ProbeSettings
-from lplr_cli.training.subject import check_outputs
 
 # A loss this many times the initial one has left every regime of interest; waiting for overflow tells nothing more.
 BLOW_UP = 1e12
@@ -219,7 +218,7 @@ def train(
     settled = config.with_(lr=config.lr)
     sharp: float | None = None
     if config.lr is None:
-        sharp = ntk.sharpness(trainer.network(), trainer.inputs, trainer.targets).value
+        sharp = sharpness(trainer.network(), trainer.inputs, trainer.targets).value
         if not (math.isfinite(sharp) and sharp > 0):
             raise InputError(f"the sharpness at initialisation is {sharp:g}", "give --lr")
         settled = config.with_(lr=1.0 / sharp)

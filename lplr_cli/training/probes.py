@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli import ntk
+from lplr_cli.curvature import sharpness
 from lplr_cli.ntk import Kernel, Network
 
 Row = dict[str, Any]
@@ -104,7 +105,7 @@ class Prober:
                 memory=s.memory,
             )
             jacobian_change = math.sqrt(max(0.0, ntk.operator_norm(change)))
-        sharp = ntk.sharpness(network, self.inputs, self.targets).value if s.sharpness else None
+        sharp = sharpness(network, self.inputs, self.targets).value if s.sharpness else None
         return {
             "step": step,
             "probe_size": s.size,

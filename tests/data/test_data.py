@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.data import download as download_module
 from lplr_cli.data.download import Remote, download
-from lplr_cli.data.embedded.cut import write_subset
 from lplr_cli.data.sources import LabelledImages, balanced_order, read_cifar10, read_mnist
 from lplr_cli.errors import InputError
+from tools.cut_embedded_data import write_subset
 
 DIGITS = np.array([3, 8, 3, 1, 8, 8, 3, 8], dtype=np.uint8)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lplr_cli import ntk
+from lplr_cli import linalg, ntk
 from lplr_cli.errors import InputError
 from lplr_cli.ntk import Network
 from tests.cases import CASES, dense_jacobian, make
@@ -75,7 +75,7 @@ def test_lanczos_residuals_hold_an_eigenvalue(size: int, k: int, seed: int, rank
     start = np.random.default_rng(seed + 1).standard_normal(size)
     slack = 1e-10 * truth[-1]
     for steps in (3, size):
-        ritz = ntk.lanczos(lambda v: matrix @ v, start, k=k, steps=steps)
+        ritz = linalg.lanczos(lambda v: matrix @ v, start, k=k, steps=steps)
         for value, residual in zip(
             np.concatenate([ritz.low, ritz.high]),
             np.concatenate([ritz.low_residuals, ritz.high_residuals]),

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.errors import InputError, OutputError
+from lplr_cli.linalg import lambda_min_lower, scratch
+from lplr_cli.linalg.cholesky import cholesky
 from lplr_cli.models import ModelSpec, build_model
-from lplr_cli.ntk import Network, empirical_ntk, kernel_spectrum, lambda_min_lower, scratch, spectrum
+from lplr_cli.ntk import Network, empirical_ntk, kernel_spectrum, spectrum
 from lplr_cli.ntk import kernel as kernel_module
-from lplr_cli.ntk.cholesky import cholesky
 
 ROOT = Path(__file__).parents[2]
 

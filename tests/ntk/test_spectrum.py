@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lplr_cli import ntk
+from lplr_cli import curvature, linalg, ntk
 from lplr_cli.errors import NumericalError
-from lplr_cli.ntk.verified import gamma
+from lplr_cli.linalg.verified import gamma
 from tests.cases import make
 
 
@@ -69,12 +69,12 @@ def test_lower_bound_is_never_above_the_truth(low: float, seed: int) -> None:
     # The planted matrix was itself rounded: by far less than this.
     rounding = 1e-12
     for estimate in (float(torch.linalg.eigvalsh(matrix)[0]), truth * 1.5 + 1e-10, 1.0):
-        bound = ntk.lambda_min_lower(matrix, estimate, formation_error=0.0)
+        bound = linalg.lambda_min_lower(matrix, estimate, formation_error=0.0)
         assert bound.value <= truth + rounding
-    sharp = ntk.lambda_min_lower(matrix, float(torch.linalg.eigvalsh(matrix)[0]), formation_error=0.0)
+    sharp = linalg.lambda_min_lower(matrix, float(torch.linalg.eigvalsh(matrix)[0]), formation_error=0.0)
     if truth > 20 * len(matrix) * 2**-53 * float(matrix.trace()):
         assert sharp.value >= 0.9 * truth
-    assert ntk.lambda_min_lower(matrix, truth, formation_error=1.0).value <= sharp.value - 1.0 + 1e-12
+    assert linalg.lambda_min_lower(matrix, truth, formation_error=1.0).value <= sharp.value - 1.0 + 1e-12
 
 
 def test_exact_rational_check_of_the_bound() -> None:
@@ -85,7 +85,7 @@ def test_exact_rational_check_of_the_bound() -> None:
     values = torch.ones(16, dtype=torch.float64)
     values[0] = 2.0**-30
     matrix = (hadamard * values) @ hadamard.T / 16
-    bound = ntk.lambda_min_lower(matrix, 2.0**-30, formation_error=0.0)
+    bound = linalg.lambda_min_lower(matrix, 2.0**-30, formation_error=0.0)
     assert 0.98 * 2.0**-30 < bound.value <= 2.0**-30
 
 
@@ -118,6 +118,6 @@ def test_sharpness_equals_the_dense_hessian(chunk: int) -> None:
         for row, p in zip(blocks, network.params.values(), strict=True)
     ]
     truth = float(torch.linalg.eigvalsh(torch.cat(rows))[-1])
-    found = ntk.sharpness(network, x, y, chunk=chunk)
+    found = curvature.sharpness(network, x, y, chunk=chunk)
     assert found.converged
     assert found.value == pytest.approx(truth, rel=1e-4)

@@ -17,7 +17,7 @@ with atheris.instrument_imports(include=["lplr_cli"]):
     from lplr_cli.audit.requirements import check_requirements, parse_requirement
     from lplr_cli.diagnostics import clean_series, parse_window
     from lplr_cli.errors import LplrError
-    from lplr_cli.runs.foreign import parse_columns, read_stream
+    from lplr_cli.runs.logs import parse_columns, read_stream
 
 HEADS = (b"", b"step,loss,grad_norm\n", b'{"step": 0, "loss": ', b"[", b"PAR1", b"\xef\xbb\xbfstep;loss\n")
 

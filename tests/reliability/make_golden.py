@@ -6,9 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+from lplr_cli.analysis import certified_columns, summarize
 from lplr_cli.data import DataSpec
 from lplr_cli.models import ModelSpec
-from lplr_cli.training import TrainConfig, certified_columns, summarize, train
+from lplr_cli.training import TrainConfig, train
 
 if __name__ == "__main__":
     os.chdir(Path(__file__).parent)

@@ -18,11 +18,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lplr_cli.analysis import summarize
 from lplr_cli.cli.main import run
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
-from lplr_cli.training import TrainConfig, summarize, train
+from lplr_cli.training import TrainConfig, train
 
 QUICK = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=1000)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lplr_cli.analysis import summarize
 from lplr_cli.cli.main import run
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory
-from lplr_cli.training import summarize
 
 GOLDEN = Path(__file__).parent / "golden-v1"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lplr_cli.diagnostics import clean_series
 from lplr_cli.errors import InputError
-from lplr_cli.runs.foreign import parse_columns, read_foreign_log, read_stream
+from lplr_cli.runs.logs import parse_columns, read_foreign_log, read_stream
 
 FRAME = pd.DataFrame({"step": np.arange(20), "loss": 0.9 ** np.arange(20), "grad_norm": 0.8 ** np.arange(20)})
 LINES = "\n".join(json.dumps(row) for row in FRAME.to_dict("records"))

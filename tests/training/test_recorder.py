@@ -15,18 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lplr_cli.analysis import OWN, Source, open_subject, probe_checkpoints, read_log, recompute_gradients
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory
-from lplr_cli.training import (
-    OWN,
-    Recorder,
-    Source,
-    open_subject,
-    probe_checkpoints,
-    read_log,
-    recompute_gradients,
-    resume,
-)
+from lplr_cli.training import Recorder, resume
 from lplr_cli.training.callbacks import lightning_callback, transformers_callback
 from tests.foreign_nets import TinyTransformer, mlp, table, tokens
 

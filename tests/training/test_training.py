@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lplr_cli import ntk
+from lplr_cli import curvature, ntk
+from lplr_cli.analysis import open_subject, probe_checkpoint, summarize
 from lplr_cli.certificate import estimate_constants
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec, build_model
-from lplr_cli.training import TrainConfig, open_subject, probe_checkpoint, resume, summarize, train
+from lplr_cli.training import TrainConfig, resume, train
 
 SMALL = TrainConfig(
     DataSpec("mnist", samples=24), ModelSpec(width=6, depth=2), lr=0.02, steps=12, probe_every=4, checkpoint_every=5
@@ -136,7 +137,7 @@ def test_sgd_logs_exact_values_each_epoch(tmp_path: Path) -> None:
     assert log.loc[log["loss"].notna(), "step"].tolist() == [0, 3, 6, 9]
     data = load_dataset(config.data)
     network = ntk.Network.from_module(open_subject(tmp_path / "r", step=9).module)
-    loss = ntk.squared_loss(network, torch.tensor(data.inputs), torch.tensor(data.targets), data.n)
+    loss = curvature.squared_loss(network, torch.tensor(data.inputs), torch.tensor(data.targets), data.n)
     assert log["loss"].iloc[-1] == pytest.approx(loss.item(), rel=1e-12)
 
 

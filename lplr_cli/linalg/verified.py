@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lplr_cli.ntk import scratch
-from lplr_cli.ntk.cholesky import Solve, cholesky
+from lplr_cli.linalg import scratch
+from lplr_cli.linalg.cholesky import Solve, cholesky
 
 # Additions to N in the index of γ. Blocked kernels may multiply by reciprocals of the diagonal instead of dividing,
 # one rounding more an element; the rest is spare.

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lplr_cli.analysis import Source, certify_checkpoint, open_subject, probe_checkpoint
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import infer_mlp
 from lplr_cli.ntk import Network, empirical_ntk
-from lplr_cli.training import Source, certify_checkpoint, open_subject, probe_checkpoint
 from tests.foreign_nets import TinyCNN, TinyTransformer, mlp
 
 TABLE = Source(data=DataSpec("tests.foreign_nets:table"), activation="tanh")

@@ -14,7 +14,7 @@ import torch
 from scipy.linalg.lapack import dpotrf, spotrf
 from torch import Tensor
 
-from lplr_cli.ntk import scratch
+from lplr_cli.linalg import scratch
 
 # Rows handled together in copying one triangle onto the other.
 _STRIP = 512

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lplr_cli.ntk.cholesky import cholesky, mirror
+from lplr_cli.linalg.cholesky import cholesky, mirror
 
 
 @pytest.mark.parametrize("size", [1, 7, 700])

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.certificate import Certificate, certify, check_run, estimate_constants, sampled_constants
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
-from lplr_cli.training.subject import OWN, Source, open_subject
 
 # Kind of each number in the record, and the section of docs/theory.md that has its formula.
 _CONSTANTS = {

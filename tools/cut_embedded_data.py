@@ -1,9 +1,10 @@
 """Cuts the embedded subsets from the original files.
 
-    python -m lplr_cli.data.embedded.cut --mnist DIR --cifar10 DIR
+    python -m tools.cut_embedded_data --mnist DIR --cifar10 DIR
 
 DIR holds the original IDX files or CIFAR-10 batches; for CIFAR-10 an .npz with ``images`` and ``labels`` in the
-order of the training set will do too. The files are written next to this script and are reproducible bit by bit.
+order of the training set will do too. The files replace those in
+``lplr_cli/data/embedded`` and are reproducible bit by bit.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+import lplr_cli.data
 from lplr_cli.data.sources import LabelledImages, balanced_order, read_cifar10, read_mnist
 
-HERE = Path(__file__).parent
+EMBEDDED = Path(lplr_cli.data.__file__).parent / "embedded"
 
 
 def write_subset(path: Path, source: LabelledImages, classes: tuple[int, ...], samples: int) -> None:
@@ -42,14 +44,14 @@ def main() -> None:
     parser.add_argument("--cifar10", type=Path, help="directory of the batches, or an .npz")
     arguments = parser.parse_args()
     if arguments.mnist:
-        write_subset(HERE / "mnist.npz", read_mnist(arguments.mnist), (3, 8), 1000)
+        write_subset(EMBEDDED / "mnist.npz", read_mnist(arguments.mnist), (3, 8), 1000)
     if arguments.cifar10:
         if arguments.cifar10.suffix == ".npz":
             with np.load(arguments.cifar10, allow_pickle=False) as arrays:
                 source = LabelledImages(arrays["images"], arrays["labels"].astype(np.int64), "npz")
         else:
             source = read_cifar10(arguments.cifar10)
-        write_subset(HERE / "cifar10.npz", source, (0, 1, 2, 3, 4), 500)
+        write_subset(EMBEDDED / "cifar10.npz", source, (0, 1, 2, 3, 4), 500)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from lplr_cli.analysis.summary import run_facts, summarize
 from lplr_cli.diagnostics import NO_FACTS, LossSeries, RunFacts, clean_series
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory
-from lplr_cli.runs.foreign import read_foreign_log, read_stream
-from lplr_cli.training.summary import run_facts, summarize
+from lplr_cli.runs.logs import read_foreign_log, read_stream
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LogInput:
 
     Attributes:
         name: for people.
-        log: columns of :data:`lplr_cli.runs.foreign.KNOWN`, or those of a run.
+        log: columns of :data:`lplr_cli.runs.logs.KNOWN`, or those of a run.
         run: the run directory.
         summary: of the run, from its logs.
     """
@@ -50,7 +50,7 @@ def read_log(source: str | Path, columns: Mapping[str, str] | None = None) -> Lo
 
     Args:
         source: a run directory, a log of any format, or - for stdin.
-        columns: by known name, the column of the log; see :func:`lplr_cli.runs.foreign.parse_columns`.
+        columns: by known name, the column of the log; see :func:`lplr_cli.runs.logs.parse_columns`.
 
     Raises:
         InputError: it is neither a run directory nor a readable table, or lacks a column.

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
+from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loss import accumulate_gradient
-from lplr_cli.training.subject import OWN, Source, open_subject
 
 
 def recompute_gradients(

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
+from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.errors import InputError
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training.probes import Prober, ProbeSettings
-from lplr_cli.training.subject import OWN, Source, open_subject
 
 
 def probe_checkpoints(

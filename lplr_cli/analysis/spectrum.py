@@ -12,12 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lplr_cli import ntk
+from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.data import Dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES
 from lplr_cli.runs import SCHEMA_VERSION, plain
 from lplr_cli.training.loop import resolve_device
-from lplr_cli.training.subject import OWN, Source, open_subject
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
 
     Args:
         run: the run.
-        certified: from :func:`lplr_cli.training.certified_columns`; None keeps what summary.json has for the same
+        certified: from :func:`lplr_cli.analysis.certified_columns`; None keeps what summary.json has for the same
             steps.
 
     Raises:

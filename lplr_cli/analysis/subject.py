@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.data import Dataset, DataSpec, load_dataset
-from lplr_cli.errors import InputError, first_line
-from lplr_cli.models import DTYPES, ModelSpec, build_model, infer_mlp, load_weights, mlp_names, unwrap
+from lplr_cli.errors import InputError
+from lplr_cli.models import DTYPES, ModelSpec, build_model, check_outputs, infer_mlp, load_weights, mlp_names, unwrap
 from lplr_cli.ntk import Network
 from lplr_cli.runs import RunDirectory
 from lplr_cli.runs.checkpoint import Checkpoint, is_checkpoint, parse_checkpoint
-from lplr_cli.runs.weights import Weights, find_weights, read_file
+from lplr_cli.runs.foreign_weights import Weights, find_weights, read_file
 
 
 @dataclass(frozen=True)
@@ -177,28 +177,3 @@ def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
     load_weights(built, checkpoint.parameters, str(path), partial=True)
     check_outputs(built.eval(), dataset)
     return Subject(path, built, dataset, checkpoint.step, spec)
-
-
-def check_outputs(module: nn.Module, dataset: Dataset) -> None:
-    """Refuse a module that cannot take the samples or has another number of outputs than the targets.
-
-    Raises:
-        InputError: with the shapes.
-    """
-    parameter = next(module.parameters(), None)
-    inputs, _ = dataset.tensors(None if parameter is None else parameter.dtype)
-    if parameter is not None:
-        inputs = inputs[:1].to(parameter.device)
-    with torch.no_grad():
-        try:
-            out = module(inputs[:1])
-        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
-            shape = tuple(dataset.inputs.shape[1:])
-            raise InputError(
-                f"the model cannot take samples of shape {shape} ({first_line(error)})",
-                "choose a model that fits the data",
-            ) from error
-    if not isinstance(out, Tensor):
-        raise InputError(f"the model returns {type(out).__name__}", "return one tensor of shape (n, C)")
-    if out.reshape(1, -1).shape[1] != dataset.outputs:
-        raise InputError(f"the model has {out.numel()} outputs, the targets {dataset.outputs}", "make them agree")

@@ -1,0 +1,28 @@
+"""Finished runs and checkpoints, of lplr and of anyone: what they are, and what can be said of them."""
+
+from lplr_cli.analysis.certificates import certificate_of_run, certified_columns, certify_checkpoint
+from lplr_cli.analysis.logs import LogInput, read_log
+from lplr_cli.analysis.offline import probe_checkpoints
+from lplr_cli.analysis.recompute import recompute_gradients
+from lplr_cli.analysis.spectrum import KernelProbe, probe_checkpoint
+from lplr_cli.analysis.subject import OWN, Source, Subject, find_checkpoint, open_subject
+from lplr_cli.analysis.summary import run_facts, summarize
+
+__all__ = [
+    "OWN",
+    "KernelProbe",
+    "LogInput",
+    "Source",
+    "Subject",
+    "certificate_of_run",
+    "certified_columns",
+    "certify_checkpoint",
+    "find_checkpoint",
+    "open_subject",
+    "probe_checkpoint",
+    "probe_checkpoints",
+    "read_log",
+    "recompute_gradients",
+    "run_facts",
+    "summarize",
+]
