@@ -8,7 +8,7 @@ from pathlib import Path
 import lplr_cli
 
 ROOT = Path(lplr_cli.__file__).parent
-# From the top down; a layer may import those after it. `errors` and `factories` are below all.
+# From the top down; a layer may import those after it. `errors`, `factories` and `losses` are below all.
 LAYERS = [
     "cli",
     "api",
@@ -26,7 +26,7 @@ LAYERS = [
     "models",
     "data",
 ]
-BASE = {"errors", "factories"}
+BASE = {"errors", "factories", "losses"}
 
 
 def imports(path: Path) -> set[str]:
