@@ -84,8 +84,7 @@ def report() -> str:
         # `tight` treats each sample by itself; `fast` shares its norms among all thousand.
         tight, fast = BallBounds(net, x, method="tight"), BallBounds(net, everything, method="fast")
         ratios = [
-            float((b.hessian_bounds(r)[:SAMPLES, 0] / truth).max())
-            for b, r in ((tight, 0.0), (fast, 0.0), (fast, 1e-4))
+            float((b.over(r).hessians[:SAMPLES, 0] / truth).max()) for b, r in ((tight, 0.0), (fast, 0.0), (fast, 1e-4))
         ]
         lines.append(
             f"| {width} | {activation} | {parametrization} | {float(truth.mean()):.3g} "

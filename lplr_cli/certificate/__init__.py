@@ -1,6 +1,6 @@
 """Certificates: bounds over balls, certified radii, μ, containment; and the estimates that are kept apart from them."""
 
-from lplr_cli.certificate.ball import BallBounds, Layer, NoCertificateError, SmoothMLP
+from lplr_cli.certificate.ball import BallBounds, Over
 from lplr_cli.certificate.certify import (
     AtRadius,
     Certificate,
@@ -11,6 +11,7 @@ from lplr_cli.certificate.certify import (
     sampled_constants,
 )
 from lplr_cli.certificate.estimates import Estimates, estimate_constants
+from lplr_cli.certificate.network import Layer, NoCertificateError, SmoothMLP
 
 __all__ = [
     "AtRadius",
@@ -20,6 +21,7 @@ __all__ = [
     "Estimates",
     "Layer",
     "NoCertificateError",
+    "Over",
     "RunCheck",
     "SmoothMLP",
     "certify",

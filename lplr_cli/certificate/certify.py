@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lplr_cli.certificate.ball import BallBounds, SmoothMLP
+from lplr_cli.certificate.ball import BallBounds
+from lplr_cli.certificate.network import SmoothMLP
 from lplr_cli.certificate.norms import kernel_norm_upper
 from lplr_cli.errors import InputError
 from lplr_cli.ntk import (
@@ -150,6 +151,7 @@ def certify(
     ball = BallBounds(network, x, method=method)
     n = len(x)
     chosen = Network.from_module(module, names=names)
+    network.check(module, x)
     kernel = empirical_ntk(chosen, x, engine="structured", memory=memory, bound_rounding=True)
     assert kernel.formation_error is not None
     norm = math.sqrt(_up(kernel_norm_upper(kernel.matrix) + kernel.formation_error)) + ball.jacobian_error

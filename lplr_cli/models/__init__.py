@@ -1,6 +1,6 @@
 """Models: the MLP and ResNet of the experiments, and the user's own by ``module:factory``."""
 
-from lplr_cli.models.activations import ACTIVATIONS, SOFTPLUS_THRESHOLD, Softplus, make_activation
+from lplr_cli.models.activations import ACTIVATIONS, SOFTPLUS_THRESHOLD, Softplus, activation_of, make_activation
 from lplr_cli.models.infer import infer_mlp, load_weights, mlp_names, unwrap
 from lplr_cli.models.mlp import INITS, MLP, PARAMETRIZATIONS
 from lplr_cli.models.resnet import ResNet
@@ -16,6 +16,7 @@ __all__ = [
     "ModelSpec",
     "ResNet",
     "Softplus",
+    "activation_of",
     "build_model",
     "check_outputs",
     "infer_mlp",

@@ -62,3 +62,12 @@ def make_activation(name: str, beta: float = 1.0) -> nn.Module:
     if not 0 < beta < float("inf"):
         raise InputError(f"beta {beta} is not positive", "give a positive sharpness")
     return Softplus(beta) if name == "softplus" else _Elementwise(name)
+
+
+def activation_of(module: nn.Module) -> tuple[str, float] | None:
+    """Name and β of a module that :func:`make_activation` made, from what its forward pass looks at; else None."""
+    if type(module) is Softplus:
+        return "softplus", module.beta
+    if type(module) is _Elementwise and module.name in ACTIVATIONS and module.name != "softplus":
+        return module.name, 1.0
+    return None

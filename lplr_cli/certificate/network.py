@@ -1,0 +1,281 @@
+"""A module read as a smooth MLP, after an inspection of what it computes (docs/theory.md, section 5).
+
+Bounds are proved for z_l = c_l W_l a_{l-1} + b_l and one smooth activation, nothing else. A module is taken for such a
+network when every part of it has an exact type that is known here, nothing is hooked, patched or shared, and its
+outputs agree with those of the extracted layers within the bound of both roundings.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lplr_cli.certificate.smooth import ELEMENTARY_ULPS, Smooth, smooth_activation
+from lplr_cli.errors import InputError
+from lplr_cli.linalg import gamma
+from lplr_cli.models import MLP, SOFTPLUS_THRESHOLD, activation_of
+from lplr_cli.ntk import Network, evaluation_mode
+
+# Non-negative sums and products of a recursion: at most 2^26 roundings one after another, each of relative size u.
+MARGIN = 1e-8
+_PROBES = 4
+_CONTAINERS = (MLP, nn.Sequential, nn.ModuleList)
+_SILENT = (nn.Dropout, nn.Identity)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class NoCertificateError(InputError):
+    """The theory has no bound for this network; the message says why."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """z = c W a + b with W (m, k), b (m,), and which of the two are trained."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: float
+    weight_trained: bool
+    bias_trained: bool
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The forward pass through one layer in float64, with how far it can be from exact arithmetic.
+
+    Attributes:
+        a_norm: ||â_{l-1}||, what the layer meets, (n,).
+        a_error: ≥ ||â_{l-1} - a_{l-1}||, (n,).
+        z: ẑ_l, (n, m).
+        z_error: ≥ |ẑ_l - z_l|, for any order of summation, (n, m).
+    """
+
+    a_norm: Tensor
+    a_error: Tensor
+    z: Tensor
+    z_error: Tensor
+
+
+@dataclass(frozen=True)
+class SmoothMLP:
+    """An MLP with a smooth activation at one θ, in float64."""
+
+    layers: tuple[Layer, ...]
+    activation: Smooth
+
+    @classmethod
+    def from_module(cls, module: nn.Module, names: Iterable[str] | None = None) -> SmoothMLP:
+        """Take the layers of a :class:`lplr_cli.models.MLP`, or of a ``Sequential`` of linear layers and activations.
+
+        Args:
+            module: the network at θ_0. A ``Sequential`` may begin with ``Flatten`` and hold ``Dropout`` and
+                ``Identity``, which do nothing in evaluation mode.
+            names: trained parameters, as in ``module.named_parameters()``; all that require grad by default.
+
+        Raises:
+            NoCertificateError: another architecture, a module that may compute something else than its parts show,
+                or an activation that is not smooth.
+        """
+        _inspect(module)
+        linears, scales, (name, beta) = _mlp(module) if type(module) is MLP else _sequential(module)
+        activation = smooth_activation(name, beta)
+        if activation is None and len(linears) > 1:
+            raise NoCertificateError(
+                f"no certificate for {name}", "its derivative jumps: use softplus, tanh, gelu or silu"
+            )
+        chosen = {k for k, p in module.named_parameters() if p.requires_grad} if names is None else set(names)
+        layers = []
+        for (stem, linear), scale in zip(linears.items(), scales, strict=True):
+            weight = linear.weight.detach().cpu().double()
+            given: Tensor | None = linear.bias
+            bias = weight.new_zeros(len(weight)) if given is None else given.detach().cpu().double()
+            layers.append(Layer(weight, bias, scale, f"{stem}.weight" in chosen, f"{stem}.bias" in chosen))
+        network = cls(tuple(layers), activation or _linear())
+        network.check(module, network._probes())
+        return network
+
+    def passes(self, x: Tensor) -> list[Pass]:
+        """Forward pass of x (n, d) with its rounding, a :class:`Pass` for each layer."""
+        phi, u = self.activation, torch.finfo(torch.float64).eps
+        a, error = x, torch.zeros_like(x)
+        found: list[Pass] = []
+        for layer in self.layers:
+            if found:
+                before = found[-1]
+                a = phi.value(before.z)
+                slope = phi.sup_first(before.z - before.z_error, before.z + before.z_error)
+                own = ELEMENTARY_ULPS * u * (1 + before.z.abs() + a.abs())
+                error = (slope * before.z_error + own) * (1 + MARGIN)
+            w, c = layer.weight, layer.scale
+            z = (a @ w.T) * c + layer.bias
+            # |ẑ - z| ≤ c|W| E_a + γ_{k+4} (c|W|(|â| + E_a) + |b|).
+            spread = c * (a.abs() + error) @ w.abs().T + layer.bias.abs()
+            z_error = (c * error @ w.abs().T + gamma(w.shape[1] + 4, torch.float64) * spread) * (1 + MARGIN)
+            found.append(Pass(euclidean(a), euclidean(error), z, z_error))
+        return found
+
+    def check(self, module: nn.Module, x: Tensor) -> None:
+        """Compare with what ``module`` computes on x (n, d) in float64 evaluation mode.
+
+        Raises:
+            NoCertificateError: they differ by more than the rounding of both.
+        """
+        whole = Network.from_module(module, names=[name for name, _ in module.named_parameters()])
+        with torch.no_grad(), evaluation_mode(module):
+            outputs = whole.forward(x)
+        last = self.passes(x)[-1]
+        if outputs.shape != last.z.shape or not bool(((outputs - last.z).abs() <= 2 * last.z_error).all()):
+            raise NoCertificateError(
+                f"no certificate for this {type(module).__name__}: its outputs are not those of its layers",
+                "bounds are proved for smooth MLPs alone",
+            )
+
+    def _probes(self) -> Tensor:
+        """Inputs (k, d) to compare outputs on: zero, and random ones of several sizes."""
+        generator = torch.Generator().manual_seed(20250729)
+        features = self.layers[0].weight.shape[1]
+        draws = torch.randn((_PROBES, features), generator=generator, dtype=torch.float64)
+        return draws * torch.tensor([0.0, 0.1, 1.0, 10.0], dtype=torch.float64)[:, None]
+
+
+def euclidean(t: Tensor) -> Tensor:
+    """Norm along the last axis."""
+    result: Tensor = torch.linalg.vector_norm(t, dim=-1)
+    return result
+
+
+def _inspect(module: nn.Module) -> None:
+    """Refuse a module some part of which may compute anything else than its type says.
+
+    Raises:
+        NoCertificateError: hooks, attributes of an instance that stand in for its class's or its parts, parameters
+            that are no plain tensors (a parametrisation changes the type of its module, and is refused there), or
+            memory that parameters share.
+    """
+    for part in module.modules():
+        kind = type(part).__name__
+        if any(getattr(part, hooks) for hooks in _HOOKS):
+            raise NoCertificateError("no certificate for modules with hooks", "remove the hooks")
+        parts = {**part._parameters, **part._buffers, **part._modules}
+        replaced = [name for name in vars(part) if hasattr(type(part), name) or name in parts]
+        if replaced:
+            raise NoCertificateError(
+                f"no certificate for a {kind} with its own {replaced[0]}", "bounds are proved for unchanged modules"
+            )
+    parameters = [(n, p) for n, p in module.named_parameters(remove_duplicate=False)]
+    if any(type(p) is not nn.Parameter or not p.is_floating_point() for _, p in parameters):
+        raise NoCertificateError("no certificate for parameters that are no plain tensors", "use torch.nn.Parameter")
+    if _share_memory([p for _, p in parameters]):
+        raise NoCertificateError("no certificate for shared weights", "bounds are proved for layers of their own")
+
+
+def _share_memory(tensors: Sequence[Tensor]) -> bool:
+    """Whether some number in memory belongs to two entries of the tensors."""
+    spans = []
+    for t in tensors:
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+        if t.numel() == 0:
+            continue
+        if t.numel() > extent:
+            return True
+        spans.append((str(t.device), t.data_ptr(), t.data_ptr() + extent * t.element_size()))
+    spans.sort()
+    return any(a[0] == b[0] and b[1] < a[2] for a, b in itertools.pairwise(spans))
+
+
+_Parts = tuple[dict[str, nn.Linear], Sequence[float], tuple[str, float]]
+
+
+def _mlp(module: MLP) -> _Parts:
+    """Linear layers by name, scales, and the activation with its β, of the package's own MLP.
+
+    Raises:
+        NoCertificateError: something else in the place of one of its parts.
+    """
+    if set(dict(module.named_children())) != {"layers", "activation"} or type(module.layers) is not nn.ModuleList:
+        raise NoCertificateError("no certificate for an MLP of other parts", "bounds are proved for unchanged modules")
+    linears = {f"layers.{i}": _as_linear(layer) for i, layer in enumerate(module.layers)}
+    scales = [float(c) for c in module.scales]
+    if not linears or len(scales) != len(linears):
+        raise NoCertificateError("no certificate for an MLP of other parts", "bounds are proved for unchanged modules")
+    return linears, scales, _activation(module.activation)
+
+
+def _sequential(module: nn.Module) -> _Parts:
+    """As :func:`_mlp`, of a ``Sequential``.
+
+    Raises:
+        NoCertificateError: anything else in it, or activations that differ.
+    """
+    if type(module) is not nn.Sequential:
+        raise NoCertificateError(
+            f"no certificate for {type(module).__name__}", "bounds are proved for smooth MLPs alone"
+        )
+    names = {id(child): name for name, child in module.named_children()}
+    linears: dict[str, nn.Linear] = {}
+    between: list[tuple[str, float]] = []
+    for child in module:  # a module that is used twice comes twice
+        if type(child) in _SILENT or (type(child) is nn.Flatten and not linears):
+            continue
+        if type(child) is nn.Linear and len(between) == len(linears):
+            if names[id(child)] in linears:
+                raise NoCertificateError(
+                    "no certificate for shared weights", "bounds are proved for layers of their own"
+                )
+            linears[names[id(child)]] = _as_linear(child)
+        elif len(between) + 1 == len(linears):
+            between.append(_activation(child))
+        else:
+            raise NoCertificateError(
+                f"no certificate for {type(child).__name__} at this place of a Sequential",
+                "bounds are proved for linear layers with one activation between each two",
+            )
+    if not linears or len(between) != len(linears) - 1 or len(set(between)) > 1:
+        raise NoCertificateError(
+            "no certificate for this Sequential", "bounds are proved for linear layers with the same activation between"
+        )
+    return linears, [1.0] * len(linears), between[0] if between else ("identity", 1.0)
+
+
+def _as_linear(module: nn.Module) -> nn.Linear:
+    """``module`` as a linear layer with parameters of its own.
+
+    Raises:
+        NoCertificateError: it is none.
+    """
+    if type(module) is not nn.Linear or not {"weight", "bias"} <= set(module._parameters):
+        raise NoCertificateError(
+            f"no certificate for {type(module).__name__} in the place of a linear layer",
+            "bounds are proved for torch.nn.Linear",
+        )
+    return module
+
+
+def _activation(child: nn.Module) -> tuple[str, float]:
+    """Name and β of an activation of torch or of this package; the class name where it is another module.
+
+    Raises:
+        NoCertificateError: a softplus that jumps.
+    """
+    own = activation_of(child)
+    if own is not None:
+        return own
+    if type(child) is nn.Softplus:
+        if child.threshold < SOFTPLUS_THRESHOLD:
+            raise NoCertificateError(
+                f"no certificate for Softplus that is linear from {child.threshold:g} on, where it jumps",
+                f"pass threshold={SOFTPLUS_THRESHOLD:g}, which lies below the rounding",
+            )
+        return "softplus", float(child.beta)
+    if type(child) is nn.GELU and child.approximate != "none":
+        return f"GELU with approximate={child.approximate}", 1.0
+    known = {nn.Tanh: "tanh", nn.GELU: "gelu", nn.SiLU: "silu", nn.ReLU: "relu"}
+    return known.get(type(child), type(child).__name__), 1.0
+
+
+def _linear() -> Smooth:
+    return Smooth("identity", lambda z: z, torch.ones_like, torch.zeros_like, (), ())

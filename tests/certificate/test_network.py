@@ -1,0 +1,283 @@
+"""Reading modules: what is no smooth MLP is refused, whatever it looks like."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, weight_norm
+
+from lplr_cli.certificate import BallBounds, NoCertificateError, SmoothMLP, certify
+from lplr_cli.models import MLP, ModelSpec, build_model
+
+
+def mlp() -> MLP:
+    module = build_model(ModelSpec(width=5, depth=2, activation="tanh"), (5,), 5, seed=2)
+    assert isinstance(module, MLP)
+    return module
+
+
+def sequential() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)).double()
+
+
+def first(module: nn.Module) -> nn.Linear:
+    return next(m for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def layers(module: nn.Module) -> list[nn.Linear]:
+    return [m for m in module.modules() if isinstance(m, nn.Linear)]
+
+
+def activation(module: nn.Module) -> nn.Module:
+    return module.activation if isinstance(module, MLP) else module.get_submodule("1")
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * nn.functional.linear(x, self.weight, self.bias)
+
+
+class Late(nn.Linear):
+    """As a linear layer, except on inputs that no random probe comes near."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.where(x.abs().amax(dim=-1, keepdim=True) > 1e3, 2.0, 1.0)
+
+
+def tied(module: nn.Module) -> None:
+    layers(module)[1].weight = layers(module)[2].weight
+
+
+def tied_by_a_view(module: nn.Module) -> None:
+    layers(module)[1].weight = nn.Parameter(layers(module)[2].weight.detach().T)
+
+
+def tied_within(module: nn.Module) -> None:
+    first(module).weight = nn.Parameter(torch.randn(5, 1, dtype=torch.float64).expand(5, 5))
+
+
+def patched_forward(module: nn.Module) -> None:
+    plain = type(module).forward
+    vars(module)["forward"] = types.MethodType(lambda self, x: 3 * plain(self, x), module)
+
+
+def patched_inside(module: nn.Module) -> None:
+    layer = first(module)
+    vars(layer)["forward"] = lambda x: 1e6 * nn.functional.linear(x, layer.weight)
+
+
+def patched_call(module: nn.Module) -> None:
+    plain: Callable[..., Tensor] = module._call_impl
+    vars(module)["_call_impl"] = lambda *a, **k: 2 * plain(*a, **k)
+
+
+def hidden_weight(module: nn.Module) -> None:
+    """The forward pass finds another tensor than the parameter of that name."""
+    vars(first(module))["weight"] = 1e-6 * first(module).weight.detach()
+
+
+def computed_weight(module: nn.Module) -> None:
+    """One weight that is made of another at every call would be tied; here it is at least no parameter."""
+    layer = first(module)
+    del layer.weight
+    layer.weight = layers(module)[1].weight * 2
+
+
+def replaced_layer(kind: Callable[[int, int], nn.Linear]) -> Callable[[nn.Module], None]:
+    def change(module: nn.Module) -> None:
+        if isinstance(module, MLP):
+            module.layers[0] = kind(5, 5).double()
+        else:
+            module.add_module("0", kind(5, 5).double())
+
+    return change
+
+
+def replaced_activation(module: nn.Module) -> None:
+    if isinstance(module, MLP):
+        module.activation = nn.ReLU()
+    else:
+        module.add_module("1", nn.ReLU())
+
+
+def renamed_activation(module: nn.Module) -> None:
+    """``name`` decides what is computed, and an unknown one computes SiLU."""
+    if isinstance(module, MLP):
+        vars(module.activation)["name"] = "sine"
+    else:
+        replaced_activation(module)
+
+
+def scaled_weight(module: nn.Module) -> None:
+    parametrizations.orthogonal(first(module))
+
+
+def hooked(module: nn.Module) -> None:
+    first(module).register_forward_hook(lambda module, arguments, output: 3 * output)
+
+
+def hooked_before(module: nn.Module) -> None:
+    activation(module).register_forward_pre_hook(lambda module, arguments: (2 * arguments[0],))
+
+
+def hooked_behind(module: nn.Module) -> None:
+    module.register_full_backward_hook(lambda module, above, below: None)
+
+
+def normalised_weight(module: nn.Module) -> None:
+    weight_norm(first(module))
+
+
+class Odd(nn.Parameter):
+    pass
+
+
+def odd_parameter(module: nn.Module) -> None:
+    first(module)._parameters["weight"] = Odd(first(module).weight.detach())
+
+
+def subclassed(module: nn.Module) -> None:
+    plain = type(module)
+    module.__class__ = type("Other", (plain,), {"forward": lambda self, x: 2 * plain.forward(self, x)})
+
+
+CHANGES: list[Callable[[nn.Module], None]] = [
+    tied,
+    tied_by_a_view,
+    tied_within,
+    patched_forward,
+    patched_inside,
+    patched_call,
+    hidden_weight,
+    computed_weight,
+    replaced_layer(Doubled),
+    replaced_layer(Late),
+    replaced_activation,
+    renamed_activation,
+    scaled_weight,
+    normalised_weight,
+    hooked,
+    hooked_before,
+    hooked_behind,
+    odd_parameter,
+    subclassed,
+]
+
+
+@pytest.mark.parametrize("make", [mlp, sequential])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__qualname__)
+def test_a_changed_module_has_no_certificate(
+    change: Callable[[nn.Module], None], make: Callable[[], nn.Module]
+) -> None:
+    module = make()
+    assert len(SmoothMLP.from_module(module).layers) == 3
+    change(module)
+    with pytest.raises(NoCertificateError, match="no certificate for"):
+        SmoothMLP.from_module(module)
+
+
+def test_a_change_that_no_inspection_sees_is_seen_in_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class itself computes something else."""
+    plain = nn.Tanh.forward
+    monkeypatch.setattr(nn.Tanh, "forward", lambda self, x: plain(self, x) * (1 + 1e-9))
+    with pytest.raises(NoCertificateError, match="outputs are not those of its layers"):
+        SmoothMLP.from_module(sequential())
+
+
+def test_outputs_are_compared_on_the_data_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.Tanh.forward
+    monkeypatch.setattr(nn.Tanh, "forward", lambda self, x: plain(self, x) + (x.abs() > 1e3))
+    module = sequential()
+    x = torch.full((2, 5), 1e5, dtype=torch.float64)
+    assert SmoothMLP.from_module(module).layers
+    with pytest.raises(NoCertificateError, match="outputs are not those of its layers"):
+        certify(module, x, torch.zeros(2, 5))
+
+
+def test_scales_are_those_that_the_forward_pass_uses() -> None:
+    module = mlp()
+    module.scales = [0.5, 2.0, 3.0]
+    network = SmoothMLP.from_module(module)
+    assert [layer.scale for layer in network.layers] == [0.5, 2.0, 3.0]
+    module.scales = [0.5, 2.0]
+    with pytest.raises(NoCertificateError, match="no certificate for"):
+        SmoothMLP.from_module(module)
+
+
+def test_the_activation_is_that_of_the_forward_pass() -> None:
+    """The name that an MLP keeps beside its activation decides nothing."""
+    module, other = mlp(), build_model(ModelSpec(width=5, depth=2, activation="silu"), (5,), 5, seed=2)
+    assert isinstance(other, MLP)
+    module.activation, module.activation_name = other.activation, "tanh"
+    assert SmoothMLP.from_module(module).activation.name == "silu"
+    torch_made = mlp()
+    torch_made.activation = nn.Softplus(3.0, threshold=50.0)
+    assert SmoothMLP.from_module(torch_made).activation.name == "softplus(3)"
+
+
+def test_a_module_of_any_state_can_be_read() -> None:
+    """Training mode, single precision, frozen or in a flat buffer: none of it changes what is computed."""
+    module = mlp().train()
+    flat = torch.cat([p.detach().flatten() for p in module.parameters()])
+    at = 0
+    for p in module.parameters():
+        p.data = flat[at : at + p.numel()].view_as(p)
+        at += p.numel()
+    first(module).requires_grad_(False)
+    network = SmoothMLP.from_module(module)
+    assert module.training
+    assert [layer.weight_trained for layer in network.layers] == [False, True, True]
+    single = SmoothMLP.from_module(module.float())
+    assert single.layers[0].weight.dtype == torch.float64
+    x = torch.randn(3, 5)
+    assert BallBounds(single, x).f.shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("activation", "module"),
+    [("tanh", nn.Tanh), ("gelu", nn.GELU), ("silu", nn.SiLU), ("softplus", lambda: nn.Softplus(2.0, threshold=40.0))],
+)
+def test_a_sequential_is_the_mlp_of_its_layers(activation: str, module: Callable[[], nn.Module]) -> None:
+    own = build_model(ModelSpec(width=6, depth=2, activation=activation, beta=2.0), (5,), 1, seed=2)
+    x = torch.randn((4, 5), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    one, two, three = layers(own)
+    module_of_torch = nn.Sequential(nn.Flatten(), one, module(), nn.Dropout(0.5), two, module(), three)
+    found, expected = (BallBounds(SmoothMLP.from_module(m), x).l_j(0.1) for m in (module_of_torch, own))
+    assert found == expected > 0
+    without = nn.Sequential(nn.Linear(5, 3, bias=False), nn.Tanh(), nn.Linear(3, 1))
+    found_layers = SmoothMLP.from_module(without).layers
+    assert [layer.bias_trained for layer in found_layers] == [False, True]
+    assert not found_layers[0].bias.any()
+
+
+@pytest.mark.parametrize(
+    "children",
+    [
+        [nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Softplus(), nn.Linear(4, 1)],  # threshold 20: jumps by 2e-9
+        [nn.Linear(5, 4), nn.GELU("tanh"), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Tanh(), nn.LayerNorm(4), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Linear(4, 1)],
+        [nn.Linear(5, 4), nn.Tanh()],
+        [nn.Tanh(), nn.Linear(5, 1)],
+        [],
+    ],
+)
+def test_another_sequential_has_no_certificate(children: list[nn.Module]) -> None:
+    with pytest.raises(NoCertificateError, match="no certificate for"):
+        SmoothMLP.from_module(nn.Sequential(*children))
+
+
+def test_a_sequential_of_used_parts() -> None:
+    """A layer used twice is tied to itself; an activation may stand at every place."""
+    square, other, tanh = nn.Linear(5, 5), nn.Linear(5, 5), nn.Tanh()
+    for module in (nn.Sequential(square, tanh, other, square), nn.Sequential(square, tanh, square)):
+        with pytest.raises(NoCertificateError, match="no certificate for"):
+            SmoothMLP.from_module(module)
+    assert len(SmoothMLP.from_module(nn.Sequential(square, tanh, other, tanh, nn.Linear(5, 1))).layers) == 3
