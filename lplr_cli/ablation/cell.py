@@ -59,7 +59,7 @@ def run_cell(
     try:
         if (path / "run.json").exists():
             run = RunDirectory.open(path)
-            status, message = run.config().get("status"), ""
+            status, message = run.manifest().status, ""
             if status not in ("finished", "diverged"):
                 outcome = resume(path, on_progress=on_progress)
                 status, message = outcome.status, outcome.message

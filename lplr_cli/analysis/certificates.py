@@ -126,10 +126,9 @@ def certified_columns(run: RunDirectory, source: Source = OWN) -> dict[str, Any]
     Only where the probes took all samples: whoever probes a subset saves the cost of the full kernel.
     """
     probes, log = run.probes(), run.log()
-    record = run.config()
-    n = int(record["data"].get("n") or 0)
+    n = run.manifest().data.n
     empty: dict[str, Any] = {"mu_certified": None, "certified_radius": None}
-    if probes.empty or int(probes["probe_size"].iloc[0]) < n or str(probes["outputs"].iloc[0]) != "full":
+    if n is None or probes.empty or int(probes["probe_size"].iloc[0]) < n or str(probes["outputs"].iloc[0]) != "full":
         return {**empty, "mu_certified_reason": "a subset certifies nothing: see lplr certify"}
     drift = float(log["drift"].max())
     try:
@@ -159,22 +158,18 @@ def _record(certificate: Certificate) -> dict[str, Any]:
 
 
 def _against(certificate: Certificate, run: RunDirectory) -> dict[str, Any]:
-    config = run.config()
-    settings = config["config"]
+    manifest = run.manifest()
     log = run.log()
     finite = log[log["loss"].notna()]
     lr = float(finite["lr"].iloc[0])
-    plain_gd = (
-        settings.get("optimizer") == "gd" and not settings.get("momentum") and settings.get("schedule") == "constant"
-    )
     check = check_run(
         certificate,
         [int(s) for s in finite["step"]],
         [float(v) for v in finite["loss"]],
         [float(v) for v in finite["drift"]],
         lr,
-        plain_gd,
-        tolerance=1e-9 if settings.get("dtype", "float64") == "float64" else 1e-4,
+        manifest.optimizer.plain_step is not None,
+        tolerance=1e-9 if manifest.dtype == "float64" else 1e-4,
     )
     drift = float(log["drift"].max())
     measured = estimate_constants(log, run.probes())

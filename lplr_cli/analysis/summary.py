@@ -18,7 +18,6 @@ from lplr_cli.diagnostics import (
     clean_series,
     envelope,
 )
-from lplr_cli.errors import InputError
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
 
 _EMPTY = envelope(np.empty(0))
@@ -34,10 +33,6 @@ def _value(frame: pd.DataFrame, column: str, row: int) -> float | None:
         return None
     value = frame[column].iloc[row]
     return None if pd.isna(value) else float(value)
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _pairs(probes: pd.DataFrame, column: str) -> list[tuple[float, float]]:
@@ -59,10 +54,7 @@ def run_facts(run: RunDirectory, summary: dict[str, Any] | None) -> RunFacts:
     """What diagnostics want to know of a run beside its log; unknown where the run does not tell."""
     if summary is None:
         return NO_FACTS
-    probes, optimizer = run.probes(), summary["optimizer"]
-    plain_descent = (
-        optimizer["name"] == "gd" and not optimizer["momentum"] and optimizer["schedule"] in (None, "constant")
-    )
+    probes, optimizer = run.probes(), run.manifest().optimizer
     return RunFacts(
         loss_scale=summary["normalisation"]["loss_scale"],
         mu_estimated=summary["mu_estimated"],
@@ -72,8 +64,8 @@ def run_facts(run: RunDirectory, summary: dict[str, Any] | None) -> RunFacts:
         sharpness=_pairs(probes, "sharpness"),
         # The identity holds for the kernel of all samples and outputs.
         residual_rayleigh=[] if summary["probe"]["subset"] else _pairs(probes, "residual_rayleigh"),
-        eta=optimizer["lr"] if plain_descent else None,
-        momentum=optimizer["momentum"],
+        eta=optimizer.plain_step,
+        momentum=optimizer.momentum,
     )
 
 
@@ -88,17 +80,10 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
     Raises:
         InputError: no readable log.
     """
-    record = run.config()
+    manifest = run.manifest()
     log, probes = run.log(), run.probes()
-    try:
-        # A recorded run may not know its loss, its data or its step size.
-        scale, n, outputs = (
-            _number(record[k].get(f)) for k, f in (("loss", "scale"), ("data", "n"), ("data", "outputs"))
-        )
-        config = record["config"]
-        lr = _number(config.get("lr"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{run.path / 'run.json'} lacks {error}", "the run directory is damaged") from error
+    scale, n, optimizer = manifest.loss.squared_scale, manifest.data.n, manifest.optimizer
+    lr = optimizer.lr
     series = clean_series(log)
     facts = RunFacts(loss_scale=scale, sharpness=_pairs(probes, "sharpness"))
     ratio = analyse_pl_ratio(series, facts=facts) if series.has_gradients and len(series.loss) > 1 else None
@@ -117,25 +102,25 @@ def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dic
         "command": "train",
         "schema_version": SCHEMA_VERSION,
         "run": str(run.path),
-        "status": record.get("status"),
+        "status": manifest.status,
         "normalisation": {
-            "loss": record["loss"].get("formula"),
+            "loss": manifest.loss.formula,
             "loss_scale": scale,
             "ntk": "K = J J^T / n",
             "pl": "0.5 ||grad L||^2 >= mu (L - L*)",
         },
-        "model": record.get("model"),
+        "model": dict(manifest.model),
         "data": {
-            "source": record["data"].get("source"),
-            "n": None if n is None else int(n),
-            "outputs": None if outputs is None else int(outputs),
+            "source": manifest.data.source,
+            "n": n,
+            "outputs": manifest.data.outputs,
         },
         "optimizer": {
-            "name": config.get("optimizer"),
+            "name": optimizer.name,
             "lr": lr,
-            "lr_rule": record.get("lr_rule"),
-            "momentum": config.get("momentum"),
-            "schedule": config.get("schedule"),
+            "lr_rule": optimizer.lr_rule,
+            "momentum": optimizer.momentum,
+            "schedule": optimizer.schedule,
         },
         "steps": int(log["step"].iloc[-1]) if len(log) else 0,
         "seconds": _value(log, "seconds", -1),

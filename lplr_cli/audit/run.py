@@ -313,7 +313,7 @@ def _held_against(certificate: Any, run: RunDirectory, eta: float | None) -> Any
         [float(v) for v in known["drift"]],
         eta or math.nan,
         eta is not None,
-        tolerance=1e-9 if run.config().get("dtype") == "float64" else 1e-4,
+        tolerance=1e-9 if run.manifest().dtype == "float64" else 1e-4,
     )
 
 

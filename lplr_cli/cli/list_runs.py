@@ -30,8 +30,7 @@ def list_runs(
     import pandas as pd
 
     from lplr_cli.reporting import Grid, number
-    from lplr_cli.runs import SCHEMA_VERSION, plain, runs_root
-    from lplr_cli.runs.directory import STATUSES
+    from lplr_cli.runs import SCHEMA_VERSION, STATUSES, plain, runs_root
 
     root = folder or runs_root()
     if not root.is_dir():
@@ -64,9 +63,8 @@ def _row(path: Path) -> dict[str, Any]:
     row["run"] = str(path)
     try:
         run = RunDirectory.open(path)
-        record = run.config()
-        row["status"] = record.get("status")
-        row["parameters"] = (record.get("model") or {}).get("parameters")
+        manifest = run.manifest()
+        row["status"], row["parameters"] = manifest.status, manifest.parameters
         log = run.log()
         known = log["loss"].dropna()
         row["steps"] = int(log["step"].max()) if len(log) else None

@@ -36,7 +36,7 @@ def watch(
         sys.stdout.write(view(directory))
         return
     with Live(view(directory), console=Console(), auto_refresh=False) as live:
-        while directory.config().get("status") == "running":
+        while directory.manifest().status == "running":
             time.sleep(every)
             live.update(view(directory), refresh=True)
         live.update(view(directory), refresh=True)
@@ -65,18 +65,18 @@ def view(run: RunDirectory) -> str:
     from lplr_cli.diagnostics import clean_series, pl_ratio
     from lplr_cli.reporting import number
 
-    record = run.config()
+    manifest = run.manifest()
     log, probes = run.log(), run.probes()
     if log.empty:
         raise InputError(f"{run.path} has no rows yet", "look again in a moment")
-    config = record.get("config") or {}
+    config = manifest.config
     step, seconds = int(log["step"].iloc[-1]), float(log["seconds"].iloc[-1])
     total = config.get("steps")
     if total is None and config.get("epochs") and (log["epoch"] > 0).any():
         per_epoch = (log["epoch"] == 0).sum()
         total = int(config["epochs"] * per_epoch)
-    lines = [f"{run.path}  {record.get('status')}  step {step:,}" + (f" of {total:,}" if total else "")]
-    if total and step and record.get("status") == "running":
+    lines = [f"{run.path}  {manifest.status}  step {step:,}" + (f" of {total:,}" if total else "")]
+    if total and step and manifest.status == "running":
         lines[0] += f"  about {seconds / step * (total - step):,.0f} s left"
     try:
         series = clean_series(log)

@@ -3,17 +3,37 @@
 Checkpoints are in :mod:`lplr_cli.runs.checkpoint`, which needs torch; the rest does not, so that logs are read quickly.
 """
 
-from lplr_cli.runs.directory import LOG_FORMATS, SCHEMA_VERSION, RunDirectory, runs_root, versions
+from lplr_cli.runs.directory import LOG_FORMATS, RunDirectory, runs_root
+from lplr_cli.runs.manifest import (
+    BATCHES,
+    EXACT,
+    SCHEMA_VERSION,
+    STATUSES,
+    DataFacts,
+    LossFacts,
+    Manifest,
+    OptimizerFacts,
+    described_optimizer,
+    versions,
+)
 from lplr_cli.runs.tables import LOG_COLUMNS, PROBE_COLUMNS, Appender, Clock, plain, truncate_before
 
 __all__ = [
+    "BATCHES",
+    "EXACT",
     "LOG_COLUMNS",
     "LOG_FORMATS",
     "PROBE_COLUMNS",
     "SCHEMA_VERSION",
+    "STATUSES",
     "Appender",
     "Clock",
+    "DataFacts",
+    "LossFacts",
+    "Manifest",
+    "OptimizerFacts",
     "RunDirectory",
+    "described_optimizer",
     "plain",
     "runs_root",
     "truncate_before",

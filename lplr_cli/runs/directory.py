@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import pandas as pd
 
 from lplr_cli.errors import InputError, OutputError
 from lplr_cli.runs.atomic import output_errors, write_text
+from lplr_cli.runs.manifest import SCHEMA_VERSION, STATUSES, Manifest
 from lplr_cli.runs.tables import (
     LOG_COLUMNS,
     PROBE_COLUMNS,
@@ -27,8 +27,6 @@ from lplr_cli.runs.tables import (
 if TYPE_CHECKING:
     from lplr_cli.runs.checkpoint import Checkpoint
 
-SCHEMA_VERSION = 1
-STATUSES = ("running", "finished", "interrupted", "diverged")
 LOG_FORMATS = ("csv", "parquet", "both")
 _CHECKPOINT = re.compile(r"step-(\d+)\.pt")
 
@@ -133,6 +131,18 @@ class RunDirectory:
         """Write run.json atomically."""
         self._write_json("run.json", record)
 
+    def manifest(self) -> Manifest:
+        """run.json, every value checked.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        return Manifest.from_dict(self.config(), str(self.path / "run.json"))
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write run.json atomically."""
+        self.write_config(manifest.to_dict())
+
     def set_status(self, status: str) -> None:
         """Update the status in run.json."""
         assert status in STATUSES
@@ -225,21 +235,3 @@ class RunDirectory:
         if not self.path.is_dir():
             raise OutputError(f"{self.path} has vanished", "restore the directory and resume")
         write_text(self.path / name, json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that the numbers depend on."""
-    import numpy
-    import scipy
-    import torch
-
-    from lplr_cli import __version__
-
-    return {
-        "lplr": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "scipy": scipy.__version__,
-        "platform": platform.platform(),
-    }

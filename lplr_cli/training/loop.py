@@ -21,14 +21,17 @@ from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES, build_model, check_outputs, parameter_count
 from lplr_cli.ntk import Network
 from lplr_cli.runs import (
+    EXACT,
     LOG_COLUMNS,
     PROBE_COLUMNS,
-    SCHEMA_VERSION,
     Appender,
     Clock,
+    DataFacts,
+    LossFacts,
+    Manifest,
+    OptimizerFacts,
     RunDirectory,
     truncate_before,
-    versions,
 )
 from lplr_cli.runs.checkpoint import Checkpoint
 from lplr_cli.training.config import TrainConfig
@@ -225,26 +228,26 @@ def train(
     path = out or _free_name((root or Path("runs")) / config.run_name(source))
     run = RunDirectory.create(path)
     try:
-        run.write_config(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "status": "running",
-                "config": {**settled.to_dict(), "data": dataset.spec.to_dict()},
-                "lr_rule": "given" if sharp is None else "1/sharpness at initialisation (Lanczos, an estimate)",
-                "loss": {"name": config.loss, "formula": LOSS_FORMULA, "scale": 1.0},
-                "normalisation": {"ntk": "K = J J^T / n", "pl": "0.5 ||grad L||^2 >= mu (L - L*)"},
-                "data": dataset.describe(),
-                "model": {**config.model.to_dict(), "parameters": parameter_count(trainer.module)},
-                "device": str(trainer.device),
-                "dtype": config.dtype,
-                "threads": torch.get_num_threads(),
-                "versions": versions(),
-            }
-        )
+        lr_rule = "given" if sharp is None else "1/sharpness at initialisation (Lanczos, an estimate)"
+        run.write_manifest(_manifest(settled, trainer, lr_rule))
         trainer.config = settled
         return _run(trainer, run, 0, Clock(), on_progress)
     finally:
         run.unlock()
+
+
+def _manifest(config: TrainConfig, trainer: Trainer, lr_rule: str) -> Manifest:
+    """Of a run that starts; ``config`` has the step size that was settled on."""
+    dataset = trainer.dataset
+    return Manifest.begin(
+        loss=LossFacts(config.loss, LOSS_FORMULA, 1.0, EXACT),
+        optimizer=OptimizerFacts(config.optimizer, config.lr, config.momentum, config.schedule, 0.0, lr_rule),
+        data=DataFacts(dataset.spec.source, dataset.n, dataset.outputs, dataset.fingerprint, dataset.describe()),
+        config={**config.to_dict(), "data": dataset.spec.to_dict()},
+        model={**config.model.to_dict(), "parameters": parameter_count(trainer.module)},
+        dtype=config.dtype,
+        device=str(trainer.device),
+    )
 
 
 def resume(path: Path, *, on_progress: Callable[[Progress], None] | None = None) -> Outcome:
@@ -254,18 +257,16 @@ def resume(path: Path, *, on_progress: Callable[[Progress], None] | None = None)
         InputError: no run, a finished or diverged one, or data that changed since.
     """
     run = RunDirectory.open(path)
-    record = run.config()
-    status = record.get("status")
-    if record.get("kind") == "recorded":
+    manifest = run.manifest()
+    if manifest.recorded:
         raise InputError(f"{path} was recorded from another program", "resume it there")
-    if status in ("finished", "diverged"):
-        raise InputError(f"{path} is {status}", "there is nothing to resume")
+    if manifest.status in ("finished", "diverged"):
+        raise InputError(f"{path} is {manifest.status}", "there is nothing to resume")
     run.lock()
     try:
-        config = TrainConfig.from_dict(record.get("config") or {})
+        config = TrainConfig.from_dict(manifest.config)
         dataset = load_dataset(config.data)
-        expected = (record.get("data") or {}).get("sha256")
-        if dataset.fingerprint != expected:
+        if dataset.fingerprint != manifest.data.sha256:
             raise InputError(f"the data of {path} changed since it began", "restore the data or start a new run")
         trainer = Trainer(config, dataset)
         step = 0
@@ -302,16 +303,15 @@ def repeat(
     Raises:
         InputError: no run of lplr's own, or data that changed since.
     """
-    record = RunDirectory.open(path).config()
-    if record.get("kind") == "recorded":
+    manifest = RunDirectory.open(path).manifest()
+    if manifest.recorded:
         raise InputError(f"{path} was recorded from another program", "repeat it there")
-    config = TrainConfig.from_dict(record.get("config") or {})
-    if load_dataset(config.data).fingerprint != (record.get("data") or {}).get("sha256"):
+    config = TrainConfig.from_dict(manifest.config)
+    if load_dataset(config.data).fingerprint != manifest.data.sha256:
         raise InputError(f"the data of {path} changed since it began", "restore the data")
-    threads = record.get("threads")
     former = torch.get_num_threads()
-    if isinstance(threads, int) and threads > 0:
-        torch.set_num_threads(threads)
+    if manifest.threads:
+        torch.set_num_threads(manifest.threads)
     try:
         where = out or _free_name((root or Path("runs")) / path.resolve().name)
         return train(config, where, on_progress=on_progress)

@@ -15,9 +15,21 @@ from torch.nn.utils import get_total_norm
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.factories import is_factory_reference
+from lplr_cli.losses import Loss
 from lplr_cli.models import ModelSpec, parameter_count
-from lplr_cli.runs import LOG_COLUMNS, PROBE_COLUMNS, SCHEMA_VERSION, Appender, Clock, RunDirectory, plain, versions
+from lplr_cli.runs import (
+    LOG_COLUMNS,
+    PROBE_COLUMNS,
+    Appender,
+    Clock,
+    DataFacts,
+    Manifest,
+    OptimizerFacts,
+    RunDirectory,
+    described_optimizer,
+)
 from lplr_cli.runs.checkpoint import Checkpoint
+from lplr_cli.training.described import loss_facts, optimizer_facts
 from lplr_cli.training.probes import Prober, ProbeSettings
 
 # Seconds that rows may wait in memory: flushing each would cost more than measuring it.
@@ -56,8 +68,11 @@ class Recorder:
         exact_every: steps between exact losses and gradients over ``data``; these are then the logged ones, and rows
             between have none. 0 logs those of the mini-batch.
         loss_fn: mean loss of outputs and targets, for exact values; L = (1/n) Σ ||f − y||² by default.
-        loss_scale: s where the loss is (s/n) Σ ||f(x_i) − y_i||² (theory.md section 1): 1/C for torch's MSELoss;
-            None where it is no squared loss, and μ is unknown.
+        loss: what is trained: ``squared``, ``cross-entropy``, ``bce``, any other name, or a
+            :class:`lplr_cli.losses.Loss`. Read off ``loss_fn`` where that is one of torch's; unknown otherwise, and
+            then nothing is said that depends on it.
+        loss_scale: s of that loss, of the squared one where none is named: (s/n) Σ ||f(x_i) − y_i||² (theory.md section
+            1), 1/C for torch's MSELoss; None when unknown.
         log_every: steps between rows of the log.
         norms_every: steps between gradient norms and drifts. Each costs about as much as the update of a plain
             optimiser; 1 has them in every row.
@@ -68,7 +83,8 @@ class Recorder:
         model: ``module:factory`` that builds the network, for commands that need it.
         model_arguments: keyword arguments of that factory.
         dataset: what ``--data`` takes, for commands that need the data.
-        optimizer: description for run.json, e.g. {"name": "gd", "lr": 0.1}; read off the optimiser by default.
+        optimizer: what the optimiser does not tell itself, e.g. {"name": "gd", "schedule": "constant"}: ``gd`` says
+            that every batch is all data, which the theory of gradient descent needs. The rest is read off it.
         log_format: ``csv``, ``parquet`` or ``both``.
 
     Raises:
@@ -83,6 +99,7 @@ class Recorder:
         data: tuple[Tensor, Tensor] | None = None,
         exact_every: int = 0,
         loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: str | Loss | None = None,
         loss_scale: float | None = None,
         log_every: int = 1,
         norms_every: int = 5,
@@ -107,7 +124,8 @@ class Recorder:
         self.exact_every, self.log_every, self.norms_every = exact_every, log_every, norms_every
         self.checkpoint_every, self.probe_every = checkpoint_every, probe_every
         self._loss_fn = loss_fn
-        self._loss_scale = 1.0 if loss_scale is None and loss_fn is None and exact_every else loss_scale
+        targets = None if data is None else data[1]
+        self._loss = loss_facts(loss, loss_fn, loss_scale, targets, exact=exact_every > 0)
         self._log_format = log_format
         self._named = [(k, p) for k, p in self.module.named_parameters() if p.requires_grad]
         if not self._named:
@@ -120,14 +138,15 @@ class Recorder:
         self._writes = not self._distributed or torch.distributed.get_rank() == 0
         self._spec = None if model is None else ModelSpec(kind=model, arguments=dict(model_arguments or {}))
         self._data_spec = DataSpec(dataset) if isinstance(dataset, str) else dataset
-        self._description = dict(optimizer) if optimizer is not None else None
+        self._described = None if optimizer is None else described_optimizer(optimizer)
+        self._optimizer: OptimizerFacts | None = None
         self._clock = Clock()
         self.path = Path(out)
         self._prober: Prober | None = None
         if not self._writes:
             return
         self._run = RunDirectory.create(self.path)
-        self._write_config()
+        self._write_manifest()
         self._log = Appender(self._run.log_path, LOG_COLUMNS, lag=_LAG)
         self._probes = Appender(self._run.probes_path, PROBE_COLUMNS) if probe_every else None
         self._save()
@@ -138,7 +157,7 @@ class Recorder:
                 {k: p.detach() for k, p in self._named},
                 data[0],
                 data[1].reshape(len(data[0]), -1),
-                ProbeSettings(size=size, sharpness=probe_sharpness and self._loss_scale == 1.0),
+                ProbeSettings(size=size, sharpness=probe_sharpness and self._loss.squared_scale == 1.0),
             )
 
     def __enter__(self) -> Recorder:
@@ -171,10 +190,10 @@ class Recorder:
         step = self._step
         if scaler is not None and optimizer is not None:
             _unscale(scaler, optimizer)
-        if self._description is None and optimizer is not None:
-            self._description = _describe(optimizer)
+        if self._optimizer is None and optimizer is not None:
+            self._optimizer = optimizer_facts(optimizer, self._described)
             if self._writes:
-                self._write_config()
+                self._write_manifest()
         self._held = {"step": step, "logged": self._is_logged(step)}
         if self._held["logged"] and self._writes:
             self._held |= self._measured(step, optimizer)
@@ -323,50 +342,32 @@ class Recorder:
                 seed=0,
                 step=self._step,
                 parameters=self.module.state_dict(),
-                loss_scale=self._loss_scale,
+                loss_scale=self._loss.squared_scale,
             )
         )
 
-    def _write_config(self) -> None:
-        exact = bool(self.exact_every)
-        formula = "L = (1/n) sum_i ||f(x_i) - y_i||^2" if exact and self._loss_fn is None else None
-        data: dict[str, Any] = {"source": None, "n": None, "outputs": None, "sha256": None}
-        if self._data_spec is not None:
-            data |= self._data_spec.to_dict()
-        if self.data is not None:
-            data |= {"n": len(self.data[0]), "outputs": self.data[1].reshape(len(self.data[1]), -1).shape[1]}
+    def _write_manifest(self) -> None:
+        spec, data = self._data_spec, self.data
+        outputs = None if data is None else data[1].reshape(len(data[1]), -1).shape[1]
         model = {"kind": type(self.module).__name__} if self._spec is None else self._spec.to_dict()
-        description = self._description or {"name": None, "lr": None, "momentum": None, "schedule": None}
-        self._run.write_config(
-            plain(
-                {
-                    "schema_version": SCHEMA_VERSION,
-                    "kind": "recorded",
-                    "status": self._status,
-                    "config": {
-                        **{k: description.get(k) for k in ("lr", "momentum", "schedule")},
-                        "optimizer": description.get("name"),
-                        "exact_every": self.exact_every,
-                        "log_every": self.log_every,
-                        "probe_every": self.probe_every,
-                        "checkpoint_every": self.checkpoint_every,
-                    },
-                    "loss": {
-                        "name": "given" if self._loss_fn or not exact else "squared",
-                        "formula": formula,
-                        "scale": self._loss_scale,
-                        "values": "exact" if exact else "mini-batch",
-                    },
-                    "normalisation": {"ntk": "K = J J^T / n", "pl": "0.5 ||grad L||^2 >= mu (L - L*)"},
-                    "data": data,
-                    "model": {**model, "parameters": parameter_count(self.module)},
-                    "device": str(self._start[0].device),
-                    "dtype": str(self._start[0].dtype).removeprefix("torch."),
-                    "threads": torch.get_num_threads(),
-                    "versions": versions(),
-                }
-            )
+        schedules = ("exact_every", "log_every", "probe_every", "checkpoint_every")
+        manifest = Manifest.begin(
+            recorded=True,
+            loss=self._loss,
+            optimizer=self._optimizer or self._described or OptimizerFacts(),
+            data=DataFacts(
+                None if spec is None else spec.source,
+                None if data is None else len(data[0]),
+                outputs,
+                None,
+                {} if spec is None else spec.to_dict(),
+            ),
+            config={name: getattr(self, name) for name in schedules},
+            model={**model, "parameters": parameter_count(self.module)},
+            dtype=str(self._start[0].dtype).removeprefix("torch."),
+            device=str(self._start[0].device),
         )
+        self._run.write_manifest(manifest)
 
 
 def _square_norm(tensors: Sequence[Tensor]) -> float:
@@ -394,15 +395,3 @@ def _unscale(scaler: Any, optimizer: torch.optim.Optimizer) -> None:
     except RuntimeError as error:
         if "already been called" not in str(error):
             raise
-
-
-def _describe(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Name, step size and momentum of an optimiser, as run.json has them."""
-    group = optimizer.param_groups[0]
-    momentum = group.get("momentum")
-    return {
-        "name": type(optimizer).__name__.lower(),
-        "lr": float(group["lr"]),
-        "momentum": None if momentum is None else float(momentum),
-        "schedule": None,
-    }
