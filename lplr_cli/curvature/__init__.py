@@ -1,5 +1,35 @@
-"""Curvature of the loss itself: sharpness."""
+"""Curvature of any loss of any model: products, extremal eigenvalues, trace, spectral density, stability."""
 
-from lplr_cli.curvature.sharpness import Sharpness, sharpness, squared_loss
+from lplr_cli.curvature.density import Interval, Quadrature, SpectralDensity, spectral_density
+from lplr_cli.curvature.products import LossCurvature, PerSample
+from lplr_cli.curvature.sharpness import (
+    Sharpness,
+    basis_size,
+    check_symmetric,
+    largest,
+    per_sample,
+    sharpness,
+    start_vector,
+)
+from lplr_cli.curvature.stability import StepRule, preconditioned
+from lplr_cli.curvature.trace import TraceEstimate, xtrace
 
-__all__ = ["Sharpness", "sharpness", "squared_loss"]
+__all__ = [
+    "Interval",
+    "LossCurvature",
+    "PerSample",
+    "Quadrature",
+    "Sharpness",
+    "SpectralDensity",
+    "StepRule",
+    "TraceEstimate",
+    "basis_size",
+    "check_symmetric",
+    "largest",
+    "per_sample",
+    "preconditioned",
+    "sharpness",
+    "spectral_density",
+    "start_vector",
+    "xtrace",
+]

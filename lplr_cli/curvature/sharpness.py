@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
-from lplr_cli.ntk.network import Network, evaluation_mode
-from lplr_cli.ntk.spectrum import start_vector
+from lplr_cli.curvature.products import DEFAULT_MEMORY, LossCurvature, PerSample
+from lplr_cli.errors import InputError
+from lplr_cli.linalg.lanczos import Ritz, lanczos
+from lplr_cli.losses import SQUARED, Loss
+from lplr_cli.ntk.network import Network
+
+Vector = NDArray[np.float64]
+# The start of every iteration for extremal eigenvalues, so that results repeat bit by bit.
+_SEED = 20250729
+# Rounding makes 1e-6 in float32; a part of the derivative that is missing far more.
+_ASYMMETRY = 1e-3
 
 
 @dataclass(frozen=True)
 class Sharpness:
-    """λ_max(∇²L), an estimate from below (a Rayleigh quotient), with the number of products spent."""
+    """λ_max(∇²L), an estimate from below (a Rayleigh quotient).
+
+    Attributes:
+        value: the estimate.
+        residual: ||H v − value · v|| of its unit vector: an eigenvalue lies that near, to rounding.
+        products: Hessian-vector products spent.
+        converged: whether the residual met the tolerance.
+    """
 
     value: float
+    residual: float
     products: int
     converged: bool
 
 
-def squared_loss(network: Network, x: Tensor, y: Tensor, total: int) -> Tensor:
-    """The share of the samples (x, y) in L = (1/n)||r||², n = ``total`` (theory.md section 1)."""
-    return (network.forward(x) - y).square().sum() / total
+def start_vector(size: int) -> Vector:
+    """A fixed Gaussian vector, (P,)."""
+    return np.random.default_rng(_SEED).standard_normal(size)
+
+
+def per_sample(loss: Loss | PerSample) -> PerSample:
+    """The values of the samples, of a known loss or of a function that gives them."""
+    return loss.values if isinstance(loss, Loss) else loss
 
 
 def sharpness(
@@ -33,89 +54,65 @@ def sharpness(
     inputs: Tensor,
     targets: Tensor,
     *,
-    chunk: int = 1024,
-    tolerance: float = 1e-4,
+    loss: Loss | PerSample = SQUARED,
+    memory: int = DEFAULT_MEMORY,
+    tolerance: float = 1e-3,
     max_products: int = 100,
 ) -> Sharpness:
-    """λ_max of the Hessian of L over all samples.
+    """λ_max of the Hessian of L = (1/n) Σ ℓ(f_i, y_i) over all given samples.
 
     Args:
         network: f and θ.
         inputs: (n, …).
-        targets: (n, C).
-        chunk: samples in a micro-batch. A single micro-batch keeps its graph, so that a product costs one backward
-            pass through it.
-        tolerance: relative accuracy of the eigenvalue.
+        targets: (n, C), or what ``loss`` takes.
+        loss: a known one, or (f (m, C), y) → values of the samples (m,).
+        memory: bytes for graphs and Lanczos vectors.
+        tolerance: residual, relative to the value. The value's own error is of the order of its square.
         max_products: Hessian-vector products to spend.
+
+    Raises:
+        InputError: see :class:`lplr_cli.curvature.LossCurvature`.
     """
-    x, y = network.cast(inputs), targets.to(network.device, network.dtype)
-    params = list(network.params.values())
-    size = network.parameter_count
-    spent = 0
-
-    def gradient(part: slice) -> tuple[Tensor, ...]:
-        loss = squared_loss(network, x[part], y[part], len(x))
-        return torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)
-
-    parts = [slice(i, i + chunk) for i in range(0, len(x), chunk)]
-    with evaluation_mode(network.module), torch.enable_grad():
-        kept = gradient(parts[0]) if len(parts) == 1 else None
-
-        def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
-            nonlocal spent
-            spent += 1
-            flat = torch.as_tensor(v.reshape(-1), dtype=network.dtype, device=network.device)
-            split = torch.split(flat, [q.numel() for q in params])
-            pieces = [p.view_as(q) for p, q in zip(split, params, strict=True)]
-            total = torch.zeros(size, dtype=network.dtype, device=network.device)
-            for part in parts:
-                grads = kept if kept is not None else gradient(part)
-                used = [(g, p) for g, p in zip(grads, pieces, strict=True) if g.requires_grad]
-                if not used:
-                    continue
-                image = torch.autograd.grad(
-                    [g for g, _ in used],
-                    params,
-                    [p for _, p in used],
-                    retain_graph=kept is not None,
-                    materialize_grads=True,
-                )
-                total += torch.cat([h.reshape(-1) for h in image])
-            result: NDArray[np.float64] = total.double().cpu().numpy()
-            return result
-
-        if size <= 2:  # too small for Lanczos
-            dense = np.stack([product(e) for e in np.eye(size)])
-            return Sharpness(float(np.linalg.eigvalsh((dense + dense.T) / 2)[-1]), spent, True)
-        operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
-        basis = min(size - 1, 10)
-        try:
-            value = eigsh(
-                operator,
-                k=1,
-                which="LA",
-                v0=start_vector(size),
-                ncv=max(2, basis),
-                tol=tolerance,
-                maxiter=max(1, max_products // basis),
-                return_eigenvectors=False,
-            )
-            return Sharpness(float(value[0]), spent, True)
-        except ArpackNoConvergence as error:
-            if len(error.eigenvalues):
-                return Sharpness(float(error.eigenvalues[0]), spent, False)
-            return _power_iteration(product, size, max_products, lambda: spent)
+    basis = basis_size(network.parameter_count, memory // 2)
+    curvature = LossCurvature(network, inputs, targets, per_sample(loss), memory=memory - memory // 2)
+    return largest(curvature.hessian, curvature.size, tolerance=tolerance, max_products=max_products, basis=basis)
 
 
-def _power_iteration(product: object, size: int, steps: int, spent: object) -> Sharpness:
-    """The dominant eigenvalue's Rayleigh quotient, where Lanczos gave nothing."""
-    assert callable(product)
-    assert callable(spent)
-    v = start_vector(size)
-    value = 0.0
-    for _ in range(steps):
-        v = v / np.linalg.norm(v)
-        image = product(v)
-        value = float(v @ image)
-        v = image
-    return Sharpness(value, int(spent()), False)
+def largest(
+    product: Callable[[Vector], Vector],
+    size: int,
+    *,
+    tolerance: float = 1e-3,
+    max_products: int = 100,
+    basis: int | None = None,
+) -> Sharpness:
+    """The largest eigenvalue of any symmetric operator; arguments as in :func:`sharpness`."""
+    ritz = lanczos(
+        product,
+        start_vector(size),
+        steps=max_products,
+        tolerance=tolerance,
+        low_too=False,
+        relative_to_norm=True,
+        basis=basis,
+    )
+    check_symmetric(ritz)
+    return Sharpness(float(ritz.high[-1]), float(ritz.high_residuals[-1]), ritz.steps, ritz.converged)
+
+
+def check_symmetric(ritz: Ritz) -> None:
+    """Refuse products that are no Hessian's: autograd was misled somewhere in the model.
+
+    Raises:
+        InputError: the asymmetry is far above rounding.
+    """
+    if ritz.asymmetry > _ASYMMETRY:
+        raise InputError(
+            f"products with the Hessian are not symmetric (relative {ritz.asymmetry:.1g})",
+            "an operation of the model hides derivatives from autograd (detach, once_differentiable)",
+        )
+
+
+def basis_size(size: int, memory: int) -> int:
+    """Vectors of ``size`` float64 numbers that Lanczos may keep in ``memory`` bytes, its own two beside them."""
+    return max(5, memory // (8 * size) - 2)

@@ -3,6 +3,9 @@
 A Ritz value θ with Ritz vector y has an eigenvalue of K within its residual ||K y - θ y|| = β_m |s_m| (Parlett 1998,
 section 13.2), and the smallest Ritz value is never below λ_min but for rounding. At the low end of an ill-conditioned
 kernel convergence is slow, so there the residual, and not the number of steps, says what the value is worth.
+
+Where the basis may not hold all steps, it is restarted with the Ritz vectors nearest both ends (thick restart: Wu and
+Simon, SIAM J. Matrix Anal. Appl. 22, 2000), after which the projection is an arrow and no longer tridiagonal.
 """
 
 from __future__ import annotations
@@ -12,9 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
+
+from lplr_cli.errors import NumericalError
 
 Vector = NDArray[np.float64]
+Product = Callable[[Vector], Vector]
+# Steps between two looks at the convergence.
+_EVERY = 5
+# Columns of the basis that a restart turns at a time.
+_STRIP = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,10 @@ class Ritz:
         high: the largest ones, ascending; high_residuals beside them.
         steps: products spent.
         converged: whether every residual met the tolerance.
+        asymmetry: largest deviation of the coefficients of products from those of a symmetric operator, over the norm:
+            rounding where it is one.
+        alpha, beta: diagonal (m,) and off-diagonal (m − 1,) of the projection before any restart: the Gauss quadrature
+            of the start's spectral measure.
     """
 
     low: Vector
@@ -34,15 +47,21 @@ class Ritz:
     high_residuals: Vector
     steps: int
     converged: bool
+    asymmetry: float
+    alpha: Vector
+    beta: Vector
 
 
 def lanczos(
-    product: Callable[[Vector], Vector],
+    product: Product,
     start: Vector,
     *,
     k: int = 1,
     steps: int = 200,
     tolerance: float = 1e-6,
+    low_too: bool = True,
+    relative_to_norm: bool = False,
+    basis: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ritz:
     """The k smallest and k largest Ritz values of a symmetric operator.
@@ -51,48 +70,129 @@ def lanczos(
         product: v (N,) → K v.
         start: first vector, not zero.
         k: values at each end.
-        steps: products at most; the basis takes steps × N numbers.
+        steps: products at most.
         tolerance: residual, relative to the value, at which an end counts as converged.
+        low_too: whether the low end must converge as well.
+        relative_to_norm: measure residuals against the largest |Ritz value| instead: for indefinite operators, whose
+            eigenvalues near zero have no relative accuracy.
+        basis: vectors of N numbers that are kept at a time, at least 2k + 3; all steps by default.
         progress: called with (steps done, steps at most).
+
+    Raises:
+        NumericalError: a product that is not finite.
     """
     size = len(start)
     steps = min(steps, size)
-    basis = np.empty((steps, size))
-    alpha: Vector = np.zeros(steps)
-    beta: Vector = np.zeros(steps)
-    q = start / np.linalg.norm(start)
-    for m in range(steps):
-        basis[m] = q
-        w = product(q)
-        alpha[m] = q @ w
-        for _ in range(2):  # once is not enough (Parlett 1998, section 6.9)
-            w = w - basis[: m + 1].T @ (basis[: m + 1] @ w)
-        beta[m] = np.linalg.norm(w)
+    room = steps if basis is None else min(steps, max(basis, 2 * k + 3))
+    state = _Projection(start, room)
+    for done in range(1, steps + 1):
+        state.extend(product)
         if progress is not None:
-            progress(m + 1, steps)
-        done = m + 1
-        spread = np.abs(alpha[:done]).max()
-        exhausted = beta[m] <= 1e-14 * spread or done == size
-        if exhausted or done == steps or done % 10 == 0:
-            theta, s = _tridiagonal(alpha[:done], beta[: done - 1])
-            residuals: Vector = np.abs(s[-1]) * (0.0 if exhausted else float(beta[m]))
-            kept = min(k, done)
-            ends = np.concatenate(
-                [
-                    residuals[:kept] <= tolerance * np.abs(theta[:kept]),
-                    residuals[-kept:] <= tolerance * np.abs(theta[-kept:]),
-                ]
+            progress(done, steps)
+        last = done == steps or state.exhausted
+        if not (last or state.full or done % _EVERY == 0):
+            continue
+        theta, s = np.linalg.eigh(state.matrix)
+        residuals: Vector = np.abs(s[-1]) * (0.0 if state.exhausted else state.beta)
+        kept = min(k, len(theta))
+        scale = np.full(len(theta), np.abs(theta).max()) if relative_to_norm else np.abs(theta)
+        met = residuals <= tolerance * scale
+        enough = len(theta) >= min(2 * k, size)
+        converged = state.exhausted or bool(met[-kept:].all() and (not low_too or met[:kept].all()) and enough)
+        if last or converged:
+            return Ritz(
+                theta[:kept],
+                residuals[:kept],
+                theta[-kept:],
+                residuals[-kept:],
+                done,
+                converged,
+                state.asymmetry / max(float(np.abs(theta).max()), state.asymmetry, 1e-300),
+                *state.tridiagonal,
             )
-            converged = bool(ends.all()) and done >= min(2 * k, size)
-            if exhausted or converged or done == steps:
-                return Ritz(
-                    theta[:kept], residuals[:kept], theta[-kept:], residuals[-kept:], done, exhausted or converged
-                )
-        q = w / beta[m]
+        if state.full:
+            state.restart(theta, s, k)
     raise AssertionError("the last step returns")
 
 
-def _tridiagonal(alpha: Vector, beta: Vector) -> tuple[Vector, Vector]:
-    """Eigenvalues, ascending, and eigenvectors of a symmetric tridiagonal matrix."""
-    values, vectors = eigh_tridiagonal(alpha, beta)
-    return np.asarray(values, dtype=np.float64), np.asarray(vectors, dtype=np.float64)
+def tridiagonalise(product: Product, start: Vector, steps: int) -> tuple[Vector, Vector]:
+    """Diagonal (m,) and off-diagonal (m − 1,) of the Lanczos matrix of ``start``, m ≤ ``steps``, fewer where the Krylov
+    space is exhausted; :class:`NumericalError` for a product that is not finite.
+    """
+    state = _Projection(start, min(steps, len(start)))
+    while not (state.full or state.exhausted):
+        state.extend(product)
+    return state.tridiagonal
+
+
+class _Projection:
+    """An orthonormal basis of m vectors, and the operator in it."""
+
+    def __init__(self, start: Vector, room: int) -> None:
+        self._basis = np.empty((room, len(start)))
+        self._matrix = np.zeros((room, room))
+        self._next: Vector = start / np.linalg.norm(start)
+        self._coupling: Vector = np.zeros(0)
+        self._first: tuple[Vector, Vector] | None = None
+        self.length = 0
+        self.beta = 0.0
+        self.asymmetry = 0.0
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """The operator in the basis, (m, m)."""
+        return self._matrix[: self.length, : self.length]
+
+    @property
+    def full(self) -> bool:
+        """Whether no further vector fits."""
+        return self.length == len(self._basis)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the basis spans an invariant space, to rounding."""
+        if not self.length:
+            return False
+        return self.length == self._basis.shape[1] or self.beta <= 1e-14 * float(np.abs(self.matrix.diagonal()).max())
+
+    @property
+    def tridiagonal(self) -> tuple[Vector, Vector]:
+        """Diagonal and off-diagonal before any restart."""
+        if self._first is not None:
+            return self._first
+        return self.matrix.diagonal().copy(), self.matrix.diagonal(1).copy()
+
+    def extend(self, product: Product) -> None:
+        """One step: the next vector joins the basis."""
+        m, q = self.length, self._next
+        self._basis[m] = q
+        w = product(q)
+        if not np.isfinite(w).all():
+            raise NumericalError("a product with a vector is not finite", "check the parameters and the data")
+        row = self._coupling
+        self._matrix[m, m - len(row) : m] = self._matrix[m - len(row) : m, m] = row
+        self._matrix[m, m] = q @ w
+        along = self._basis[: m + 1] @ w
+        self.asymmetry = max(self.asymmetry, float(np.abs(along - self._matrix[m, : m + 1]).max()))
+        w = w - self._basis[: m + 1].T @ along
+        # Once is not enough (Parlett 1998, section 6.9).
+        w = w - self._basis[: m + 1].T @ (self._basis[: m + 1] @ w)
+        self.length = m + 1
+        self.beta = float(np.linalg.norm(w))
+        self._coupling = np.array([self.beta])
+        if self.beta > 0:
+            self._next = w / self.beta
+
+    def restart(self, theta: Vector, s: NDArray[np.float64], k: int) -> None:
+        """Keep the Ritz vectors nearest both ends, in the room that they had."""
+        if self._first is None:
+            self._first = self.tridiagonal
+        side = max(k, min(2 * k, (len(theta) - 1) // 3))
+        chosen = np.r_[:side, len(theta) - side : len(theta)]
+        for at in range(0, self._basis.shape[1], _STRIP):
+            strip = slice(at, at + _STRIP)
+            self._basis[: len(chosen), strip] = s[:, chosen].T @ self._basis[: self.length, strip]
+        self._matrix[:] = 0.0
+        self.length = len(chosen)
+        self._matrix[range(self.length), range(self.length)] = theta[chosen]
+        self._coupling = self.beta * s[-1, chosen]

@@ -109,11 +109,14 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     dropout off. Attention takes its plain form, the one that has derivatives of every kind and order.
     """
     modes = [(m, m.training) for m in module.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
     module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for m, mode in modes:
             m.training = mode
 

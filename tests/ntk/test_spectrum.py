@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lplr_cli import curvature, linalg, ntk
+from lplr_cli import linalg, ntk
 from lplr_cli.errors import NumericalError
 from lplr_cli.linalg.verified import gamma
 from tests.cases import make
@@ -100,24 +100,3 @@ def test_identity_of_the_theory() -> None:
     kernel = ntk.empirical_ntk(network, x).matrix
     r = residual.detach().reshape(-1)
     assert 0.5 * square / float(loss.detach()) == pytest.approx(2 * float(r @ kernel @ r) / float(r @ r), rel=1e-12)
-
-
-@pytest.mark.parametrize("chunk", [1024, 2])
-def test_sharpness_equals_the_dense_hessian(chunk: int) -> None:
-    network, x = make("mlp-softplus")
-    y = torch.linspace(-1, 1, len(x), dtype=torch.float64)[:, None]
-    names = list(network.params)
-
-    def loss(*values: Tensor) -> Tensor:
-        out = network.forward(x, dict(zip(names, values, strict=True)))
-        return (out - y).square().sum() / len(x)
-
-    blocks = torch.autograd.functional.hessian(loss, tuple(p.detach() for p in network.params.values()))  # type: ignore[no-untyped-call]
-    rows = [
-        torch.cat([b.reshape(p.numel(), -1) for b in row], dim=1)
-        for row, p in zip(blocks, network.params.values(), strict=True)
-    ]
-    truth = float(torch.linalg.eigvalsh(torch.cat(rows))[-1])
-    found = curvature.sharpness(network, x, y, chunk=chunk)
-    assert found.converged
-    assert found.value == pytest.approx(truth, rel=1e-4)

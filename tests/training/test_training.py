@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from lplr_cli import curvature, ntk
+from lplr_cli import ntk
 from lplr_cli.analysis import open_subject, probe_checkpoint, summarize
 from lplr_cli.certificate import estimate_constants
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
+from lplr_cli.losses import SQUARED
 from lplr_cli.models import ModelSpec, build_model
 from lplr_cli.training import TrainConfig, resume, train
 
@@ -137,7 +138,7 @@ def test_sgd_logs_exact_values_each_epoch(tmp_path: Path) -> None:
     assert log.loc[log["loss"].notna(), "step"].tolist() == [0, 3, 6, 9]
     data = load_dataset(config.data)
     network = ntk.Network.from_module(open_subject(tmp_path / "r", step=9).module)
-    loss = curvature.squared_loss(network, torch.tensor(data.inputs), torch.tensor(data.targets), data.n)
+    loss = SQUARED.total(network.forward(torch.tensor(data.inputs)), torch.tensor(data.targets), data.n)
     assert log["loss"].iloc[-1] == pytest.approx(loss.item(), rel=1e-12)
 
 
