@@ -9,7 +9,7 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.logs import Columns, Source, WindowOption
+from lplr_cli.cli.logs import Columns, RunName, Source, WindowOption, open_log
 from lplr_cli.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def audit(
     context: typer.Context,
     run: Source,
     column: Columns = None,
+    run_name: RunName = None,
     window: WindowOption = None,
     offline_probe: Annotated[
         bool,
@@ -95,7 +96,7 @@ def audit(
     from lplr_cli.runs.logs import parse_columns
 
     result = examine(
-        run,
+        open_log(run, column, run_name),
         columns=parse_columns(column or []),
         window=parse_window(window) if window else None,
         offline_probe=offline_probe,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.logs import Columns, Sources, WindowOption, open_log
+from lplr_cli.cli.logs import Columns, RunName, Sources, WindowOption, open_log
 
 if TYPE_CHECKING:
     from lplr_cli.diagnostics import Convergence, LossSeries
@@ -22,6 +22,7 @@ VERDICTS = {
 def fit_rate(
     run: Sources,
     column: Columns = None,
+    run_name: RunName = None,
     window: WindowOption = None,
     plot: out_.Plot = False,
     figure: out_.FigureFile = None,
@@ -47,7 +48,7 @@ def fit_rate(
     bounds = parse_window(window) if window else None
     results: list[tuple[str, LossSeries, Convergence]] = []
     for name in run:
-        source = open_log(name, column)
+        source = open_log(name, column, run_name)
         series = source.series()
         try:
             results.append((source.name, series, analyse_rate(series, window=bounds, facts=source.facts())))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lplr_cli.cli import output as out_
+
 if TYPE_CHECKING:
     from lplr_cli.analysis import LogInput
 
@@ -13,14 +15,14 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="RUN|LOG|-",
-        help="A run directory; a CSV, Parquet, JSON-lines or TensorBoard log; or - for stdin. The format is sniffed.",
+        help="A run directory; a log, folder or store of another program; or - for stdin. The format is sniffed.",
     ),
 ]
 Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN|LOG|-...",
-        help="Run directories; CSV, Parquet, JSON-lines or TensorBoard logs; or - for stdin. Formats are sniffed.",
+        help="Run directories; logs, folders or stores of other programs; or - for stdin. Formats are sniffed.",
     ),
 ]
 Columns = Annotated[
@@ -31,6 +33,10 @@ Columns = Annotated[
         help="A column of the log: loss=train/loss, step=…, grad_norm_sq=… or grad_norm=…, lr=…, drift=…. Repeatable.",
         rich_help_panel="Input",
     ),
+]
+RunName = Annotated[
+    str | None,
+    typer.Option("--run", metavar="NAME", help="Which run, of a store that holds several.", rich_help_panel="Input"),
 ]
 WindowOption = Annotated[
     str | None,
@@ -43,9 +49,12 @@ WindowOption = Annotated[
 ]
 
 
-def open_log(source: str, columns: list[str] | None = None) -> LogInput:
-    """The log that ``source`` names, with ``--column`` options."""
+def open_log(source: str, columns: list[str] | None = None, run: str | None = None) -> LogInput:
+    """The log that ``source`` names, with the options ``--column`` and ``--run``; what was assumed goes to stderr."""
     from lplr_cli.analysis import read_log
     from lplr_cli.runs.logs import parse_columns
 
-    return read_log(source, parse_columns(columns or []))
+    log = read_log(source, parse_columns(columns or []), run)
+    for note in log.notes:
+        out_.note(f"{log.name}: {note}")
+    return log

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.logs import Columns, Source, WindowOption, open_log
+from lplr_cli.cli.logs import Columns, RunName, Source, WindowOption, open_log
 
 if TYPE_CHECKING:
     from lplr_cli.analysis import LogInput
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def pl_ratio(
     run: Source,
     column: Columns = None,
+    run_name: RunName = None,
     l_star: Annotated[
         str, typer.Option(help="L*: min, terminal, zero, fit (L_∞ of the best curve) or a number.", show_default=True)
     ] = "min",
@@ -40,7 +41,7 @@ def pl_ratio(
     [bold]lplr pl-ratio log.jsonl --column loss=train/loss --column grad_norm=grads/norm[/bold]
     """
     sink = out_.Sink(format, output, force, require, figure)
-    source = open_log(run, column)
+    source = open_log(run, column, run_name)
     from lplr_cli.diagnostics import analyse_pl_ratio, parse_window
     from lplr_cli.runs import SCHEMA_VERSION, plain
 

@@ -9,6 +9,7 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.logs import Columns, RunName, WindowOption, open_log
 from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
 
@@ -16,12 +17,15 @@ from lplr_cli.errors import InputError
 def report(
     context: typer.Context,
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN|SWEEP|LOG...", help="Run directories, sweep directories, or logs.")
+        list[str], typer.Argument(metavar="RUN|SWEEP|LOG|-...", help="Run and sweep directories, logs, or - for stdin.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="report.html, or a folder for the figures alone.")] = Path(
         "report.html"
     ),
     formats: Annotated[str, typer.Option(help="Of figures in a folder: png, svg, pdf.")] = "png,svg",
+    column: Columns = None,
+    run_name: RunName = None,
+    window: WindowOption = None,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
     certificate: Annotated[
         bool, typer.Option("--certificate/--no-certificate", help="Prove what can be proved.")
@@ -52,17 +56,19 @@ def report(
     if not set(kinds) <= {"png", "svg", "pdf"}:
         raise InputError(f"--formats {formats!r} is unknown", "choose from png, svg, pdf")
     source = o.source_from(context)
+    from lplr_cli.diagnostics import parse_window
     from lplr_cli.reporting import Grid
     from lplr_cli.reporting.figures import save
     from lplr_cli.reporting.report import RunReport, all_figures, gather, html_report
     from lplr_cli.runs import SCHEMA_VERSION, plain
     from lplr_cli.runs.atomic import output_errors, write_text
 
-    names = _expanded(runs)
+    names, bounds = _expanded(runs), parse_window(window) if window else None
     reports: list[RunReport] = []
     with counting_progress("runs") as progress:
         for done, name in enumerate(names, start=1):
-            reports.append(gather(name, source, certificate=certificate))
+            log = open_log(name, column, run_name)
+            reports.append(gather(log, source, window=bounds, certificate=certificate))
             if progress is not None:
                 progress(done, len(names))
     written: list[str] = []

@@ -60,14 +60,26 @@ class RunReport:
     note: str
 
 
-def gather(source: str, foreign: Source = OWN, *, certificate: bool = True) -> RunReport:
+def gather(
+    source: str | LogInput,
+    foreign: Source = OWN,
+    *,
+    window: tuple[float, float] | None = None,
+    certificate: bool = True,
+) -> RunReport:
     """Audit a run or log and compute what the figures need.
+
+    Args:
+        source: a run or log, or one that is read already.
+        foreign: model and data of a run that does not tell them.
+        window: first and last step of the stable window; by rule when None.
+        certificate: whether to compute the certificate at the start.
 
     Raises:
         InputError: it cannot be read.
     """
-    log = read_log(source)
-    audited = examine(log, foreign=foreign, certificate=certificate)
+    log = source if isinstance(source, LogInput) else read_log(source)
+    audited = examine(log, window=window, foreign=foreign, certificate=certificate)
     spectra: list[Spectrum] = []
     note = "a log alone has no network"
     if log.run is not None:

@@ -130,7 +130,7 @@ def test_charts_and_figures(logs: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit-rate", "seed0.csv"], "it has iteration, train/loss, grads, note"),
+        (["pl-ratio", "seed0.csv", "--column", "lr=rate"], "it has iteration, train/loss, grads, note"),
         (["fit-rate", "seed0.csv", "--column", "step=iteration", "--column", "loss=nope"], "no column 'nope'"),
         (["pl-ratio", "power.jsonl"], "no finite gradient norm"),
         (["fit-rate", "power.jsonl", "--window", "5:1"], "--window"),

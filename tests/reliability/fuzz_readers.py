@@ -29,7 +29,7 @@ def one(data: bytes) -> None:
     head, rest = HEADS[data[0] % len(HEADS)], data[1:]
     text = rest.decode("utf-8", "replace")
     for attempt in (
-        lambda: clean_series(read_stream(io.BytesIO(head + rest), "log")),
+        lambda: clean_series(read_stream(io.BytesIO(head + rest), "log").log),
         lambda: parse_window(text),
         lambda: parse_columns([text]),
         lambda: check_requirements([parse_requirement(text)], {"a": {"b": 1.0}, "c": None}),

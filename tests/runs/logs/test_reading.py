@@ -22,7 +22,7 @@ LINES = "\n".join(json.dumps(row) for row in FRAME.to_dict("records"))
 
 
 def from_text(text: str | bytes, columns: dict[str, str] | None = None) -> pd.DataFrame:
-    return read_stream(io.BytesIO(text if isinstance(text, bytes) else text.encode()), "log", columns)
+    return read_stream(io.BytesIO(text if isinstance(text, bytes) else text.encode()), "log", columns).log
 
 
 def parquet() -> bytes:
@@ -50,7 +50,7 @@ def test_formats_are_sniffed(content: str | bytes, tmp_path: Path) -> None:
     # The name says nothing: what counts is the content.
     path = tmp_path / "log.dat"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    for frame in (from_text(content), read_foreign_log(path)):
+    for frame in (from_text(content), read_foreign_log(path).log):
         pd.testing.assert_frame_equal(frame, FRAME, check_dtype=False)
     assert clean_series(frame).grad_norm_sq == pytest.approx(FRAME["grad_norm"] ** 2)
 
@@ -60,8 +60,9 @@ def test_columns_are_renamed_and_missing_ones_listed() -> None:
     frame = from_text(lines, {"loss": "train.loss", "grad_norm_sq": "train.gn2"})
     assert frame["loss"].tolist() == [2.0**-i for i in range(9)]
     assert list(frame.columns) == ["step", "loss", "grad_norm_sq"]
-    with pytest.raises(InputError, match=r"no column 'loss'.*it has _step, train\.loss, train\.gn2"):
-        from_text(lines)
+    assert from_text(lines)["loss"].tolist() == frame["loss"].tolist()
+    with pytest.raises(InputError, match=r"no column 'loss'.*it has _step, train\.thing, train\.other"):
+        from_text(lines.replace("loss", "thing").replace("gn2", "other"))
     with pytest.raises(InputError, match=r"no column 'nope'.*it has step, loss, grad_norm"):
         from_text(FRAME.to_csv(index=False), {"loss": "nope"})
 
@@ -87,12 +88,15 @@ def test_not_numbers_in_json_lines() -> None:
         (b"", "is empty"),
         (b"  \n \n", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
-        (gzip.compress(b"step,loss\n0,1\n"), "compressed"),
+        (gzip.compress(FRAME.to_csv().encode())[:-20], "cannot unpack"),
+        (b"PK\x03\x04" + b"a" * 50, "archive"),
         (b"PAR1" + b"\0" * 50, "no Parquet"),
-        (b"\xff\xfe\x00\x01garbage", "cannot read|no column"),
-        (b"{" * 5000, "no JSON object"),
-        (b"[" * 100_000, "cannot read"),
-        (b"[1, 2, 3]", "no object"),
+        (b"\xff\xfe\x00\x01garbage", "UTF-16"),
+        (b"\x00\x01garbage", "no log that lplr knows"),
+        (b"{" * 5000, "cannot read|no JSON"),
+        (b"[" * 100_000, "cannot read|no log"),
+        (b"[[1, 2, 3], 4]", "different lengths"),
+        (b'["a", "b"]', "no column"),
         (b'"step","loss"\n"0', "cannot read"),
     ],
 )
@@ -139,24 +143,25 @@ def test_tensorboard_events_of_torch(tmp_path: Path) -> None:
             if i % 2 == 0:
                 writer.add_scalar("grad_norm", 0.5**i, i, new_style=True)
     columns = {"loss": "train/loss"}
-    folder = read_foreign_log(tmp_path / "events", columns)
-    file = read_foreign_log(next((tmp_path / "events").iterdir()), columns)
+    folder = read_foreign_log(tmp_path / "events", columns).log
+    file = read_foreign_log(next((tmp_path / "events").iterdir()), columns).log
     pd.testing.assert_frame_equal(folder, file)
     series = clean_series(folder)
     # Events hold float32.
     assert series.loss == pytest.approx(0.9 ** np.arange(30), rel=1e-6)
     assert series.grad_norm_sq[::2] == pytest.approx(0.25 ** np.arange(0, 30, 2), rel=1e-6)
     assert np.isnan(series.grad_norm_sq[1::2]).all()
+    pd.testing.assert_frame_equal(read_foreign_log(tmp_path / "events").log, folder)
     with pytest.raises(InputError, match="it has step, train/loss, lr, grad_norm"):
-        read_foreign_log(tmp_path / "events")
+        read_foreign_log(tmp_path / "events", {"loss": "nope"})
     with SummaryWriter(str(tmp_path / "events" / "other")) as writer:
         writer.add_scalar("train/loss", 1.0, 0)
-    with pytest.raises(InputError, match="events of 2 runs"):
+    with pytest.raises(InputError, match=r"holds 2 runs; choose one with --run: \., other"):
         read_foreign_log(tmp_path / "events", columns)
+    pd.testing.assert_frame_equal(read_foreign_log(tmp_path / "events", run=".").log, folder)
 
 
 def test_damaged_events_are_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     path = tmp_path / "events.out.tfevents.1"
     for content in (b"", b"\0" * 100, b"\xff" * 1000):
         path.write_bytes(content)
@@ -172,7 +177,7 @@ def test_a_surplus_delimiter_moves_no_column() -> None:
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="neither a run of lplr nor TensorBoard"):
+    with pytest.raises(InputError, match="neither a run of lplr nor a log"):
         read_foreign_log(tmp_path / "empty")
     loop = tmp_path / "loop"
     loop.symlink_to(loop)

@@ -1,0 +1,171 @@
+"""Where a log lies: a regular file, a folder, or a stream; unpacked, seekable, its first bytes known."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import os
+import stat
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from lplr_cli.errors import InputError, first_line
+
+# A log longer than this is not read.
+MAX_BYTES = 4 << 30
+# A compressed log that unpacks to more than this is not read.
+_UNPACKED = 1 << 30
+# Kept in memory while it is unpacked or piped; what is longer goes to a temporary file.
+_IN_MEMORY = 64 << 20
+_HEAD = 64 << 10
+_CHUNK = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a reader is given.
+
+    Attributes:
+        name: for messages.
+        path: of the file or folder; None for a pipe and for what was unpacked.
+        stream: of the file, at its beginning, seekable; None for a folder.
+        head: its first 64 KiB.
+    """
+
+    name: str
+    path: Path | None
+    stream: IO[bytes] | None
+    head: bytes
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, when it is one."""
+        return self.path if self.stream is None else None
+
+    @property
+    def text(self) -> bytes:
+        """The head without a byte order mark and leading white space."""
+        return self.head.removeprefix(_BOM).lstrip()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the head is all there is."""
+        return len(self.head) < _HEAD
+
+    def open(self) -> IO[bytes]:
+        """The stream at its beginning; of a file only."""
+        assert self.stream is not None
+        self.stream.seek(0)
+        return self.stream
+
+    def whole(self, most: int) -> bytes:
+        """All of a file.
+
+        Raises:
+            InputError: it has more than ``most`` bytes.
+        """
+        content = self.open().read(most + 1)
+        if len(content) > most:
+            raise InputError(f"{self.name} has more than {most:,} bytes in one document", "write a row a line")
+        return content
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Place]:
+    """The file or folder at ``path``; compressed files are unpacked.
+
+    Raises:
+        InputError: neither a regular file nor a folder, unreadable, too long, or damaged.
+    """
+    if path.is_dir():
+        yield Place(str(path), path, None, b"")
+        return
+    try:
+        with open_regular(path) as raw:
+            size = os.fstat(raw.fileno()).st_size
+            if size > MAX_BYTES:
+                raise InputError(f"{path} has {size:,} bytes", f"logs up to {MAX_BYTES:,} are read; write fewer rows")
+            with _placed(raw, str(path), path) as place:
+                yield place
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror or first_line(error)})", "give a readable log"
+        ) from error
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file for reading; pipes and devices, which may never end, are refused.
+
+    Raises:
+        InputError: something else than a regular file.
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is no file", "give a run directory, a log or -")
+    return os.fdopen(descriptor, "rb")
+
+
+@contextmanager
+def piped(stream: IO[bytes], name: str) -> Iterator[Place]:
+    """What comes through a pipe, kept while it is read.
+
+    Raises:
+        InputError: it is too long or damaged.
+    """
+    if stream.seekable():
+        with _placed(stream, name, None) as place:
+            yield place
+        return
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as kept:
+        _copy(stream, kept, MAX_BYTES, name)
+        with _placed(kept, name, None) as place:
+            yield place
+
+
+@contextmanager
+def _placed(raw: IO[bytes], name: str, path: Path | None) -> Iterator[Place]:
+    head = raw.read(_HEAD)
+    raw.seek(0)
+    unpacker = next((u for magic, u in _PACKED.items() if head.startswith(magic)), None)
+    if unpacker is None:
+        yield Place(name, path, raw, head)
+        return
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as plain:
+        try:
+            with unpacker(raw) as unpacked:
+                _copy(unpacked, plain, _UNPACKED, name)
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            raise InputError(f"cannot unpack {name} ({first_line(error)})", "the compressed file is damaged") from error
+        head = plain.read(_HEAD)
+        yield Place(name, None, plain, head)
+
+
+def _copy(source: IO[bytes], target: IO[bytes], most: int, name: str) -> None:
+    copied = 0
+    while chunk := source.read(_CHUNK):
+        copied += len(chunk)
+        if copied > most:
+            raise InputError(f"{name} holds more than {most:,} bytes", "write fewer rows")
+        target.write(chunk)
+    target.seek(0)
+
+
+def _zstandard(raw: IO[bytes]) -> Any:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+
+
+_PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
+    b"BZh": bz2.BZ2File,
+    b"\x28\xb5\x2f\xfd": _zstandard,
+}
