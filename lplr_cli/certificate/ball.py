@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lplr_cli.certificate.centre import Centre, Norms
 from lplr_cli.certificate.network import MARGIN, SmoothMLP, euclidean
-from lplr_cli.certificate.norms import norm_upper
+from lplr_cli.certificate.norms import frobenius_upper, norm_upper
 from lplr_cli.certificate.smooth import ELEMENTARY_ULPS
 from lplr_cli.errors import InputError
 
@@ -258,14 +258,14 @@ class BallBounds:
 
     def _joined(self, hessians: Tensor, behind: list[_Behind]) -> float:
         """L_J from the Hessians of all samples and outputs."""
-        square = float(hessians.square().sum()) / self.n
+        found = frobenius_upper(hessians) / math.sqrt(self.n)
         if self._joint is not None:
             # One hidden layer, trained alone: the samples share the direction that each neuron moves in.
-            square = min(square, float(behind[0].top.amax(dim=0).square().sum()) * self._joint)
-        return math.sqrt(square) * (1 + MARGIN) if math.isfinite(square) else math.inf
+            found = min(found, frobenius_upper(_bound(behind[0].top).amax(dim=0)) * self._joint)
+        return found * (1 + MARGIN)
 
     def _joint_moment(self, x: Tensor) -> float | None:
-        """λ_max((1/n) Σ_i ||x̃_i||² x̃_i x̃_iᵀ), x̃ = (c x, 1) as far as trained.
+        """The square root of λ_max((1/n) Σ_i ||x̃_i||² x̃_i x̃_iᵀ), x̃ = (c x, 1) as far as trained.
 
         None unless the first of two layers is trained alone.
         """
@@ -275,8 +275,10 @@ class BallBounds:
             return None
         parts = [first.scale * x] if first.weight_trained else []
         parts += [torch.ones((self.n, 1), dtype=torch.float64)] if first.bias_trained else []
+        if not parts:
+            return None
         moved = torch.cat(parts, dim=1)
-        return norm_upper(moved * euclidean(moved)[:, None]) ** 2 / self.n * (1 + MARGIN)
+        return norm_upper(moved * euclidean(moved)[:, None]) / math.sqrt(self.n) * (1 + MARGIN)
 
 
 def _bound(t: Tensor) -> Tensor:

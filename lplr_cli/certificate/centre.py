@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate.network import MARGIN, SmoothMLP, euclidean
+from lplr_cli.certificate.network import MARGIN, SmoothMLP, check_magnitude, euclidean
 from lplr_cli.certificate.norms import largest_eigenvalue_upper, norm_upper
 from lplr_cli.certificate.shared import LayerAt, group_count, shared_curvature, similar
 from lplr_cli.certificate.smooth import ELEMENTARY_ULPS
@@ -102,6 +102,7 @@ class Centre:
         e_error = (_EPS * e).abs()
         backs: list[Back] = []
         for level in range(self.hidden - 1, -1, -1):
+            check_magnitude(e.abs() + e_error, "gradients")
             backs.insert(0, Back(e, e_error))
             s, s_error = self._through(level, e, e_error)
             wrong = wrong + self._block_error(level, euclidean(s), euclidean(s_error))
@@ -143,10 +144,17 @@ class Centre:
         return own + 1.0 if layer.bias_trained else own
 
     def norms(self, method: str) -> list[Norms]:
-        """The norms of each hidden layer, by ``tight`` or ``fast``."""
+        """The norms of each hidden layer, by ``tight`` or ``fast``.
+
+        Raises:
+            NoCertificateError: magnitudes outside the range of docs/theory.md, section 7.
+        """
         if not self.hidden:
             return []
-        return self._exact() if method == "tight" and self.hidden > 1 else self._shared()
+        found = self._exact() if method == "tight" and self.hidden > 1 else self._shared()
+        for norms in found:
+            check_magnitude(norms.dz[:, None], "derivatives")
+        return found
 
     def _bend(self, level: int, rows: slice) -> Tensor:
         """ŵ = |ê φ''(ẑ)| of some samples, (k, C, m)."""

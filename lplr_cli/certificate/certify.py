@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lplr_cli.certificate.ball import BallBounds
 from lplr_cli.certificate.network import SmoothMLP
-from lplr_cli.certificate.norms import kernel_norm_upper
-from lplr_cli.errors import InputError
+from lplr_cli.certificate.norms import frobenius_upper, kernel_norm_upper
+from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.ntk import (
     DEFAULT_MEMORY,
     Network,
@@ -31,6 +31,9 @@ from lplr_cli.ntk import (
 # Scalars are combined in a few dozen operations; each result is moved outwards by far more than their rounding.
 _OUTWARDS = 1e-12
 _BISECTIONS = 24
+# Absolute bound of what products that underflow can change in K, gradients being below 1e60 (section 7): at most 1e6
+# rows, 1e9 products an entry, 2⁻¹⁰²² a product, times the squared gradient that a product may be multiplied with.
+_UNDERFLOW = 1e-170
 # Steps below this fraction of 1/β are called none at all.
 _LEAST_STEP = 1e-2
 
@@ -40,7 +43,7 @@ def _up(value: float) -> float:
 
 
 def _down(value: float) -> float:
-    return value - abs(value) * _OUTWARDS
+    return value - abs(value) * _OUTWARDS if math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -141,66 +144,125 @@ def certify(
         memory: bytes for the kernel and the work on it.
 
     Raises:
-        NoCertificateError: no bound is proved for this network.
-        InputError: a radius that is no radius, or too little memory.
+        NoCertificateError: no bound is proved for this network, or magnitudes outside the range of section 7.
+        InputError: a radius that is no radius, nothing trained, targets that do not fit, or too little memory.
+        NumericalError: a bound beyond float64.
     """
     if radius is not None and not 0 <= radius < math.inf:
         raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
-    network = SmoothMLP.from_module(module, names)
-    x = inputs.flatten(1).double()
-    ball = BallBounds(network, x, method=method)
-    n = len(x)
     chosen = Network.from_module(module, names=names)
+    network = SmoothMLP.from_module(module, names)
+    if not len(inputs):
+        raise InputError("no samples", "give the whole training set")
+    x = inputs.flatten(1).double()
     network.check(module, x)
-    kernel = empirical_ntk(chosen, x, engine="structured", memory=memory, bound_rounding=True)
-    assert kernel.formation_error is not None
-    norm = math.sqrt(_up(kernel_norm_upper(kernel.matrix) + kernel.formation_error)) + ball.jacobian_error
-    values = spectrum(kernel.matrix, formation_error=kernel.formation_error)
-    del kernel
-    # What was verified speaks of Ĵ, the Jacobian as computed: Weyl for singular values brings it to J.
-    sigma = max(0.0, _down(math.sqrt(max(0.0, values.lambda_min_lower or 0.0)) - ball.jacobian_error))
-    residual = ball.f - targets.reshape(n, -1).double()
-    # The rounding of the subtraction is counted with the error of f.
-    error = ball.f_error + residual.abs() * 2**-52
-    root = _up((float(torch.linalg.norm(residual)) + float(torch.linalg.norm(error))) / math.sqrt(n) * (1 + 1e-10))
-    norm = _up(norm)
+    ball = BallBounds(network, x, method=method)
+    start = _at_start(ball, chosen, x, targets, memory)
 
     def on(r: float) -> AtRadius:
-        l_j = ball.l_j(r)
-        beyond = _up(norm + l_j * r)
-        l_k = _up(2 * beyond * l_j)
-        slack = _down(sigma - _up(l_j * r))
-        mu_kernel = _down(2 * (_down(sigma * sigma) - _up(l_k * r)))
-        return AtRadius(
-            r,
-            l_j,
-            l_k,
-            mu_kernel if mu_kernel > 0 else None,
-            _down(2 * slack * slack) if slack > 0 else None,
-            _up(2 * (beyond * beyond + l_j * root)),
-        )
+        return at_radius(start, ball.l_j(r), r)
 
-    start = on(0.0)
-    r_kernel = _largest(lambda r: on(r).mu_kernel is not None, sigma * sigma, start.l_k)
-    r_jacobian = _largest(lambda r: on(r).mu_jacobian is not None, sigma, start.l_j)
-    containment = _containment(on, sigma, root, r_jacobian)
+    centre = on(0.0)
+    if not math.isfinite(centre.l_j):
+        raise NumericalError("the bound of L_J at θ_0 is beyond float64", "scale the data or the weights")
+    sigma = start.sigma
+    r_kernel = _largest(lambda r: on(r).mu_kernel is not None, sigma * sigma, centre.l_k)
+    r_jacobian = _largest(lambda r: on(r).mu_jacobian is not None, sigma, centre.l_j)
+    containment = contain(on, sigma, start.root, r_jacobian)
     return Certificate(
-        n=n,
+        n=ball.n,
         outputs=ball.outputs,
         parameters=chosen.parameter_count,
-        lambda_0=values.lambda_min,
+        lambda_0=start.lambda_0,
         lambda_0_lower=_down(sigma * sigma),
         sigma_0_lower=sigma,
-        norm_upper=norm,
-        sqrt_loss_upper=root,
+        norm_upper=start.norm,
+        sqrt_loss_upper=start.root,
         jacobian_error=ball.jacobian_error,
         method=ball.method,
-        l_j_start=start.l_j,
+        l_j_start=centre.l_j,
         radius_kernel=r_kernel,
         radius_jacobian=r_jacobian,
         given=None if radius is None else on(radius),
         containment=containment,
         verdict=_verdict(sigma, r_jacobian, containment),
+    )
+
+
+@dataclass(frozen=True)
+class AtStart:
+    """What is proved at θ_0 for the exact network.
+
+    Attributes:
+        lambda_0: λ_min(K) as computed.
+        sigma: ≤ σ_min(J̃); 0 where positivity is not proved.
+        norm: ≥ ||J̃||_op.
+        root: ≥ √L.
+    """
+
+    lambda_0: float
+    sigma: float
+    norm: float
+    root: float
+
+
+def _at_start(ball: BallBounds, network: Network, x: Tensor, targets: Tensor, memory: int) -> AtStart:
+    kernel = empirical_ntk(network, x, engine="structured", memory=memory, bound_rounding=True)
+    assert kernel.formation_error is not None
+    formation = kernel.formation_error + _UNDERFLOW
+    values = spectrum(kernel.matrix, formation_error=formation)
+    lower = values.lambda_min_lower or 0.0
+    sigma, norm = singular_values(lower, kernel_norm_upper(kernel.matrix) + formation, ball.jacobian_error)
+    y = targets.double().cpu()
+    y = y.reshape(ball.n, -1) if len(y) == ball.n else y
+    return AtStart(values.lambda_min, sigma, norm, sqrt_loss_upper(ball.f, ball.f_error, y))
+
+
+def singular_values(lambda_lower: float, lambda_upper: float, jacobian_error: float) -> tuple[float, float]:
+    """A lower bound of σ_min(J̃), not below 0, and an upper one of ||J̃||_op.
+
+    Args:
+        lambda_lower: of the eigenvalues of ĴĴᵀ/n with Ĵ as computed.
+        lambda_upper: likewise.
+        jacobian_error: ≥ ||Ĵ - J||_op/√n, by which Weyl brings singular values from Ĵ to J.
+    """
+    lowest = _down(_down(math.sqrt(max(0.0, lambda_lower))) - _up(jacobian_error))
+    return max(0.0, lowest), _up(_up(math.sqrt(_up(lambda_upper))) + jacobian_error)
+
+
+def sqrt_loss_upper(f: Tensor, f_error: Tensor, targets: Tensor) -> float:
+    """An upper bound of √L = ||f - y||/√n from f̂, |f̂ - f| ≤ ``f_error`` and y, all (n, C).
+
+    Raises:
+        InputError: targets of another shape, or not finite.
+    """
+    if targets.shape != f.shape or not bool(torch.isfinite(targets).all()):
+        raise InputError(
+            f"targets of shape {tuple(targets.shape)} for outputs of shape {tuple(f.shape)}"
+            if targets.shape != f.shape
+            else "the targets are not finite",
+            "give a finite number for each output",
+        )
+    residual = f - targets
+    # The rounding of the subtraction is counted with the error of f.
+    error = f_error + residual.abs() * 2**-52
+    return _up(_up(frobenius_upper(residual) + frobenius_upper(error)) / math.sqrt(len(f)))
+
+
+def at_radius(start: AtStart, l_j: float, r: float) -> AtRadius:
+    """What follows on the ball of radius r from L_J there, every number rounded outwards."""
+    beyond = _up(start.norm + _up(l_j * r))
+    l_k = _up(2 * beyond * l_j)
+    slack = _down(start.sigma - _up(l_j * r))
+    mu_kernel = _down(2 * _down(_down(start.sigma * start.sigma) - _up(l_k * r)))
+    mu_jacobian = _down(2 * slack * slack)
+    return AtRadius(
+        r,
+        l_j,
+        l_k,
+        mu_kernel if mu_kernel > 0 else None,
+        mu_jacobian if slack > 0 and mu_jacobian > 0 else None,
+        _up(2 * _up(beyond * beyond + _up(l_j * start.root))),
     )
 
 
@@ -230,7 +292,7 @@ def _largest(certified: Callable[[float], bool], numerator: float, constant: flo
     return low
 
 
-def _containment(on: Callable[[float], AtRadius], sigma: float, root: float, limit: float) -> Containment:
+def contain(on: Callable[[float], AtRadius], sigma: float, root: float, limit: float) -> Containment:
     """Search R with R (σ_0 - L_J R) ≥ 2 √L_0 below the certified radius, else the R that comes nearest."""
 
     def reach(at: AtRadius) -> float:

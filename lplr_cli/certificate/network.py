@@ -22,6 +22,10 @@ from lplr_cli.ntk import Network, evaluation_mode
 
 # Non-negative sums and products of a recursion: at most 2^26 roundings one after another, each of relative size u.
 MARGIN = 1e-8
+# Magnitudes within which squares, products of layers and their sums neither overflow nor lose digits to underflow.
+SMALLEST, LARGEST = 1e-60, 1e60
+# Sharpness of softplus up to which the accuracy assumed of φ'' holds (docs/theory.md, section 7).
+_SHARPEST = 1e24
 _PROBES = 4
 _CONTAINERS = (MLP, nn.Sequential, nn.ModuleList)
 _SILENT = (nn.Dropout, nn.Identity)
@@ -99,7 +103,12 @@ class SmoothMLP:
         return network
 
     def passes(self, x: Tensor) -> list[Pass]:
-        """Forward pass of x (n, d) with its rounding, a :class:`Pass` for each layer."""
+        """Forward pass of x (n, d) with its rounding, a :class:`Pass` for each layer.
+
+        Raises:
+            NoCertificateError: magnitudes outside the range of docs/theory.md, section 7.
+        """
+        self._check_range(x)
         phi, u = self.activation, torch.finfo(torch.float64).eps
         a, error = x, torch.zeros_like(x)
         found: list[Pass] = []
@@ -115,8 +124,19 @@ class SmoothMLP:
             # |ẑ - z| ≤ c|W| E_a + γ_{k+4} (c|W|(|â| + E_a) + |b|).
             spread = c * (a.abs() + error) @ w.abs().T + layer.bias.abs()
             z_error = (c * error @ w.abs().T + gamma(w.shape[1] + 4, torch.float64) * spread) * (1 + MARGIN)
+            check_magnitude(z, "preactivations", smallest=0.0)
             found.append(Pass(euclidean(a), euclidean(error), z, z_error))
         return found
+
+    def _check_range(self, x: Tensor) -> None:
+        check_magnitude(x, "inputs")
+        for layer in self.layers[:-1]:
+            check_magnitude(layer.weight.flatten(), "weights")
+        # Each output has its own bounds, and so each row of the last layer must be in the range.
+        check_magnitude(self.layers[-1].weight, "weights")
+        for layer in self.layers:
+            check_magnitude(layer.bias, "biases", smallest=0.0)
+            check_magnitude(torch.tensor(layer.scale, dtype=torch.float64).reshape(1), "scales")
 
     def check(self, module: nn.Module, x: Tensor) -> None:
         """Compare with what ``module`` computes on x (n, d) in float64 evaluation mode.
@@ -140,6 +160,23 @@ class SmoothMLP:
         features = self.layers[0].weight.shape[1]
         draws = torch.randn((_PROBES, features), generator=generator, dtype=torch.float64)
         return draws * torch.tensor([0.0, 0.1, 1.0, 10.0], dtype=torch.float64)[:, None]
+
+
+def check_magnitude(t: Tensor, what: str, *, smallest: float = SMALLEST) -> None:
+    """Refuse rows whose largest entry is neither zero nor within the range in which roundings are bounded.
+
+    Raises:
+        NoCertificateError: one of them is, or an entry is not finite.
+    """
+    if t.numel() == 0:
+        return
+    largest = t.abs().amax(dim=-1)
+    outside = largest[~((largest == 0) | ((largest >= smallest) & (largest <= LARGEST)))]
+    if len(outside):
+        raise NoCertificateError(
+            f"no certificate for {what} of magnitude {float(outside[0]):.3g}",
+            f"rounding is bounded from {SMALLEST:g} to {LARGEST:g}: scale the data or the weights",
+        )
 
 
 def euclidean(t: Tensor) -> Tensor:
@@ -259,11 +296,20 @@ def _activation(child: nn.Module) -> tuple[str, float]:
     """Name and β of an activation of torch or of this package; the class name where it is another module.
 
     Raises:
-        NoCertificateError: a softplus that jumps.
+        NoCertificateError: a softplus that jumps, or is so sharp that its rounding is not bounded.
     """
     own = activation_of(child)
-    if own is not None:
-        return own
+    if own is None:
+        own = _of_torch(child)
+    if own[0] == "softplus" and not 1 / _SHARPEST <= own[1] <= _SHARPEST:
+        raise NoCertificateError(
+            f"no certificate for softplus with beta {own[1]:g}",
+            f"its rounding is bounded from {1 / _SHARPEST:g} to {_SHARPEST:g}",
+        )
+    return own
+
+
+def _of_torch(child: nn.Module) -> tuple[str, float]:
     if type(child) is nn.Softplus:
         if child.threshold < SOFTPLUS_THRESHOLD:
             raise NoCertificateError(

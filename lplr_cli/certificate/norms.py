@@ -15,6 +15,8 @@ from lplr_cli.linalg import gamma
 
 # Lanczos steps of the estimate, whose quality decides how tight the bound is and not whether it holds.
 _STEPS = 10
+# First shift tried, relative to the estimate; what it is above one is spent on speed, not on soundness.
+_FIRST = 1.02
 
 
 def largest_eigenvalue_upper(g: Tensor) -> Tensor:
@@ -24,23 +26,32 @@ def largest_eigenvalue_upper(g: Tensor) -> Tensor:
     # Always valid: λ_max ≤ trace, with the rounding of the sum.
     trace = g.diagonal(dim1=1, dim2=2).sum(dim=1)
     bound: Tensor = trace * (1 + gamma(m + 2, g.dtype))
-    phi = gamma(m + 10, g.dtype)
-    phi = phi / (1 - phi)
-    u = torch.finfo(g.dtype).eps / 2
     open_ = torch.arange(k, device=g.device)
-    factor = 1.02
+    factor = _FIRST
     while len(open_) and factor < 4:
         t = factor * estimate[open_] + torch.finfo(g.dtype).tiny
-        work = -g[open_]
-        work.diagonal(dim1=1, dim2=2).add_(t[:, None])
-        _, info = torch.linalg.cholesky_ex(work)
-        done = info == 0
-        slack = phi * (m * t + trace[open_]) + u * (t + trace[open_])
-        proved = (t + slack) * (1 + 8 * u)
+        proved = _proved(g[open_], t)
+        done = proved.isfinite()
         bound[open_[done]] = torch.minimum(bound[open_[done]], proved[done])
         open_ = open_[~done]
         factor = 1 + 3 * (factor - 1)
     return bound
+
+
+def _proved(g: Tensor, t: Tensor) -> Tensor:
+    """An upper bound of λ_max closely above t where Cholesky of tI - G runs to completion, else infinity; (k,)."""
+    m = g.shape[1]
+    phi = gamma(m + 10, g.dtype)
+    phi = phi / (1 - phi) if phi < 1 else math.inf
+    u = torch.finfo(g.dtype).eps / 2
+    diagonal = g.diagonal(dim1=1, dim2=2).abs()
+    work = -g
+    work.diagonal(dim1=1, dim2=2).add_(t[:, None])
+    _, info = torch.linalg.cholesky_ex(work)
+    # φ trace(tI - G), the rounding of its diagonal, and products that underflow.
+    slack = phi * (m * t + diagonal.sum(dim=1)) + u * (t + diagonal.amax(dim=1))
+    slack = slack + m * m * torch.finfo(g.dtype).smallest_normal
+    return torch.where(info == 0, (t + slack) * (1 + 8 * u), math.inf)
 
 
 def _ritz_value(g: Tensor) -> Tensor:
@@ -70,12 +81,13 @@ def _ritz_value(g: Tensor) -> Tensor:
 
 def norm_upper(w: Tensor) -> float:
     """An upper bound of ||W||_op, from the Gram matrix on the shorter side and the rounding of forming it."""
+    w, exponent = _scaled(w)
     short = w if w.shape[0] <= w.shape[1] else w.T
     k = short.shape[1]
     square = largest_eigenvalue_upper((short @ short.T)[None])[0]
     # |fl(WWᵀ) - WWᵀ| ≤ γ_k |W||W|ᵀ, of norm at most γ_k ||W||_F².
     rounding = gamma(k + 2, w.dtype) * float(w.square().sum()) * (1 + gamma(w.numel() + 2, w.dtype))
-    return math.nextafter(math.sqrt(float(square) + rounding) * (1 + 2**-50), math.inf)
+    return _unscaled(math.sqrt(float(square) + rounding) * (1 + 2**-50), exponent)
 
 
 def kernel_norm_upper(kernel: Tensor) -> float:
@@ -83,7 +95,52 @@ def kernel_norm_upper(kernel: Tensor) -> float:
 
     An NTK is dominated by one eigenvalue, so the Frobenius norm is within a fraction of a percent.
     """
-    strips = torch.split(kernel, 256)
-    frobenius = math.sqrt(math.fsum(float(rows.square().sum()) for rows in strips))
-    widest = max(float(rows.abs().sum(dim=1).max()) for rows in strips)
-    return float(min(frobenius, widest) * (1 + gamma(len(kernel) * 256 + 8, kernel.dtype)))
+    squares, widest, exponent = [], 0.0, _exponent(kernel)
+    for rows in torch.split(kernel, 256):
+        strip = _times_power(rows, -exponent)
+        squares.append(float(strip.square().sum()))
+        widest = max(widest, float(strip.abs().sum(dim=1).max()))
+    frobenius = math.sqrt(math.fsum(squares))
+    grown = min(frobenius, widest) * (1 + gamma(len(kernel) * 256 + 8, kernel.dtype))
+    return _unscaled(grown, exponent)
+
+
+def frobenius_upper(t: Tensor) -> float:
+    """An upper bound of the Euclidean norm of all entries; infinite where one is not finite."""
+    if t.numel() == 0:
+        return 0.0
+    scaled, exponent = _scaled(t)
+    root = math.sqrt(float(scaled.square().sum())) * (1 + gamma(t.numel() + 8, t.dtype))
+    return _unscaled(root, exponent)
+
+
+def _exponent(t: Tensor) -> int:
+    """e with 2^(e-1) ≤ the largest |entry| < 2^e; 0 for zeros and what is not finite."""
+    largest = float(t.abs().max())
+    return math.frexp(largest)[1] if math.isfinite(largest) else 0
+
+
+def _scaled(t: Tensor) -> tuple[Tensor, int]:
+    """t 2⁻ᵉ with entries of at most 1, one of them at least ½, and e: squares of it neither overflow nor vanish.
+
+    Exact but for entries below 2⁻¹⁰⁰⁰ of the largest, whose loss is far below the rounding that is added.
+    """
+    exponent = _exponent(t)
+    return _times_power(t, -exponent), exponent
+
+
+def _times_power(t: Tensor, exponent: int) -> Tensor:
+    half = exponent // 2
+    return t * math.ldexp(1.0, half) * math.ldexp(1.0, exponent - half)
+
+
+def _unscaled(value: float, exponent: int) -> float:
+    """value 2ᵉ, upwards; zero, which comes of zeros alone, stays zero."""
+    if not math.isfinite(value):
+        return math.inf
+    if value == 0:
+        return 0.0
+    try:
+        return math.nextafter(math.ldexp(value, exponent), math.inf)
+    except OverflowError:
+        return math.inf

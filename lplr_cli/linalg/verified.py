@@ -2,13 +2,17 @@
 
 If floating-point Cholesky of a symmetric matrix A runs to completion, then A + ΔA = RᵀR for some
 |ΔA_ij| ≤ φ √(a_ii a_jj) with φ = γ_{N+1}/(1 - γ_{N+1}) (Demmel 1989; Higham 2002, theorem 10.3), whatever the
-order of the sums. As a matrix with entries at most φ √(a_ii a_jj) has norm at most φ trace(A),
+order of the sums, as long as triangular systems are solved by substitution: a diagonal element may be divided by or
+multiplied by its rounded reciprocal, but no diagonal block may be inverted, which GPU libraries do. So a matrix on
+another device is factorised on the CPU, by LAPACK. As a matrix with entries at most φ √(a_ii a_jj) has norm at most
+φ trace(A),
 
     λ_min(A) ≥ -φ trace(A)                                            (Rump, BIT 46, 2006)
 
 Applied to A = fl(K - cI) this gives λ_min(K) ≥ c - φ trace(A) - u max_i |k_ii - c| - η, the third term for the rounding
-of the shift and η for underflow. A bound for the error of K itself in operator norm is subtracted as well. All scalar
-arithmetic of the bound is rounded outwards.
+of the shift and η for underflow: N² times the smallest normal number, above Rump's 4N (2N + 4 + max a_ii) times the
+smallest subnormal one (what of it grows with a_ii is within the spare roundings of φ). A bound for the error of K
+itself in operator norm is subtracted as well. All scalar arithmetic of the bound is rounded outwards.
 """
 
 from __future__ import annotations
@@ -74,6 +78,14 @@ def _slack(kernel: Tensor, c: float) -> float:
     return total * (1 + 2**-48)
 
 
+def _on_cpu(kernel: Tensor, use: Callable[[Solve], None] | None) -> tuple[Tensor, Callable[[Solve], None] | None]:
+    """The matrix where Cholesky's bound holds; solvers handed to ``use`` still take vectors of the first device."""
+    device = kernel.device
+    if device.type == "cpu" or use is None:
+        return kernel.cpu(), use
+    return kernel.cpu(), lambda solve: use(lambda b: solve(b.cpu()).to(device))
+
+
 def lambda_min_lower(
     kernel: Tensor,
     estimate: float,
@@ -85,7 +97,7 @@ def lambda_min_lower(
     """A lower bound of λ_min of the exact matrix behind ``kernel``.
 
     Args:
-        kernel: symmetric (N, N); one triangle is read.
+        kernel: symmetric (N, N); one triangle is read. It is copied to the CPU where it lies elsewhere.
         estimate: approximate λ_min, from any method; decides only how sharp the bound is.
         formation_error: bound of the operator norm of computed minus exact matrix.
         attempts: factorisations to spend; the first succeeds unless λ_min is at the edge of precision.
@@ -94,28 +106,36 @@ def lambda_min_lower(
     Returns:
         The bound. ``kernel`` is used as work space and restored. Cost: one Cholesky an attempt.
     """
+    kernel, use = _on_cpu(kernel, use)
     count = len(kernel)
-    best = LowerBound(-math.inf, -math.inf, math.inf, formation_error, 0)
     if count == 0 or not math.isfinite(estimate):
-        return best
+        return LowerBound(-math.inf, -math.inf, math.inf, formation_error, 0)
     unit = unit_roundoff(kernel.dtype) * float(scratch.diagonal(kernel).double().abs().sum())
     # What Cholesky loses in practice is far below the a priori bound: a few units of rounding in λ_max.
     margin = max(0.01 * abs(estimate), 4 * unit)
-    tried = 0
     for tried in range(1, attempts + 1):
-        # Rounded to the dtype of the matrix, so that the shift applied is the shift that counts.
-        applied = float(torch.tensor(estimate - margin, dtype=kernel.dtype))
-        with cholesky(kernel, applied) as solve:
-            succeeded = solve is not None
-            if solve is not None and use is not None:
-                use(solve)
-        if succeeded:
-            slack = _slack(kernel, applied)
-            value = math.nextafter(applied - slack, -math.inf)
+        slack, shift = shifted_bound(kernel, estimate - margin, use)
+        if slack is not None:
+            value = math.nextafter(shift - slack, -math.inf)
             value = math.nextafter(value - formation_error, -math.inf)
-            best = LowerBound(value, applied, slack, formation_error, tried)
-            break
+            return LowerBound(value, shift, slack, formation_error, tried)
         margin *= 2
-    else:
-        best = LowerBound(-math.inf, -math.inf, math.inf, formation_error, tried)
-    return best
+    return LowerBound(-math.inf, -math.inf, math.inf, formation_error, attempts)
+
+
+def shifted_bound(
+    kernel: Tensor, shift: float, use: Callable[[Solve], None] | None = None
+) -> tuple[float | None, float]:
+    """δ and c with λ_min(``kernel``) ≥ c - δ from one factorisation of K - cI; None for δ where it broke down.
+
+    Args:
+        kernel: symmetric (N, N) on the CPU; restored afterwards.
+        shift: c before it is rounded to the dtype of the matrix, so that the shift applied is the shift that counts.
+        use: called with the solver, where there is one.
+    """
+    applied = float(torch.tensor(shift, dtype=kernel.dtype))
+    with cholesky(kernel, applied) as solve:
+        succeeded = solve is not None
+        if solve is not None and use is not None:
+            use(solve)
+    return (_slack(kernel, applied) if succeeded else None), applied

@@ -53,7 +53,8 @@ class Kernel:
             not asked for. With any order of summation an entry's error is at most
             γ_k Σ_terms Σ_{t,t'} ||a_it|| ||a_jt'|| ||b_it|| ||b_jt'||, a sum of matrices of rank one, so the error of K
             is at most γ_k Σ_i Σ_terms (Σ_t ||a_it|| ||b_it||)² / n, k being the longest chain of operations. With one
-            position (fully connected layers) the sum is trace(K). Rounding inside the forward and backward pass
+            position (fully connected layers) the sum is trace(K). What underflows is counted as well (docs/theory.md,
+            section 7). Rounding inside the forward and backward pass
             is not part of it: the bound speaks of the kernel of activations and gradients as computed.
     """
 
@@ -213,9 +214,23 @@ def _form(task: _Task, memory: int, bound_rounding: bool) -> Kernel:
     error: float | None = None
     if bound_rounding:
         # The magnitude is itself computed in floating point, to far better than a part in a thousand.
-        error = gamma(rounding.length, matrix.dtype) * rounding.magnitude / len(x) * 1.001
+        error = gamma(rounding.length, matrix.dtype) * rounding.magnitude / len(x) * 1.001 + _underflow(
+            matrix, rounding
+        )
     engine = "jacobian" if task.plan is None else "structured"
     return Kernel(matrix, len(x), task.count, outputs, engine, fallback, error)
+
+
+def _underflow(matrix: Tensor, rounding: structured.Rounding) -> float:
+    """What products that underflow can change in K, in operator norm.
+
+    Each of the ``length`` products of an entry loses at most the smallest normal number, times the inner product of
+    gradients that it may be multiplied with: at most what a trained bias adds to the diagonal of K, where there is one.
+    """
+    diagonal = scratch.diagonal(matrix).double().abs()
+    largest = float(diagonal.max()) if len(diagonal) else 0.0
+    count = len(matrix) * max(1, rounding.length)
+    return count * torch.finfo(matrix.dtype).smallest_normal * max(1.0, len(matrix) * largest)
 
 
 def ntk_operator(
