@@ -65,6 +65,21 @@ class Shared(nn.Module):
         return out
 
 
+class Lookups(nn.Module):
+    """A table looked up twice, then group normalisation over the tokens."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows, 4)
+        self.norm = nn.GroupNorm(2, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y = torch.tanh(self.table(tokens) + self.table(tokens.flip(1)))
+        out: Tensor = self.head(self.norm(y.transpose(1, 2)).mean(dim=2))
+        return out
+
+
 @dataclass(frozen=True)
 class Case:
     """A model and inputs for it; ``fallback`` names the parameters without a structured rule."""
@@ -89,6 +104,8 @@ CASES: dict[str, Case] = {
     ),
     "convnet": Case(ConvNet, lambda: torch.randn(4, 3, 8, 8)),
     "transformer": Case(Transformer, lambda: torch.randint(0, 11, (4, 5)), ("position",)),
+    "lookups": Case(lambda: Lookups(5), lambda: torch.randint(0, 5, (4, 6))),
+    "large-table": Case(lambda: Lookups(500), lambda: torch.randint(0, 500, (4, 2))),
     "shared": Case(lambda: Shared(False), lambda: torch.randn(5, 6)),
     "sneaky": Case(lambda: Shared(True), lambda: torch.randn(5, 6), ("layer.weight",)),
 }

@@ -193,43 +193,43 @@ def _form(task: _Task, memory: int, bound_rounding: bool) -> Kernel:
         columns = [products.matvec(e) for e in np.eye(products.shape[0])]
         matrix = torch.from_numpy(np.stack(columns)).to(network.device, network.dtype)
         return Kernel((matrix + matrix.T) / 2, len(x), task.count, outputs, "operator", (), None)
-    fallback: tuple[str, ...] = ()
-    rounding = structured.Rounding()
     if task.plan is None:
         matrix = jacobian.gram(network, x, None, outputs=outputs, budget=work)
-        rounding = structured.Rounding(network.parameter_count + 4, float(matrix.diagonal().double().sum()))
+        rounding = structured.Rounding()
+        rounding.add_jacobian(matrix.diagonal(), network.parameter_count)
+        formed = structured.Gram(matrix, (), rounding if bound_rounding else None)
     else:
-        matrix, fallback = structured.gram(
+        formed = structured.gram(
             network,
             x,
             None,
             outputs=outputs,
             budget=work,
             plan=task.plan,
-            rounding=rounding if bound_rounding else None,
+            bound_rounding=bound_rounding,
             folder=task.folder,
         )
+    matrix = formed.matrix
     for strip in scratch.strips(matrix):
         matrix[strip] /= len(x)
     error: float | None = None
-    if bound_rounding:
+    if formed.rounding is not None:
         # The magnitude is itself computed in floating point, to far better than a part in a thousand.
-        error = gamma(rounding.length, matrix.dtype) * rounding.magnitude / len(x) * 1.001 + _underflow(
-            matrix, rounding
-        )
+        bound = gamma(formed.rounding.length, matrix.dtype) * formed.rounding.magnitude / len(x) * 1.001
+        error = bound + _underflow(matrix, formed.rounding)
     engine = "jacobian" if task.plan is None else "structured"
-    return Kernel(matrix, len(x), task.count, outputs, engine, fallback, error)
+    return Kernel(matrix, len(x), task.count, outputs, engine, formed.fallback, error)
 
 
 def _underflow(matrix: Tensor, rounding: structured.Rounding) -> float:
     """What products that underflow can change in K, in operator norm.
 
-    Each of the ``length`` products of an entry loses at most the smallest normal number, times the inner product of
+    Each of the products behind an entry loses at most the smallest normal number, times the inner product of
     gradients that it may be multiplied with: at most what a trained bias adds to the diagonal of K, where there is one.
     """
     diagonal = scratch.diagonal(matrix).double().abs()
     largest = float(diagonal.max()) if len(diagonal) else 0.0
-    count = len(matrix) * max(1, rounding.length)
+    count = len(matrix) * max(1, rounding.products)
     return count * torch.finfo(matrix.dtype).smallest_normal * max(1.0, len(matrix) * largest)
 
 
@@ -369,7 +369,7 @@ def cross_ntk(
     task, y = _task(network, inputs, engine, outputs), network.cast(others)
     if task.plan is None:
         return jacobian.gram(network, task.x, y, outputs=task.outputs, budget=memory)
-    return structured.gram(network, task.x, y, outputs=task.outputs, budget=memory, plan=task.plan)[0]
+    return structured.gram(network, task.x, y, outputs=task.outputs, budget=memory, plan=task.plan).matrix
 
 
 def jacobian_change_gram(
@@ -390,7 +390,6 @@ def jacobian_change_gram(
     if task.plan is None:
         matrix = jacobian.change_gram(network, reference, x, outputs=outputs, budget=memory)
     else:
-        matrix, _ = structured.gram(
-            network, x, None, outputs=outputs, budget=memory, reference=reference, plan=task.plan
-        )
+        formed = structured.gram(network, x, None, outputs=outputs, budget=memory, reference=reference, plan=task.plan)
+        matrix = formed.matrix
     return matrix.div_(len(x))

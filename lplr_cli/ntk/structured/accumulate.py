@@ -1,0 +1,182 @@
+"""Factors into K: the products of every form, by panels and slices that fit the caches and the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lplr_cli.linalg import scratch
+from lplr_cli.ntk.structured.factors import Form, Part, Term, terms_of
+from lplr_cli.ntk.structured.rounding import Rounding
+from lplr_cli.ntk.structured.rules.linear import OuterTerm
+
+# A panel of K is at most this high and wide: its two buffers stay in the last-level cache.
+PANEL = (512, 1024)
+Pair = tuple[Term, Term]
+
+
+def accumulate(
+    kernel: Tensor,
+    left: list[Part],
+    right: list[Part],
+    *,
+    symmetric: bool,
+    q: int,
+    budget: int,
+    rounding: Rounding | None = None,
+) -> None:
+    """Add the contribution of all parts to one block of K.
+
+    Args:
+        kernel: the block, (n·q, n'·q); in the symmetric case only what lies on and above its diagonal is right.
+        left: parts of the samples of its rows.
+        right: those of its columns, the same list in the symmetric case.
+        symmetric: whether the block lies on the diagonal of K.
+        q: rows of K a sample has.
+        budget: bytes of work space.
+        rounding: filled with what bounds the rounding of the block.
+    """
+    one = terms_of(left)
+    two = one if right is left else terms_of(right)
+    target = _Accumulator(kernel, q, symmetric, budget)
+    samples = kernel.shape[0] // q
+    forms: dict[Form, list[Pair]] = {form: [] for form in Form}
+    for a, b in zip(one, two, strict=True):
+        form = a.form(samples)
+        forms[form].append((a, b))
+        if form is Form.PAIRWISE:
+            target.add_pairwise(a, b)
+        elif form is Form.EXPLICIT:
+            target.add_explicit(a, b)
+    # These of all terms together.
+    target.add_products(forms[Form.PRODUCT])
+    target.add_rows(forms[Form.ROWS])
+    if rounding is not None:
+        rounding.add({form: [a for a, _ in pairs] for form, pairs in forms.items()})
+
+
+def tiles(count: int, step: int, first: int = 0) -> list[slice]:
+    """``first`` to ``count`` in slices of ``step``."""
+    return [slice(i, min(count, i + step)) for i in range(first, count, step)]
+
+
+class _Accumulator:
+    """Adds terms to a block of K; in the symmetric case only to tiles on and above the diagonal."""
+
+    def __init__(self, kernel: Tensor, q: int, symmetric: bool, budget: int) -> None:
+        self.kernel, self.q, self.symmetric, self.budget = kernel, q, symmetric, budget
+
+    def panels(self, height: int, width: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Panels of samples (rows, columns) with the part of K they address, (m·q, m'·q).
+
+        In the symmetric case a panel begins at the diagonal; what lies below it inside the panel is left to
+        :func:`lplr_cli.linalg.cholesky.mirror`.
+        """
+        rows, columns = self.kernel.shape[0] // self.q, self.kernel.shape[1] // self.q
+        for i in tiles(rows, height):
+            for j in tiles(columns, width, i.start if self.symmetric else 0):
+                tile = self.kernel[i.start * self.q : i.stop * self.q, j.start * self.q : j.stop * self.q]
+                yield i, j, tile
+                scratch.release(tile)
+
+    def add_products(self, pairs: list[Pair]) -> None:
+        """Terms with one position: Σ (A A'ᵀ) ∘ (B B'ᵀ), every product of a tile while it is in the cache."""
+        if not pairs:
+            return
+        q = self.q
+        factors = [_product_factors(one, two) for one, two in pairs]
+        samples = self.kernel.shape[0] // q
+        # Low panels waste little below the diagonal, high ones make better matrix products.
+        height, width = max(1, min(PANEL[0], max(128, samples // 8)) // q), max(1, PANEL[1] // q)
+        size = min(height, samples) * min(width, self.kernel.shape[1] // q)
+        buffers = torch.empty(size * (1 + q * q), dtype=self.kernel.dtype, device=self.kernel.device)
+        for i, j, tile in self.panels(height, width):
+            m, k = i.stop - i.start, j.stop - j.start
+            ab = buffers[: m * k].view(m, k)
+            bb = buffers[m * k : m * k * (1 + q * q)].view(m * q, k * q)
+            for a, b, a2, b2, start in factors:
+                torch.addmm(start, a[i], a2[j].T, out=ab)
+                torch.mm(b[i.start * q : i.stop * q], b2[j.start * q : j.stop * q].T, out=bb)
+                if q == 1:
+                    tile.addcmul_(ab, bb)
+                else:
+                    bb.view(m, q, k, q).mul_(ab[:, None, :, None])
+                    tile.add_(bb)
+
+    def add_pairwise(self, one: Term, two: Term) -> None:
+        """A term with several positions: Σ_{t,t'} (a_t·a'_t')(b_t·b'_t')."""
+        step = max(1, PANEL[0] // one.positions)
+        for i, j, tile in self.panels(step, step):
+            meet, b, b2 = one.meet(i, two, j)
+            q = self.q
+            target = tile.view(b.shape[0], q, b2.shape[0], q)
+            for c in range(q):
+                for d in range(q):
+                    back = torch.einsum("msgto,ksguo->gmtku", b[:, c], b2[:, d])
+                    target[:, c, :, d] += (meet * back).sum(dim=(0, 2, 4))
+
+    def add_rows(self, pairs: list[Pair]) -> None:
+        """Terms whose gradients are at hand: one product of them all."""
+        if not pairs:
+            return
+        left = torch.cat([one.summed().flatten(2).flatten(0, 1) for one, _ in pairs], dim=1)
+        if self.symmetric:
+            self.add_gram(left, left)
+        else:
+            self.add_gram(left, torch.cat([two.summed().flatten(2).flatten(0, 1) for _, two in pairs], dim=1))
+
+    def add_gram(self, left: Tensor, right: Tensor) -> None:
+        """Explicit rows: left · rightᵀ, by panels so that symmetry saves half."""
+        rows, width = self.kernel.shape
+        step = max(128, -(-rows // 8)) if self.symmetric else rows
+        if scratch.is_mapped(self.kernel):
+            step = min(step, max(1, scratch.RESIDENT // 4 // (width * self.kernel.element_size())))
+        for i in tiles(rows, step):
+            j = slice(i.start if self.symmetric else 0, None)
+            self.kernel[i, j].addmm_(left[i], right[j].T)
+            scratch.release(self.kernel[i, j])
+
+    def add_explicit(self, one: Term, two: Term) -> None:
+        """A term by explicit per-sample gradients, over slices of the parameter's rows."""
+        count, unit = one.row_count, one.row_unit
+        samples = self.kernel.shape[0] // self.q + (0 if one is two else self.kernel.shape[1] // self.q)
+        q, s = one.lead
+        # One more column a row for a fused bias; too many by a row's share for the others.
+        columns = torch.Size(one.shape).numel() + count
+        per_row = samples * q * s * -(-columns // count) * self.kernel.dtype.itemsize
+        step = max(unit, self.budget // max(1, 2 * per_row) // unit * unit)
+        for first in range(0, count, step):
+            last = min(count, first + step)
+            rows = [_explicit_rows(term, first, last, self.budget) for term in ((one,) if one is two else (one, two))]
+            self.add_gram(rows[0], rows[-1])
+
+
+def _product_factors(one: Term, two: Term) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """a (n, d) and b (n·q, s·o) of both sides at their one position, and what the products of a begin with."""
+    assert isinstance(one, OuterTerm)
+    assert isinstance(two, OuterTerm)
+    sides = []
+    for term in (one,) if one is two else (one, two):
+        a, b = term.weight_left(slice(None))[:, 0, 0], term.right(slice(None))[:, :, :, 0, 0]
+        sides.append((a, b.flatten(2).flatten(0, 1)))
+    # A fused bias meets 1 · 1 at the one position.
+    start = sides[0][0].new_full((), 0.0 if one.bias is None else 1.0)
+    return *sides[0], *sides[-1], start
+
+
+def _explicit_rows(term: Term, first: int, last: int, budget: int) -> Tensor:
+    """Per-sample gradients (n·q, s·columns), a chunk of samples at a time because of the work space."""
+    n, (q, _) = len(term.parts[0].b), term.lead
+    per_sample = term.workspace() * term.parts[0].b.element_size()
+    whole: Tensor | None = None
+    for rows in tiles(n, int(min(n, max(1, budget // (8 * per_sample)))) if per_sample else n):
+        piece = term.gradient(rows, first, last).flatten(2).flatten(0, 1)
+        if len(piece) == n * q:
+            return piece
+        if whole is None:
+            whole = piece.new_empty((n * q, piece.shape[1]))
+        whole[rows.start * q : rows.stop * q] = piece
+    assert whole is not None
+    return whole

@@ -1,0 +1,75 @@
+"""What bounds the rounding made in forming K from the factors (see :class:`lplr_cli.ntk.kernel.Kernel`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lplr_cli.ntk.structured.factors import Form, Key, Term
+
+# Samples whose magnitudes are taken together.
+_TILE = 256
+
+
+@dataclass
+class Rounding:
+    """Length of the chains of operations behind K, and the size of what they work on.
+
+    A chain counts a rounding for each product and each addition that an entry passes; whatever the order in which
+    n products are added up, none of them passes more than n. K takes its terms one after another, and is divided by n
+    at the end.
+
+    Attributes:
+        magnitude: Σ over rows i and terms of (Σ_t ||a_it|| ||b_it||)², which bounds the norm of what K would be
+            with absolute values in all its sums; trace(K) (unnormalised) where each sample has one position.
+    """
+
+    magnitude: float = 0.0
+    # The longest chain behind what each term adds to K.
+    _chains: dict[Key | Form | None, int] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Roundings behind an entry of K: the longest chain, an addition for each term, the division."""
+        return max(self._chains.values(), default=0) + len(self._chains) + 1
+
+    @property
+    def products(self) -> int:
+        """At least the number of products behind an entry of K.
+
+        A sum of y products, each of them of two sums of at most x products, has a chain of at least x + y, and
+        (x + y)² ≥ y (x + 1).
+        """
+        return sum(chain**2 for chain in self._chains.values())
+
+    def add(self, terms: Mapping[Form, list[Term]]) -> None:
+        """Account for all terms of some parameters on some samples, each sample once."""
+        for form, chosen in terms.items():
+            self.magnitude += sum(_magnitude(term) for term in chosen)
+            if form is Form.ROWS and chosen:
+                # One product for all of them: its sum runs over the columns of each.
+                chain = 2 * max(term.depth for term in chosen) + sum(term.columns for term in chosen)
+                self._note(form, chain)
+                continue
+            for term in chosen:
+                explicit = form is Form.EXPLICIT
+                self._note(term.key, 2 * term.depth + term.columns if explicit else term.pair_length(form))
+
+    def add_jacobian(self, diagonal: Tensor, parameters: int) -> None:
+        """Account for J Jᵀ of so many parameters, formed from J itself, with the diagonal that it has.
+
+        However J is cut into blocks, a product passes at most one addition more than there are columns.
+        """
+        self.magnitude += float(diagonal.double().sum())
+        self._note(None, parameters)
+
+    def _note(self, what: Key | Form | None, chain: int) -> None:
+        self._chains[what] = max(chain, self._chains.get(what, 0))
+
+
+def _magnitude(term: Term) -> float:
+    n = len(term.parts[0].b)
+    tiles = (term.absolute(slice(i, min(n, i + _TILE))) for i in range(0, n, _TILE))
+    return sum(float(sums.double().square().sum()) for sums in tiles)

@@ -1,0 +1,68 @@
+"""Two-dimensional convolutions: linear maps of patches, at each pixel of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from lplr_cli.ntk.structured.capture import Capture, arguments, rule
+from lplr_cli.ntk.structured.rules.channelwise import Bias
+from lplr_cli.ntk.structured.rules.linear import Linear
+
+
+@rule(F.conv2d)
+def _conv2d(capture: Capture, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    z = func(*args, **kwargs)
+    a, weight, bias, stride, padding, dilation, groups = arguments(
+        "input weight bias stride padding dilation groups", args, kwargs
+    )
+    kernel, dilated = (int(weight.shape[2]), int(weight.shape[3])), _pair(dilation or 1)
+    padded = _padding(padding, kernel, dilated)
+    if a.dim() == 4 and padded is not None:
+        kind = Convolution(kernel, _pair(stride or 1), padded, dilated, int(groups or 1))
+        capture.record(weight, kind, a, z)
+        capture.record(bias, Bias(1), None, z)
+    return z
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value), int(value)) if not isinstance(value, Sequence) else (int(value[0]), int(value[-1]))
+
+
+def _padding(value: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int] | None:
+    """Pixels on each side; None where the two sides differ."""
+    if value == "same":
+        total = [dilation[i] * (kernel[i] - 1) for i in range(2)]
+        return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
+    return (0, 0) if value == "valid" else _pair(value or 0)
+
+
+@dataclass(frozen=True)
+class Convolution(Linear):
+    """Geometry of a call; z is (n, channels, h, w)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    group_count: int
+
+    @property
+    def groups(self) -> int:
+        """As in :class:`Linear`."""
+        return self.group_count
+
+    def left(self, a: Tensor) -> Tensor:
+        """Patches of images (m, c, h, w), as (m, g, t, c/g·kh·kw)."""
+        patches = F.unfold(a, self.kernel, self.dilation, self.padding, self.stride)
+        m, _, count = patches.shape
+        return patches.reshape(m, self.groups, -1, count).transpose(2, 3)
+
+    def right(self, b: Tensor) -> Tensor:
+        """As in :class:`Linear`."""
+        m, q, s, channels = b.shape[:4]
+        return b.reshape(m, q, s, self.groups, channels // self.groups, -1).transpose(4, 5)

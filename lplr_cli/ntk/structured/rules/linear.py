@@ -1,0 +1,175 @@
+"""Fully connected maps, z_t = W a_t + b: ∂f_c/∂W = Σ_t b_ct a_tᵀ."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lplr_cli.ntk.structured.capture import Capture, arguments, rule
+from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term
+from lplr_cli.ntk.structured.rules.channelwise import Bias
+
+
+@rule(F.linear)
+def _linear(capture: Capture, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    z = func(*args, **kwargs)
+    a, weight, bias = arguments("input weight bias", args, kwargs)
+    if a.dim() >= 2:
+        capture.record(weight, Linear(), a, z)
+        capture.record(bias, Bias(-1), None, z)
+    return z
+
+
+@dataclass(frozen=True)
+class Linear(Kind):
+    """A matrix that meets a vector at each position; z has its channels last, or as :meth:`right` says."""
+
+    @property
+    def groups(self) -> int:
+        """Blocks on the diagonal of the matrix."""
+        return 1
+
+    @property
+    def family(self) -> Hashable:
+        """Of one layout and number of groups."""
+        return type(self), self.groups
+
+    def left(self, a: Tensor) -> Tensor:
+        """What goes in, (m, …), as (m, g, t, d)."""
+        return a.reshape(len(a), 1, -1, a.shape[-1])
+
+    def right(self, b: Tensor) -> Tensor:
+        """What comes back, (m, q, s, …), as (m, q, s, g, t, o)."""
+        m, q, s = b.shape[:3]
+        return b.reshape(m, q, s, 1, -1, b.shape[-1])
+
+    def term(self, key: Key, parts: list[Part]) -> Term:
+        """As in :class:`Kind`."""
+        return OuterTerm(key, parts)
+
+    def absolute(self, part: Part) -> Tensor:
+        """As in :class:`Kind`."""
+        assert part.a is not None
+        sums: Tensor = torch.linalg.vector_norm(self.right(part.b), dim=5)
+        sums = sums * torch.linalg.vector_norm(self.left(part.a), dim=3)[:, None, None]
+        return sums.sum(dim=(3, 4)).unsqueeze(3)
+
+    def change(self, now: Part, then: Part, difference: Tensor) -> list[Part]:
+        """b⊗a - b₀⊗a₀ = (b - b₀)⊗a + b₀⊗(a - a₀), two positions instead of one."""
+        assert now.a is not None
+        assert then.a is not None
+        return [Part(now.use, now.a, difference), Part(now.use, now.a - then.a, then.b)]
+
+
+class OuterTerm(Term):
+    """A gradient that is a sum of outer products."""
+
+    takes_bias = True
+
+    @property
+    def _kind(self) -> Linear:
+        kind = self.parts[0].use.kind
+        assert isinstance(kind, Linear)
+        return kind
+
+    def weight_left(self, rows: slice) -> Tensor:
+        """What the weight meets, (m, g, t, d); several uses stand one after another in t."""
+        found = []
+        for p in self.parts:
+            assert p.a is not None
+            assert isinstance(p.use.kind, Linear)
+            found.append(p.use.kind.left(p.a[rows]))
+        return torch.cat(found, dim=2) if len(found) > 1 else found[0]
+
+    def left(self, rows: slice) -> Tensor:
+        """(m, g, t, d), with a column of ones for the fused bias."""
+        a = self.weight_left(rows)
+        return a if self.bias is None else torch.cat([a, a.new_ones((*a.shape[:3], 1))], dim=3)
+
+    def right(self, rows: slice) -> Tensor:
+        """(m, q, s, g, t, o)."""
+        found = [self._kind.right(p.b[rows]) for p in self.parts]
+        return torch.cat(found, dim=4) if len(found) > 1 else found[0]
+
+    @property
+    def positions(self) -> int:
+        """As in :class:`Term`."""
+        return self._sizes()[1]
+
+    @property
+    def row_unit(self) -> int:
+        """A whole group."""
+        groups = self._kind.groups
+        return self.row_count // groups if groups > 1 else 1
+
+    def gradient(self, rows: slice, first: int, last: int) -> Tensor:
+        """As in :class:`Term`."""
+        a, b = self.left(rows), self.right(rows)
+        groups, width = b.shape[3], b.shape[5]
+        if groups == 1:
+            g = torch.einsum("mtd,mqsto->mqsod", a[:, 0], b[:, :, :, 0, :, first:last])
+        else:
+            units = slice(first // width, last // width)
+            g = torch.einsum("mgtd,mqsgto->mqsgod", a[:, units], b[:, :, :, units])
+        return g.flatten(3)
+
+    def projected(self, u: Tensor) -> Tensor:
+        """As in :class:`Term`."""
+        b = self.right(slice(None))
+        groups = b.shape[3]
+        b = (b.sum(dim=(1, 2)) @ u.view(groups, -1, 1)).transpose(0, 1)  # (g, m, t, 1)
+        a = self.left(slice(None)).transpose(0, 1)
+        return (b.reshape(groups, 1, -1) @ a.reshape(groups, -1, a.shape[3])).squeeze(1)
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """(g, t, d, o)."""
+        g, t, d = self.left(slice(0, 1)).shape[1:]
+        return g, t, d, self._kind.right(self.parts[0].b[:1]).shape[5]
+
+    def form(self, samples: int) -> Form:
+        """As in :class:`Term`."""
+        q, s = self.lead
+        g, t, d, o = self._sizes()
+        pairwise = samples * t * t * g * (d + q * q * (s * o + 2))
+        if pairwise >= samples * q * q * s * g * d * o + 2 * q * s * g * t * d * o:
+            return Form.EXPLICIT
+        return Form.PRODUCT if t == 1 and g == 1 else Form.PAIRWISE
+
+    def workspace(self) -> int:
+        """The patches."""
+        return self.left(slice(0, 1)).numel()
+
+    def meet(self, rows: slice, other: Term, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """As in :class:`Term`."""
+        assert isinstance(other, OuterTerm)
+        met = torch.einsum("mgtd,kgud->gmtku", self.left(rows), other.left(columns))
+        return met, self.right(rows), other.right(columns)
+
+    def absolute(self, rows: slice) -> Tensor:
+        """Σ_t ||a_t|| ||b_t||, (m, q, s, g), the fused bias counted as an input of 1."""
+        norms = torch.linalg.vector_norm(self.weight_left(rows), dim=3)
+        if self.bias is not None:
+            norms = torch.hypot(norms, torch.ones_like(norms))
+        sums: Tensor = torch.linalg.vector_norm(self.right(rows), dim=5) * norms[:, None, None]
+        return sums.sum(dim=4)
+
+    @property
+    def depth(self) -> int:
+        """A product at each position, and their sum."""
+        return self.positions
+
+    @property
+    def columns(self) -> int:
+        """As in :class:`Term`."""
+        g, _, d, o = self._sizes()
+        return self.lead[1] * g * d * o
+
+    def pair_length(self, form: Form) -> int:
+        """Two dot products, their product, and the sum over groups and pairs of positions."""
+        g, t, d, o = self._sizes()
+        return d + self.lead[1] * o + g * t * t
