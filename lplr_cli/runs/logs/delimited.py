@@ -82,6 +82,8 @@ class Delimited(Reader):
 
 def layout(place: Place) -> Layout | None:
     """How the table is written; None for what is no table."""
+    if place.binary:
+        return None
     lines = _LINE_END.split(place.head.decode("utf-8-sig", "replace"))
     if not place.complete:
         lines = lines[:-1]

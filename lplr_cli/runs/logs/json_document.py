@@ -91,7 +91,7 @@ def _series(document: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
         for key, value in level.items():
             if isinstance(value, list):
                 yield prefix + key, value
-            elif isinstance(value, dict) and value and all(k.isdigit() for k in value):
+            elif isinstance(value, dict) and value and all(k.isdecimal() for k in value):
                 yield prefix + key, [value[k] for k in sorted(value, key=int)]
             elif isinstance(value, dict):
                 stack.append((f"{prefix}{key}.", value))

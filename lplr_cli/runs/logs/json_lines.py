@@ -23,7 +23,7 @@ class JsonLines(Reader):
 
     def sniff(self, place: Place) -> bool:
         """The first line is an object of values that are no lists, or another one follows."""
-        if not place.text.startswith(b"{"):
+        if place.text[:1] != b"{" or place.text[1:].lstrip()[:1] not in (b'"', b"}"):
             return False
         lines = place.text.split(b"\n", 1)
         if len(lines) == 2 and lines[1].lstrip()[:1] == b"{":
@@ -32,7 +32,7 @@ class JsonLines(Reader):
             row = json.loads(lines[0])
         except (ValueError, RecursionError):
             return False
-        return not any(isinstance(v, list) or _is_series(v) for v in flatten(row).values())
+        return isinstance(row, dict) and not _has_columns(row)
 
     def read(self, place: Place, choice: Choice) -> Table:
         """Plain numbers by a fast reader; NaN, mixed types and torn lines by a patient one."""
@@ -52,9 +52,11 @@ class JsonLines(Reader):
         return rows.table()
 
 
-def _is_series(value: Any) -> bool:
-    """Whether an object is a column by row number, as pandas writes them."""
-    return isinstance(value, dict) and bool(value) and all(str(k).isdigit() for k in value)
+def _has_columns(document: dict[str, Any]) -> bool:
+    """Whether a list is in it, or a column by row number, as pandas writes them."""
+    objects = [v for v in document.values() if isinstance(v, dict)]
+    series = any(v and all(k.isdecimal() for k in v) for v in objects)
+    return series or any(isinstance(v, list) for v in document.values()) or any(map(_has_columns, objects))
 
 
 def _by_arrow(place: Place, choice: Choice) -> Table | None:

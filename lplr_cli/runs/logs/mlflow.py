@@ -61,7 +61,8 @@ class MlflowFolder(Reader):
 
 
 def _runs(folder: Path) -> list[Path]:
-    candidates = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))]
+    bases = [folder, folder / "mlruns"]
+    candidates = [p for base in bases for p in (base, *sorted(base.glob("*")), *sorted(base.glob("*/*")))]
     return [p for p in candidates if (p / "metrics").is_dir() and (p / "meta.yaml").is_file()]
 
 

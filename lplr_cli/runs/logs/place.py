@@ -54,6 +54,11 @@ class Place:
         return self.head.removeprefix(_BOM).lstrip()
 
     @property
+    def binary(self) -> bool:
+        """Whether it cannot be text; zeros at the end, which a crash of the machine leaves, do not tell."""
+        return b"\0" in self.head.rstrip(b"\0")
+
+    @property
     def complete(self) -> bool:
         """Whether the head is all there is."""
         return len(self.head) < _HEAD

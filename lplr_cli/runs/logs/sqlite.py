@@ -91,8 +91,11 @@ def joined(series: Mapping[str, Mapping[int, float]], present: Sequence[str], no
 def _has_tables(place: Place, tables: Mapping[str, tuple[str, ...]]) -> bool:
     if place.path is None or not place.head.startswith(_MAGIC):
         return False
-    with _connected(place) as database:
-        return all(set(columns) <= set(_columns(database, table)) for table, columns in tables.items())
+    try:
+        with _connected(place) as database:
+            return all(set(columns) <= set(_columns(database, table)) for table, columns in tables.items())
+    except InputError:
+        return False
 
 
 def describe(place: Place) -> str | None:

@@ -31,7 +31,7 @@ class Text(Reader):
 
     def sniff(self, place: Place) -> bool:
         """Some line near the beginning names a loss."""
-        if b"\0" in place.head:
+        if place.binary:
             return False
         is_loss = lru_cache(1024)(Choice().is_loss)
         lines = place.head.decode("utf-8", "replace").splitlines()[:_SEEN_BY_SNIFF]

@@ -47,7 +47,7 @@ def _of_file(place: Place) -> tuple[str, str]:
     database = sqlite.describe(place)
     if database is not None:
         return f"is {database}", "databases of MLflow and trackio are read; or export a CSV"
-    return "is no log that lplr knows" + ("" if b"\0" in head else ": nothing in it names a loss"), f"give {FORMATS}"
+    return "is no log that lplr knows" + ("" if place.binary else ": nothing in it names a loss"), f"give {FORMATS}"
 
 
 def _are_weights(head: bytes) -> bool:

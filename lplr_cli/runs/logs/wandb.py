@@ -56,7 +56,7 @@ def _row(history: bytes) -> dict[str, Any]:
             name, content = _item(value)
             row |= flatten({name: content})
         elif number == _STEP and kind == BYTES and isinstance(value, bytes):
-            row["_step"] = next((signed(v) for n, v in _integers(value) if n == 1), None)
+            row["_step"] = next((signed(v) for n, v in _integers(value) if n == 1), 0)
     return row
 
 
