@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate import Certificate, certify, check_run
+from lplr_cli.certificate import Certificate, Trajectory, certify, check_run
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.models import MLP
 
@@ -110,7 +110,7 @@ def main() -> int:
         return 1
     lr = found.containment.eta_max
     losses, drifts = train(model, x, y, lr, options.steps)
-    checked = check_run(found, list(range(options.steps)), losses, drifts, lr, True)
+    checked = check_run(found, Trajectory.of_descent(losses, drifts, lr))
     mu = found.containment.at.mu_jacobian
     assert mu is not None  # containment holds
     print(f"run: {checked.steps} steps with eta = {lr:.4g}, {checked.violations} violations")

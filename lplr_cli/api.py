@@ -119,7 +119,7 @@ def train(dataset: str | DataSpec, out: str | Path, **options: Any) -> TrainingR
             ``width``, …) and :class:`lplr_cli.data.DataSpec`.
     """
     outcome = run_training(_config(dataset, options), Path(out))
-    record = summarize(outcome.run, certified_columns(outcome.run))
+    record = summarize(outcome.run, certified_columns(outcome.run)).to_dict()
     outcome.run.write_summary(record)
     return TrainingRun(outcome.run.path, outcome.status, record)
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from lplr_cli.ablation import InProcess, RayCluster
-from lplr_cli.certificate import check_run
+from lplr_cli.certificate import Trajectory, check_run
 from lplr_cli.runs import RunDirectory
 from tests.command import program
 
@@ -29,7 +29,7 @@ def test_end_to_end_certificate_at_the_documented_width() -> None:
     assert found.containment.step_fraction < 1
     lr = found.containment.eta_max
     losses, drifts = example.train(model, x, y, lr, 40)
-    checked = check_run(found, list(range(40)), losses, drifts, lr, True)
+    checked = check_run(found, Trajectory.of_descent(losses, drifts, lr))
     assert checked.applies
     assert checked.violations == 0
     assert not example.certificate(4, 4_500)[0].containment.holds

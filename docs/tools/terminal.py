@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.text import Text
 
 import lplr_cli as lplr
+from lplr_cli.analysis import summarize
 from lplr_cli.reporting import summary_grid
+from lplr_cli.runs import RunDirectory
 
 PICTURE = Path(__file__).parents[1] / "figures" / "terminal.svg"
 
@@ -22,8 +24,9 @@ PICTURE = Path(__file__).parents[1] / "figures" / "terminal.svg"
 def main() -> None:
     """Train, print to a recording console, export."""
     with tempfile.TemporaryDirectory() as folder:
-        record = lplr.train("mnist", Path(folder) / "mnist-mlp64-s0", width=64).record
-    grid = summary_grid(record)
+        run = lplr.train("mnist", Path(folder) / "mnist-mlp64-s0", width=64)
+        directory = RunDirectory.open(run.path)
+        grid = summary_grid(summarize(directory))
     console = Console(record=True, width=132, file=io.StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "bold green"), ("lplr train mnist --width 64", "bold")))
     console.print(grid.to_rich())

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lplr_cli.ablation.recover import departures
-from lplr_cli.analysis import certified_columns, summarize
+from lplr_cli.analysis import Summary, certified_columns, summarize
 from lplr_cli.errors import LplrError
 from lplr_cli.runs import RunDirectory, plain
 from lplr_cli.runs.atomic import write_text
@@ -70,9 +70,9 @@ def run_cell(
         if status == "interrupted":
             return row
         summary = summarize(run, certified_columns(run))
-        run.write_summary(summary)
+        run.write_summary(summary.to_dict())
         row |= result_row(summary)
-        left = departures(run.log(), run.probes(), summary["optimizer"]["lr"])
+        left = departures(run.log(), run.probes(), summary.lr)
         if status == "diverged":
             left.append("diverged")
         row["regime"] = ("left again" if follows else "left") if left else ("recovered" if follows else "stayed")
@@ -82,28 +82,27 @@ def run_cell(
     return row
 
 
-def result_row(summary: Mapping[str, Any]) -> dict[str, Any]:
+def result_row(summary: Summary) -> dict[str, Any]:
     """The columns of the results table from a run's summary."""
-    rate = summary["rate"] or {}
     return {
-        "parameters": summary["model"]["parameters"],
-        "lr": summary["optimizer"]["lr"],
-        "lambda_min_start": summary["lambda_min"]["initial"],
-        "lambda_min_end": summary["lambda_min"]["final"],
-        "ntk_drift_percent": summary["ntk_drift_percent"],
-        "drift": summary["drift"]["max"],
-        "loss_final": summary["loss"]["final"],
-        "pl_ratio_min": summary["pl_ratio"]["min"],
-        "pl_ratio_median": summary["pl_ratio"]["median"],
-        "pl_ratio_star_min": summary["pl_ratio_star"]["min"],
-        "rate": rate.get("rate"),
-        "law": rate.get("verdict"),
-        "sharpness_start": summary["sharpness"]["initial"],
-        "sharpness_max": summary["sharpness"]["max"],
-        "lr_over_stable": summary["sharpness"]["lr_over_stable"],
-        "mu_estimated": summary["mu_estimated"],
-        "mu_certified": summary["mu_certified"],
-        "certified_radius": summary["certified_radius"],
+        "parameters": summary.parameters,
+        "lr": summary.lr,
+        "lambda_min_start": summary.lambda_min.initial,
+        "lambda_min_end": summary.lambda_min.final,
+        "ntk_drift_percent": summary.ntk_drift_percent,
+        "drift": summary.estimates.radius,
+        "loss_final": summary.loss.final,
+        "pl_ratio_min": summary.pl_ratio.min,
+        "pl_ratio_median": summary.pl_ratio.median,
+        "pl_ratio_star_min": summary.pl_ratio_star.min,
+        "rate": None if summary.rate is None else summary.rate.rate,
+        "law": None if summary.rate is None else summary.rate.verdict,
+        "sharpness_start": summary.sharpness.initial,
+        "sharpness_max": summary.sharpness.max,
+        "lr_over_stable": summary.sharpness.lr_over_stable,
+        "mu_estimated": summary.estimates.mu_kernel,
+        "mu_certified": summary.certified.mu,
+        "certified_radius": summary.certified.radius,
     }
 
 

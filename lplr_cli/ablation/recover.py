@@ -14,8 +14,6 @@ the former.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,9 +50,8 @@ def departures(log: pd.DataFrame, probes: pd.DataFrame, lr: float | None) -> lis
     return found
 
 
-def smaller_step(summary: Mapping[str, Any]) -> float | None:
-    """The step size of the run that follows; None when nothing was measured."""
-    lr, sharp = summary["optimizer"]["lr"], summary["sharpness"]["max"]
+def smaller_step(lr: float | None, sharp: float | None) -> float | None:
+    """The step size of the run that follows one with ``lr`` and the largest sharpness ``sharp``; None without lr."""
     if lr is None:
         return None
     if sharp is None or not math.isfinite(sharp) or sharp <= 0:

@@ -14,7 +14,7 @@ from lplr_cli.ablation.executors import Executor, InProcess, Job
 from lplr_cli.ablation.grid import Cell, distinct, grid_cells
 from lplr_cli.ablation.recover import smaller_step
 from lplr_cli.errors import InputError
-from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
+from lplr_cli.runs import SCHEMA_VERSION, plain
 from lplr_cli.runs.atomic import output_errors, write_text
 from lplr_cli.runs.tables import write_parquet
 from lplr_cli.training import Progress, TrainConfig
@@ -161,8 +161,7 @@ def _following(
         row = rows.get(cell.name)
         if row is None or row["regime"] != "left":
             continue
-        summary = RunDirectory.open(out / cell.name).summary()
-        lr = None if summary is None else smaller_step(summary)
+        lr = smaller_step(row["lr"], row["sharpness_max"])
         if lr is None:
             continue
         again = Cell(f"{cell.name}-recovered", {**cell.values, "lr": lr}, cell.name)

@@ -6,23 +6,28 @@ from lplr_cli.analysis.offline import probe_checkpoints
 from lplr_cli.analysis.recompute import recompute_gradients
 from lplr_cli.analysis.spectrum import KernelProbe, probe_checkpoint
 from lplr_cli.analysis.subject import OWN, Source, Subject, find_checkpoint, open_subject
-from lplr_cli.analysis.summary import run_facts, summarize
+from lplr_cli.analysis.summary import Certified, Summary, run_facts, summarize
+from lplr_cli.analysis.trajectory import plain_step, trajectory_of
 
 __all__ = [
     "OWN",
+    "Certified",
     "KernelProbe",
     "LogInput",
     "Source",
     "Subject",
+    "Summary",
     "certificate_of_run",
     "certified_columns",
     "certify_checkpoint",
     "find_checkpoint",
     "open_subject",
+    "plain_step",
     "probe_checkpoint",
     "probe_checkpoints",
     "read_log",
     "recompute_gradients",
     "run_facts",
     "summarize",
+    "trajectory_of",
 ]

@@ -7,11 +7,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lplr_cli.analysis.subject import OWN, Source, open_subject
-from lplr_cli.certificate import Certificate, certify, check_run, estimate_constants, sampled_constants
+import numpy as np
+from torch import Tensor
+
+from lplr_cli.analysis.subject import OWN, Source, Subject, open_subject
+from lplr_cli.analysis.summary import Certified
+from lplr_cli.analysis.trajectory import trajectory_of
+from lplr_cli.certificate import (
+    Certificate,
+    Trajectory,
+    certify,
+    check_run,
+    estimate_constants,
+    own_certificate,
+    sampled_constants,
+    why_not_of,
+)
 from lplr_cli.errors import InputError, NumericalError
+from lplr_cli.models import DTYPES
 from lplr_cli.ntk import DEFAULT_MEMORY
-from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
+from lplr_cli.runs import NORMALISATION, SCHEMA_VERSION, RunDirectory, plain
 
 # Kind of each number in the record, and the section of docs/theory.md that has its formula.
 _CONSTANTS = {
@@ -72,81 +87,103 @@ def certify_checkpoint(
         run = run or path
         path = directory.checkpoint_path(0)
     subject = open_subject(path, source)
-    log = None
-    if run is not None:
-        other = RunDirectory.open(run)
+    trajectory = None
+    other = None if run is None else RunDirectory.open(run)
+    if other is not None:
         if subject.step != 0:
             raise InputError(f"{path} is not the start of a run", "give the run, or its step-000000.pt")
-        log = other.log()
-        radius = float(log["drift"].max()) if radius is None else radius
-    module = subject.module
-    x, y = subject.dataset.tensors()
-    certificate = certify(module, x, y, radius=radius, method=method, memory=memory)
+        trajectory = trajectory_of(other)
+        radius = largest_drift(trajectory) if radius is None else radius
+    x, y = _training_data(subject, trajectory)
+    found = certify(subject.module, x, y, radius=radius, method=method, memory=memory)
     estimates: dict[str, Any] | None = None
-    scale = radius if radius else certificate.radius_jacobian
-    if directions > 0 and 0 < scale < float("inf"):
-        estimates = sampled_constants(module, x, scale, directions=directions, memory=memory)
+    reach = radius if radius else found.radius_jacobian
+    if directions > 0 and 0 < reach < float("inf"):
+        estimates = sampled_constants(subject.module, x, reach, directions=directions, memory=memory)
+    own = found if trajectory is None else own_certificate(found, trajectory)
     record: dict[str, Any] = {
         "command": "certify",
         "schema_version": SCHEMA_VERSION,
         "checkpoint": str(path),
         "step": subject.step,
         "assumptions": list(subject.assumptions),
-        "normalisation": {
-            "loss": "L = (1/n) ||r||^2",
-            "ntk": "K = J J^T / n",
-            "pl": "0.5 ||grad L||^2 >= mu (L - L*)",
-        },
-        **_record(certificate),
+        "normalisation": {"loss": _formula(trajectory), **NORMALISATION},
+        **_record(own),
         "estimates": estimates,
         "run": None,
     }
-    if log is not None and run is not None:
-        record["run"] = _against(certificate, RunDirectory.open(run))
+    if other is not None and trajectory is not None:
+        record["run"] = _against(found, trajectory, other)
     cleaned: dict[str, Any] = plain(record)
     return cleaned
 
 
+def _formula(trajectory: Trajectory | None) -> str:
+    """The loss that the numbers are for: of a run its own; of a checkpoint alone the squared one with s = 1."""
+    if trajectory is None or trajectory.scale == 1:
+        return "L = (1/n) ||r||^2"
+    return trajectory.loss_label if trajectory.scale is None else f"L = ({trajectory.scale:g}/n) ||r||^2"
+
+
+def _training_data(subject: Subject, trajectory: Trajectory | None) -> tuple[Tensor, Tensor]:
+    """Inputs and targets as the run saw them: rounded to its dtype, which the certificate takes as exact."""
+    dtype = None if trajectory is None or trajectory.dtype is None else DTYPES.get(trajectory.dtype)
+    return subject.dataset.tensors(dtype)
+
+
+def largest_drift(trajectory: Trajectory) -> float:
+    """Of the logged steps.
+
+    Raises:
+        InputError: the log has none.
+    """
+    known = trajectory.drift[np.isfinite(trajectory.drift)]
+    if not len(known):
+        raise InputError("the log has no drift", "certify the checkpoint with --radius")
+    return float(known.max())
+
+
 def certificate_of_run(run: RunDirectory, source: Source = OWN, memory: int = DEFAULT_MEMORY) -> Certificate:
-    """The certificate at the start of a run, reported on the ball of its largest drift.
+    """The certificate at the start of a run on the ball of its largest drift, for L = (1/n) ||r||².
+
+    What it says of the run's own loss, if anything, is that of :mod:`lplr_cli.certificate.against`.
 
     Raises:
         InputError: no certificate for this network, no drift in the log, or a start that cannot be opened.
     """
-    drift = float(run.log()["drift"].max())
-    if not math.isfinite(drift):
-        raise InputError("the log has no drift", "certify the checkpoint with --radius")
+    trajectory = trajectory_of(run)
+    radius = largest_drift(trajectory)
     subject = open_subject(run.checkpoint_path(0), source)
-    return certify(subject.module, *subject.dataset.tensors(), radius=drift, memory=memory)
+    return certify(subject.module, *_training_data(subject, trajectory), radius=radius, memory=memory)
 
 
-def certified_columns(run: RunDirectory, source: Source = OWN) -> dict[str, Any]:
+def certified_columns(run: RunDirectory, source: Source = OWN) -> Certified:
     """What the closing table of a run says of its certificate: μ on the ball that the run used, or why there is none.
 
     Only where the probes took all samples: whoever probes a subset saves the cost of the full kernel.
     """
-    probes, log = run.probes(), run.log()
-    n = run.manifest().data.n
-    empty: dict[str, Any] = {"mu_certified": None, "certified_radius": None}
+    probes, manifest = run.probes(), run.manifest()
+    if manifest.loss.squared_scale is None:
+        return Certified(None, None, f"the theorem speaks of the squared loss, not of {manifest.loss.label}")
+    n = manifest.data.n
     if n is None or probes.empty or int(probes["probe_size"].iloc[0]) < n or str(probes["outputs"].iloc[0]) != "full":
-        return {**empty, "mu_certified_reason": "a subset certifies nothing: see lplr certify"}
-    drift = float(log["drift"].max())
+        return Certified(None, None, "a subset certifies nothing: see lplr certify")
     try:
-        certificate = certificate_of_run(run, source)
+        found, trajectory = certificate_of_run(run, source), trajectory_of(run)
     except (InputError, NumericalError) as error:
-        return {**empty, "mu_certified_reason": str(error)}
-    given = certificate.given
+        return Certified(None, None, str(error))
+    why = why_not_of(found, trajectory)
+    if why:
+        return Certified(None, None, why)
+    given = own_certificate(found, trajectory).given
     assert given is not None  # a radius was given
     reason = (
-        f"proved on the ball of radius {drift:.4g}, the largest drift of the run"
+        f"proved on the ball of radius {given.radius:.4g}, the largest drift of the run"
         if given.mu_jacobian is not None
-        else f"certified radius {certificate.radius_jacobian:.3g}, the run drifts {drift:.3g}"
+        else f"certified radius {found.radius_jacobian:.3g}, the run drifts {given.radius:.3g}"
     )
-    return {
-        "mu_certified": given.mu_jacobian,
-        "certified_radius": certificate.radius_jacobian if math.isfinite(certificate.radius_jacobian) else None,
-        "mu_certified_reason": reason,
-    }
+    radius = found.radius_jacobian if math.isfinite(found.radius_jacobian) else None
+    return Certified(given.mu_jacobian, radius, reason)
 
 
 def _record(certificate: Certificate) -> dict[str, Any]:
@@ -157,28 +194,16 @@ def _record(certificate: Certificate) -> dict[str, Any]:
     return values
 
 
-def _against(certificate: Certificate, run: RunDirectory) -> dict[str, Any]:
-    manifest = run.manifest()
-    log = run.log()
-    finite = log[log["loss"].notna()]
-    lr = float(finite["lr"].iloc[0])
-    check = check_run(
-        certificate,
-        [int(s) for s in finite["step"]],
-        [float(v) for v in finite["loss"]],
-        [float(v) for v in finite["drift"]],
-        lr,
-        manifest.optimizer.plain_step is not None,
-        tolerance=1e-9 if manifest.dtype == "float64" else 1e-4,
-    )
-    drift = float(log["drift"].max())
-    measured = estimate_constants(log, run.probes())
+def _against(certificate: Certificate, trajectory: Trajectory, run: RunDirectory) -> dict[str, Any]:
+    drift = largest_drift(trajectory)
+    lr = trajectory.lr[np.isfinite(trajectory.loss) & np.isfinite(trajectory.lr)]
+    measured = estimate_constants(run.log(), run.probes(), trajectory.scale)
     return {
         "path": str(run.path),
         "drift_max": drift,
         "drift_over_radius_jacobian": drift / certificate.radius_jacobian if certificate.radius_jacobian > 0 else None,
-        "lr": lr,
-        "check": asdict(check),
+        "lr": float(lr[0]) if len(lr) else None,
+        "check": asdict(check_run(certificate, trajectory)),
         "L_J_probes": measured.l_j,
         "L_K_probes": measured.l_k,
         "mu_estimated": measured.mu_kernel,

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from lplr_cli.analysis.summary import run_facts, summarize
+from lplr_cli.analysis.summary import Summary, run_facts, summarize
 from lplr_cli.diagnostics import NO_FACTS, LossSeries, RunFacts, clean_series
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory
@@ -32,7 +31,7 @@ class LogInput:
     name: str
     log: pd.DataFrame
     run: RunDirectory | None
-    summary: dict[str, Any] | None
+    summary: Summary | None
     notes: tuple[str, ...] = ()
 
     def series(self) -> LossSeries:
@@ -44,7 +43,7 @@ class LogInput:
 
     def facts(self) -> RunFacts:
         """What is known beside the log."""
-        return NO_FACTS if self.run is None else run_facts(self.run, self.summary)
+        return NO_FACTS if self.run is None or self.summary is None else run_facts(self.run, self.summary)
 
 
 def read_log(source: str | Path, columns: Mapping[str, str] | None = None, run: str | None = None) -> LogInput:

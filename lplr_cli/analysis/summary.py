@@ -1,31 +1,309 @@
-"""The summary of a run: every figure of the closing table, computed from its logs."""
+"""The summary of a run: every figure of the closing table, computed from its logs, typed; and its JSON."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lplr_cli.certificate import estimate_constants
+from lplr_cli.analysis.trajectory import plain_step
+from lplr_cli.certificate import Estimates, estimate_constants
 from lplr_cli.diagnostics import (
     MIN_POINTS,
-    NO_FACTS,
+    Convergence,
+    Envelope,
+    LossSeries,
+    PLRatio,
+    RateFit,
     RunFacts,
+    Window,
     analyse_pl_ratio,
     analyse_rate,
     clean_series,
     envelope,
 )
-from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
+from lplr_cli.runs import NORMALISATION, SCHEMA_VERSION, Manifest, RunDirectory, plain
 
 _EMPTY = envelope(np.empty(0))
-NOT_ASKED = {
-    "mu_certified": None,
-    "certified_radius": None,
-    "mu_certified_reason": "not computed: see lplr certify",
-}
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What is proved for the loss of a run on the ball that its drift spans; None where nothing is.
+
+    Attributes:
+        mu: of the run's own loss.
+        radius: the largest one with a proved μ > 0.
+        reason: why there is a μ, or none.
+    """
+
+    mu: float | None
+    radius: float | None
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its keys in the summary."""
+        return {"mu_certified": self.mu, "certified_radius": self.radius, "mu_certified_reason": self.reason}
+
+
+NOT_ASKED = Certified(None, None, "not computed: see lplr certify")
+
+
+@dataclass(frozen=True)
+class LossRange:
+    """First, last and lowest usable loss of the log."""
+
+    initial: float
+    final: float
+    min: float
+
+
+@dataclass(frozen=True)
+class ProbeFacts:
+    """What the probes took.
+
+    Attributes:
+        size: samples; None without probes.
+        subset: whether these are not known to be all.
+        outputs: block of the kernel.
+        count: probes.
+    """
+
+    size: int | None
+    subset: bool
+    outputs: str | None
+    count: int
+
+
+@dataclass(frozen=True)
+class LambdaMin:
+    """λ_min(K) at the probes; None where it was not measured.
+
+    Attributes:
+        initial, final: at the first and last probe.
+        lower_initial: the proved lower bound at the first.
+        upper_bound_full: of the whole training set, by interlacing (theory.md section 2): n λ_min(K) ≤ m λ_min(K_S) for
+            a subset S of m samples.
+    """
+
+    initial: float | None
+    final: float | None
+    lower_initial: float | None
+    upper_bound_full: float | None
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A figure at the first and last probe."""
+
+    initial: float | None
+    final: float | None
+
+
+@dataclass(frozen=True)
+class SharpnessRange:
+    """The sharpness at the probes that measured it.
+
+    Attributes:
+        initial, final, max: over those probes.
+        lr_over_stable: η · max / 2, above 1 beyond the edge of stability.
+    """
+
+    initial: float | None
+    final: float | None
+    max: float | None
+    lr_over_stable: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All figures of a run.
+
+    Attributes:
+        run: its directory, as text.
+        manifest: what it is.
+        steps, seconds: of its last row.
+        loss: its range.
+        probe, lambda_min, lambda_max, sharpness: of its probes.
+        drift_final: of its last row.
+        ntk_drift_percent: ‖K_T − K_0‖/‖K_0‖.
+        estimates: L_K, L_J, R and μ from its probes.
+        certified: what is proved.
+        window, pl_ratio, pl_ratio_star: the PL ratio's window and envelopes; None and empty without gradient norms.
+        rate: the fitted law; None where the rows are too few.
+        dropped_rows: rows left out, by reason.
+    """
+
+    run: str
+    manifest: Manifest
+    steps: int
+    seconds: float | None
+    loss: LossRange
+    probe: ProbeFacts
+    lambda_min: LambdaMin
+    lambda_max: Ends
+    drift_final: float | None
+    ntk_drift_percent: float | None
+    estimates: Estimates
+    certified: Certified
+    window: Window | None
+    pl_ratio: Envelope
+    pl_ratio_star: Envelope
+    rate: RateFit | None
+    sharpness: SharpnessRange
+    dropped_rows: dict[str, int]
+
+    @property
+    def parameters(self) -> int | None:
+        """P."""
+        return self.manifest.parameters
+
+    @property
+    def lr(self) -> float | None:
+        """η."""
+        return self.manifest.optimizer.lr
+
+    @property
+    def l_k_r(self) -> float | None:
+        """L_K R, with L_K from the probes."""
+        l_k = self.estimates.l_k
+        return None if l_k is None else l_k * (self.estimates.radius or 0.0)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence on compatibility (H3)."""
+        holds, product, lambda_0 = self.estimates.compatible, self.l_k_r, self.estimates.lambda_0
+        where = f"on a subset of {self.probe.size} samples, " if self.probe.subset else ""
+        if holds is None or product is None or lambda_0 is None:
+            return "compatibility unknown: the probes do not tell lambda_0 and L_K"
+        if not holds:
+            times = product / lambda_0 if lambda_0 > 0 else math.inf
+            return (
+                f"{where}the compatibility condition L_K R < lambda_0 fails ({product:.3g} against {lambda_0:.3g}, "
+                f"a factor {times:.3g}): the bound mu = 2(lambda_0 - L_K R) is vacuous for this run"
+            )
+        return (
+            f"{where}compatibility holds with the estimated L_K ({product:.3g} < {lambda_0:.3g}); "
+            "as L_K is only bounded from below by the probes, nothing is certified"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """summary.json, and the JSON of ``lplr train``; a missing value is None."""
+        m, e = self.manifest, self.estimates
+        cleaned: dict[str, Any] = plain(
+            {
+                "command": "train",
+                "schema_version": SCHEMA_VERSION,
+                "run": self.run,
+                "status": m.status,
+                "normalisation": {
+                    "loss": m.loss.formula,
+                    "loss_name": m.loss.name,
+                    "loss_scale": m.loss.scale,
+                    **NORMALISATION,
+                },
+                "model": dict(m.model),
+                "data": {"source": m.data.source, "n": m.data.n, "outputs": m.data.outputs},
+                "optimizer": {
+                    "name": m.optimizer.name,
+                    "lr": m.optimizer.lr,
+                    "lr_rule": m.optimizer.lr_rule,
+                    "momentum": m.optimizer.momentum,
+                    "schedule": m.optimizer.schedule,
+                },
+                "steps": self.steps,
+                "seconds": self.seconds,
+                "loss": asdict(self.loss),
+                "probe": asdict(self.probe),
+                "lambda_min": asdict(self.lambda_min),
+                "lambda_max": asdict(self.lambda_max),
+                "drift": {"max": e.radius, "final": self.drift_final},
+                "ntk_drift_percent": self.ntk_drift_percent,
+                "lipschitz": {"L_K_estimated": e.l_k, "L_J_estimated": e.l_j},
+                "compatibility": {"L_K_R": self.l_k_r, "lambda_0": e.lambda_0, "holds": e.compatible},
+                "mu_estimated": e.mu_kernel,
+                "mu_estimated_jacobian": e.mu_jacobian,
+                **self.certified.to_dict(),
+                "window": None if self.window is None else self.window.to_dict(),
+                "pl_ratio": self.pl_ratio.to_dict(),
+                "pl_ratio_star": self.pl_ratio_star.to_dict(),
+                "rate": None if self.rate is None else self.rate.to_dict(),
+                "sharpness": asdict(self.sharpness),
+                "dropped_rows": self.dropped_rows,
+                "verdict": self.verdict,
+            }
+        )
+        return cleaned
+
+
+def summarize(run: RunDirectory, certified: Certified | None = None) -> Summary:
+    """All figures of a run with at least one logged step.
+
+    Args:
+        run: the run.
+        certified: from :func:`lplr_cli.analysis.certified_columns`; None keeps what summary.json has for the same
+            steps.
+
+    Raises:
+        InputError: no readable log or manifest.
+    """
+    manifest, log, probes = run.manifest(), run.log(), run.probes()
+    series = clean_series(log)
+    facts = RunFacts(
+        loss_scale=manifest.loss.squared_scale, exact=manifest.exact, sharpness=_pairs(probes, "sharpness")
+    )
+    ratio, rate = _diagnosed(series, facts)
+    steps = int(log["step"].iloc[-1]) if len(log) else 0
+    return Summary(
+        run=str(run.path),
+        manifest=manifest,
+        steps=steps,
+        seconds=_value(log, "seconds", -1),
+        loss=LossRange(float(series.loss[0]), float(series.loss[-1]), float(series.loss.min())),
+        probe=_probe_facts(probes, manifest.data.n),
+        lambda_min=_lambda_min(probes, manifest.data.n),
+        lambda_max=Ends(_value(probes, "lambda_max", 0), _value(probes, "lambda_max", -1)),
+        drift_final=_value(log, "drift", -1),
+        ntk_drift_percent=_ntk_drift(probes),
+        estimates=estimate_constants(log, probes, manifest.loss.squared_scale),
+        certified=certified or _kept_certificate(run, manifest, steps),
+        window=None if ratio is None else ratio.window,
+        pl_ratio=_EMPTY if ratio is None else ratio.pl_ratio,
+        pl_ratio_star=_EMPTY if ratio is None else ratio.pl_ratio_star,
+        rate=None if rate is None else rate.fit,
+        sharpness=_sharpness([v for _, v in facts.sharpness], manifest.optimizer.lr),
+        dropped_rows=series.dropped,
+    )
+
+
+def run_facts(run: RunDirectory, summary: Summary) -> RunFacts:
+    """What diagnostics want to know of a run beside its log; unknown where the run does not tell."""
+    probes, manifest = run.probes(), summary.manifest
+    eta, _ = plain_step(manifest, run.log())
+    return RunFacts(
+        loss_scale=manifest.loss.squared_scale,
+        loss_name=manifest.loss.name,
+        exact=manifest.exact,
+        mu_estimated=summary.estimates.mu_kernel,
+        mu_certified=summary.certified.mu,
+        mu_certified_reason=summary.certified.reason,
+        certified_radius=summary.certified.radius,
+        sharpness=_pairs(probes, "sharpness"),
+        # The identity holds for the kernel of all samples and outputs.
+        residual_rayleigh=[] if summary.probe.subset else _pairs(probes, "residual_rayleigh"),
+        eta=eta,
+        momentum=manifest.optimizer.momentum,
+    )
+
+
+def _diagnosed(series: LossSeries, facts: RunFacts) -> tuple[PLRatio | None, Convergence | None]:
+    ratio = analyse_pl_ratio(series, facts=facts) if series.has_gradients and len(series.loss) > 1 else None
+    rate = analyse_rate(series, facts=facts) if len(series.loss) >= MIN_POINTS else None
+    return ratio, rate
 
 
 def _value(frame: pd.DataFrame, column: str, row: int) -> float | None:
@@ -42,144 +320,36 @@ def _pairs(probes: pd.DataFrame, column: str) -> list[tuple[float, float]]:
     return [(float(step), float(value)) for step, value in known.itertuples(index=False)]
 
 
-def _kept_certificate(run: RunDirectory, log: pd.DataFrame) -> dict[str, Any]:
-    """What an earlier summary of the very same steps had proved."""
-    kept = run.summary()
-    if kept is None or not len(log) or kept.get("steps") != int(log["step"].iloc[-1]):
-        return NOT_ASKED
-    return {key: kept.get(key, value) for key, value in NOT_ASKED.items()}
+def _probe_facts(probes: pd.DataFrame, n: int | None) -> ProbeFacts:
+    if probes.empty:
+        return ProbeFacts(None, False, None, 0)
+    size = int(probes["probe_size"].iloc[0])
+    return ProbeFacts(size, n is None or size < n, str(probes["outputs"].iloc[0]), len(probes))
 
 
-def run_facts(run: RunDirectory, summary: dict[str, Any] | None) -> RunFacts:
-    """What diagnostics want to know of a run beside its log; unknown where the run does not tell."""
-    if summary is None:
-        return NO_FACTS
-    probes, optimizer = run.probes(), run.manifest().optimizer
-    return RunFacts(
-        loss_scale=summary["normalisation"]["loss_scale"],
-        mu_estimated=summary["mu_estimated"],
-        mu_certified=summary["mu_certified"],
-        mu_certified_reason=summary["mu_certified_reason"],
-        certified_radius=summary["certified_radius"],
-        sharpness=_pairs(probes, "sharpness"),
-        # The identity holds for the kernel of all samples and outputs.
-        residual_rayleigh=[] if summary["probe"]["subset"] else _pairs(probes, "residual_rayleigh"),
-        eta=optimizer.plain_step,
-        momentum=optimizer.momentum,
-    )
-
-
-def summarize(run: RunDirectory, certified: dict[str, Any] | None = None) -> dict[str, Any]:
-    """All figures of a run with at least one logged step, with stable keys; a missing value is None.
-
-    Args:
-        run: the run.
-        certified: from :func:`lplr_cli.analysis.certified_columns`; None keeps what summary.json has for the same
-            steps.
-
-    Raises:
-        InputError: no readable log.
-    """
-    manifest = run.manifest()
-    log, probes = run.log(), run.probes()
-    scale, n, optimizer = manifest.loss.squared_scale, manifest.data.n, manifest.optimizer
-    lr = optimizer.lr
-    series = clean_series(log)
-    facts = RunFacts(loss_scale=scale, sharpness=_pairs(probes, "sharpness"))
-    ratio = analyse_pl_ratio(series, facts=facts) if series.has_gradients and len(series.loss) > 1 else None
-    enough = len(series.loss) >= MIN_POINTS
-    rate = analyse_rate(series, facts=facts) if enough else None
-    estimates = estimate_constants(log, probes, scale or 1.0)
-    probe_size = None if probes.empty else int(probes["probe_size"].iloc[0])
-    subset = probe_size is not None and (n is None or probe_size < n)
+def _lambda_min(probes: pd.DataFrame, n: int | None) -> LambdaMin:
     initial = _value(probes, "lambda_min", 0)
-    change = _value(probes, "ntk_change", -1)
-    top = _value(probes, "lambda_max", 0)
-    sharp = [v for v in (probes["sharpness"].tolist() if "sharpness" in probes else []) if v == v]
-    # μ speaks of squared loss.
-    reached = None if scale is None else estimates.mu_kernel
-    summary: dict[str, Any] = {
-        "command": "train",
-        "schema_version": SCHEMA_VERSION,
-        "run": str(run.path),
-        "status": manifest.status,
-        "normalisation": {
-            "loss": manifest.loss.formula,
-            "loss_scale": scale,
-            "ntk": "K = J J^T / n",
-            "pl": "0.5 ||grad L||^2 >= mu (L - L*)",
-        },
-        "model": dict(manifest.model),
-        "data": {
-            "source": manifest.data.source,
-            "n": n,
-            "outputs": manifest.data.outputs,
-        },
-        "optimizer": {
-            "name": optimizer.name,
-            "lr": lr,
-            "lr_rule": optimizer.lr_rule,
-            "momentum": optimizer.momentum,
-            "schedule": optimizer.schedule,
-        },
-        "steps": int(log["step"].iloc[-1]) if len(log) else 0,
-        "seconds": _value(log, "seconds", -1),
-        "loss": {"initial": float(series.loss[0]), "final": float(series.loss[-1]), "min": float(series.loss.min())},
-        "probe": {
-            "size": probe_size,
-            "subset": subset,
-            "outputs": None if probes.empty else str(probes["outputs"].iloc[0]),
-            "count": len(probes),
-        },
-        "lambda_min": {
-            "initial": initial,
-            "final": _value(probes, "lambda_min", -1),
-            "lower_initial": _value(probes, "lambda_min_lower", 0),
-            # Interlacing (theory.md section 2): n λ_min(K) ≤ m λ_min(K_S) for a subset S of m samples.
-            "upper_bound_full": None if initial is None or probe_size is None or not n else initial * probe_size / n,
-        },
-        "lambda_max": {"initial": top, "final": _value(probes, "lambda_max", -1)},
-        "drift": {"max": estimates.radius, "final": _value(log, "drift", -1)},
-        "ntk_drift_percent": None if change is None or not top else 100 * change / top,
-        "lipschitz": {"L_K_estimated": estimates.l_k, "L_J_estimated": estimates.l_j},
-        "compatibility": {
-            "L_K_R": None if estimates.l_k is None else estimates.l_k * (estimates.radius or 0.0),
-            "lambda_0": estimates.lambda_0,
-            "holds": estimates.compatible,
-        },
-        "mu_estimated": reached,
-        "mu_estimated_jacobian": None if scale is None else estimates.mu_jacobian,
-        **(certified or _kept_certificate(run, log)),
-        "window": None if ratio is None or ratio.window is None else ratio.window.to_dict(),
-        "pl_ratio": _EMPTY.to_dict() if ratio is None else ratio.pl_ratio.to_dict(),
-        "pl_ratio_star": _EMPTY.to_dict() if ratio is None else ratio.pl_ratio_star.to_dict(),
-        "rate": None if rate is None else rate.fit.to_dict(),
-        "sharpness": {
-            "initial": sharp[0] if sharp else None,
-            "final": sharp[-1] if sharp else None,
-            "max": max(sharp) if sharp else None,
-            "lr_over_stable": lr * max(sharp) / 2 if sharp and lr is not None else None,
-        },
-        "dropped_rows": series.dropped,
-    }
-    summary["verdict"] = _verdict(summary)
-    cleaned: dict[str, Any] = plain(summary)
-    return cleaned
+    upper = None if initial is None or n is None else initial * int(probes["probe_size"].iloc[0]) / n
+    return LambdaMin(initial, _value(probes, "lambda_min", -1), _value(probes, "lambda_min_lower", 0), upper)
 
 
-def _verdict(s: dict[str, Any]) -> str:
-    holds = s["compatibility"]["holds"]
-    where = f"on a subset of {s['probe']['size']} samples, " if s["probe"]["subset"] else ""
-    if holds is None:
-        return "compatibility unknown: the probes do not tell lambda_0 and L_K"
-    product, lambda_0 = s["compatibility"]["L_K_R"], s["compatibility"]["lambda_0"]
-    if not holds:
-        times = product / lambda_0 if lambda_0 > 0 else math.inf
-        return (
-            f"{where}the compatibility condition L_K R < lambda_0 fails ({product:.3g} against {lambda_0:.3g}, "
-            f"a factor {times:.3g}): the bound mu = 2(lambda_0 - L_K R) is vacuous for this run"
-        )
-    return (
-        f"{where}compatibility holds with the estimated L_K ({product:.3g} < {lambda_0:.3g}); "
-        "as L_K is only bounded from below by the probes, nothing is certified"
-    )
+def _ntk_drift(probes: pd.DataFrame) -> float | None:
+    change, top = _value(probes, "ntk_change", -1), _value(probes, "lambda_max", 0)
+    return None if change is None or not top else 100 * change / top
+
+
+def _sharpness(values: Sequence[float], lr: float | None) -> SharpnessRange:
+    if not values:
+        return SharpnessRange(None, None, None, None)
+    top = max(values)
+    return SharpnessRange(values[0], values[-1], top, None if lr is None else lr * top / 2)
+
+
+def _kept_certificate(run: RunDirectory, manifest: Manifest, steps: int) -> Certified:
+    """What an earlier summary of the very same steps had proved, for a loss that it can be proved for."""
+    kept = run.summary() or {}
+    mu, radius, reason = (kept.get(key) for key in NOT_ASKED.to_dict())
+    right = all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in (mu, radius))
+    if manifest.loss.squared_scale is None or kept.get("steps") != steps or not right or not isinstance(reason, str):
+        return NOT_ASKED
+    return Certified(mu, radius, reason)

@@ -18,6 +18,7 @@ from lplr_cli.analysis import (
     probe_checkpoints,
     read_log,
     recompute_gradients,
+    trajectory_of,
 )
 from lplr_cli.certificate import check_run, estimate_constants
 from lplr_cli.diagnostics import (
@@ -243,13 +244,12 @@ def _gather(
     rate = analyse_rate(series, window=window, facts=facts) if len(series.loss) >= MIN_POINTS else None
     estimates = None
     if run is not None and "drift" in log.log:
-        estimates = estimate_constants(log.log, probes, facts.loss_scale or 1.0)
+        estimates = estimate_constants(log.log, probes, facts.loss_scale)
     summary = log.summary
-    n = None if summary is None else summary["data"]["n"]
+    n = None if summary is None else summary.manifest.data.n
     # Offline probes take all samples unless told otherwise.
     full = everything or (not probes.empty and n is not None and int(probes["probe_size"].iloc[0]) >= n)
-    optimizer = {} if summary is None else summary["optimizer"]
-    lr = optimizer.get("lr")
+    lr = None if summary is None else summary.lr
     if lr is None and np.isfinite(series.lr).any():
         lr = float(series.lr[np.isfinite(series.lr)].max())
     why = ""
@@ -261,7 +261,7 @@ def _gather(
     if run is not None and with_certificate:
         found, reason = _certificate(run, foreign, memory)
         if found is not None:
-            check = _held_against(found, run, facts.eta)
+            check = _held_against(found, run)
     elif run is not None:
         reason = "not asked for"
     return _Evidence(
@@ -301,20 +301,8 @@ def _certificate(run: RunDirectory, foreign: Source, memory: int) -> tuple[Any, 
         return None, error.what
 
 
-def _held_against(certificate: Any, run: RunDirectory, eta: float | None) -> Any:
-    log = run.log()
-    known = log[log["loss"].notna() & log["drift"].notna()]
-    if known.empty:
-        return None
-    return check_run(
-        certificate,
-        [int(v) for v in known["step"]],
-        [float(v) for v in known["loss"]],
-        [float(v) for v in known["drift"]],
-        eta or math.nan,
-        eta is not None,
-        tolerance=1e-9 if run.manifest().dtype == "float64" else 1e-4,
-    )
+def _held_against(certificate: Any, run: RunDirectory) -> Any:
+    return check_run(certificate, trajectory_of(run))
 
 
 def _hypotheses(e: _Evidence) -> tuple[Finding, ...]:

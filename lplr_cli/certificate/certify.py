@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,7 @@ from lplr_cli.certificate.ball import BallBounds
 from lplr_cli.certificate.network import SmoothMLP
 from lplr_cli.certificate.norms import frobenius_upper, kernel_norm_upper
 from lplr_cli.errors import InputError, NumericalError
-from lplr_cli.ntk import (
-    DEFAULT_MEMORY,
-    Network,
-    empirical_ntk,
-    evaluation_mode,
-    jacobian_change_gram,
-    operator_norm,
-    spectrum,
-)
+from lplr_cli.ntk import DEFAULT_MEMORY, Network, empirical_ntk, spectrum
 
 # Scalars are combined in a few dozen operations; each result is moved outwards by far more than their rounding.
 _OUTWARDS = 1e-12
@@ -185,7 +176,7 @@ def certify(
         radius_jacobian=r_jacobian,
         given=None if radius is None else on(radius),
         containment=containment,
-        verdict=_verdict(sigma, r_jacobian, containment),
+        verdict=verdict_of(sigma, r_jacobian, containment),
     )
 
 
@@ -329,7 +320,8 @@ def contain(on: Callable[[float], AtRadius], sigma: float, root: float, limit: f
     return answer(found)
 
 
-def _verdict(sigma: float, r_jacobian: float, containment: Containment) -> str:
+def verdict_of(sigma: float, r_jacobian: float, containment: Containment) -> str:
+    """One sentence on what is proved."""
     if sigma == 0:
         return "no certificate: lambda_min(K) > 0 is not proved on the full training set"
     if containment.holds and containment.at.mu_jacobian is not None:
@@ -343,125 +335,3 @@ def _verdict(sigma: float, r_jacobian: float, containment: Containment) -> str:
         f"containment is not: R (sigma_0 - L_J R) reaches {containment.reach:.3g} of 2 sqrt(L_0), "
         "it needs more than half"
     )
-
-
-@dataclass(frozen=True)
-class RunCheck:
-    """A run held against a containment certificate; None where nothing can be said.
-
-    Attributes:
-        applies: whether the certificate speaks of this run at all (full-batch GD, η ≤ 1/β, containment proved).
-        reason: why not, or what was checked.
-        steps: logged steps that were compared.
-        violations: steps outside the ball or above (1 - ημ)^t L_0; not 0 would refute the implementation.
-    """
-
-    applies: bool
-    reason: str
-    steps: int
-    violations: int
-
-
-def check_run(
-    certificate: Certificate,
-    steps: list[int],
-    loss: list[float],
-    drift: list[float],
-    lr: float,
-    plain_gd: bool,
-    *,
-    tolerance: float = 1e-9,
-) -> RunCheck:
-    """Compare every logged step of a run from θ_0 with what containment promises.
-
-    Args:
-        certificate: at θ_0.
-        steps: logged steps, with loss and drift beside them.
-        loss: L_t.
-        drift: ||θ_t - θ_0||.
-        lr: η.
-        plain_gd: whether this was full-batch gradient descent with a constant step and no momentum.
-        tolerance: of √L_t, relative to √L_0: the theorem speaks of exact steps, the run rounded each of them.
-    """
-    c = certificate.containment
-    if not c.holds or c.at.mu_jacobian is None:
-        return RunCheck(False, "containment is not proved", 0, 0)
-    if not plain_gd:
-        return RunCheck(False, "the theorem speaks of full-batch gradient descent with a constant step", 0, 0)
-    if lr > c.eta_max:
-        return RunCheck(False, f"the step {lr:.4g} is above the {c.eta_max:.4g} that is proved", 0, 0)
-    top = certificate.sqrt_loss_upper
-    factor = math.sqrt(max(0.0, 1 - lr * c.at.mu_jacobian))
-    wrong = sum(
-        1
-        for t, value, moved in zip(steps, loss, drift, strict=True)
-        if moved > c.at.radius * (1 + tolerance) or math.sqrt(value) > top * (factor**t + tolerance)
-    )
-    return RunCheck(True, "every logged step against R and (1 - eta mu)^t L_0", len(steps), wrong)
-
-
-def sampled_constants(
-    module: nn.Module,
-    inputs: Tensor,
-    radius: float,
-    *,
-    names: list[str] | None = None,
-    directions: int = 4,
-    ascents: int = 4,
-    samples: int = 256,
-    memory: int = DEFAULT_MEMORY,
-) -> dict[str, Any]:
-    """Lower bounds of L_J and L_K on a ball, maximised over directions: estimates, for comparison with the bounds.
-
-    From each random direction u power steps u ← ΔJᵀw / ||ΔJᵀw||, with ΔJ = J(θ_0 + R u) − J(θ_0) and w its largest
-    left singular vector. For small R, where ΔJ is linear in u with a symmetric tensor, no step makes ||ΔJ|| smaller.
-
-    Args:
-        module: the network at θ_0.
-        inputs: training inputs (n, …); the first ``samples`` of them are used, and a block of J̃ or K never changes by
-            more than the whole.
-        radius: how far to go in each direction.
-        names: trained parameters.
-        directions: how many random directions to start from.
-        ascents: power steps from each.
-        samples: see above.
-        memory: bytes for the kernels.
-    """
-    base = Network.from_module(module, names=names)
-    x = base.cast(inputs[:samples])
-    share = len(x) / len(inputs)
-    k0 = empirical_ntk(base, x, memory=memory).matrix
-    generator = torch.Generator().manual_seed(20250729)
-    l_j = l_k = 0.0
-    for _ in range(directions):
-        step = {k: torch.randn(p.shape, generator=generator, dtype=torch.float64) for k, p in base.params.items()}
-        for ascent in range(ascents + 1):
-            size = math.sqrt(sum(float(s.square().sum()) for s in step.values()))
-            if not 0 < size < math.inf:
-                break  # the Jacobian does not change along this direction
-            moved = {k: p.detach() + radius / size * step[k].to(p) for k, p in base.params.items()}
-            there = Network.from_module(module, values=moved, names=names)
-            gram = jacobian_change_gram(there, base, x, memory=memory)
-            values, vectors = torch.linalg.eigh(gram)
-            l_j = max(l_j, math.sqrt(max(0.0, float(values[-1])) * share) / radius)
-            l_k = max(l_k, operator_norm(empirical_ntk(there, x, memory=memory).matrix - k0) * share / radius)
-            if ascent == ascents:
-                break
-            ahead, behind = (_weighted_gradient(network, x, vectors[:, -1]) for network in (there, base))
-            step = {k: ahead[k] - behind[k] for k in step}
-    return {
-        "L_J_sampled": l_j,
-        "L_K_sampled": l_k,
-        "radius": radius,
-        "directions": directions,
-        "ascents": ascents,
-    }
-
-
-def _weighted_gradient(network: Network, x: Tensor, w: Tensor) -> dict[str, Tensor]:
-    """Jᵀw by parameter, for one number a row of J."""
-    with torch.enable_grad(), evaluation_mode(network.module):
-        leaves = {k: p.detach().requires_grad_() for k, p in network.params.items()}
-        outputs = network.forward(x, leaves)
-        found = torch.autograd.grad(outputs, list(leaves.values()), w.view_as(outputs), materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))

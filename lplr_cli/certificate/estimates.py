@@ -1,4 +1,4 @@
-"""Estimates of the constants of the certificates from probes along a run (theory.md section 3, end).
+"""Estimates of the constants of the certificates, from probes along a run and from ascent (theory.md section 3, end).
 
 Changes measured between two points are lower bounds of the Lipschitz constants, so the μ made from them is an
 estimate from above and never a certificate.
@@ -12,6 +12,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lplr_cli.ntk import (
+    DEFAULT_MEMORY,
+    Network,
+    empirical_ntk,
+    evaluation_mode,
+    jacobian_change_gram,
+    operator_norm,
+)
 
 
 @dataclass(frozen=True)
@@ -23,8 +34,9 @@ class Estimates:
         l_k: largest ||K_t - K_0||_op / ||θ_t - θ_0||, a lower bound of L_K.
         l_j: largest ||J̃_t - J̃_0||_op / ||θ_t - θ_0||, a lower bound of L_J.
         radius: R, the largest drift of the run.
-        mu_kernel: 2(λ_0 - L_K R), P's μ with these constants; negative when compatibility (H3) fails.
-        mu_jacobian: 2(σ_0 - L_J R)², None when L_J R ≥ σ_0.
+        mu_kernel: 2s(λ_0 - L_K R), P's μ with these constants; negative when compatibility (H3) fails. None where s is
+            not known, or the loss is no squared one.
+        mu_jacobian: 2s(σ_0 - L_J R)², None also when L_J R ≥ σ_0.
         compatible: whether L_K R < λ_0.
     """
 
@@ -41,13 +53,13 @@ class Estimates:
         return asdict(self)
 
 
-def estimate_constants(log: pd.DataFrame, probes: pd.DataFrame, loss_scale: float = 1.0) -> Estimates:
+def estimate_constants(log: pd.DataFrame, probes: pd.DataFrame, loss_scale: float | None) -> Estimates:
     """Constants from the logs of a run.
 
     Args:
         log: with columns step and drift.
         probes: with columns step, lambda_min, ntk_change, jacobian_change.
-        loss_scale: s of theory.md section 1; μ is scaled by it.
+        loss_scale: s of theory.md section 1, by which μ is scaled; None for another loss, or an unknown one.
     """
     drift = log["drift"].to_numpy(dtype=np.float64)
     finite = drift[np.isfinite(drift)]
@@ -68,7 +80,74 @@ def estimate_constants(log: pd.DataFrame, probes: pd.DataFrame, loss_scale: floa
         l_k=l_k,
         l_j=l_j,
         radius=radius,
-        mu_kernel=2 * loss_scale * (lambda_0 - l_k * radius),
-        mu_jacobian=2 * loss_scale * slack * slack if slack > 0 else None,
+        mu_kernel=None if loss_scale is None else 2 * loss_scale * (lambda_0 - l_k * radius),
+        mu_jacobian=None if loss_scale is None or slack <= 0 else 2 * loss_scale * slack * slack,
         compatible=l_k * radius < lambda_0,
     )
+
+
+def sampled_constants(
+    module: nn.Module,
+    inputs: Tensor,
+    radius: float,
+    *,
+    names: list[str] | None = None,
+    directions: int = 4,
+    ascents: int = 4,
+    samples: int = 256,
+    memory: int = DEFAULT_MEMORY,
+) -> dict[str, Any]:
+    """Lower bounds of L_J and L_K on a ball, maximised over directions: estimates, for comparison with the bounds.
+
+    From each random direction u power steps u ← ΔJᵀw / ||ΔJᵀw||, with ΔJ = J(θ_0 + R u) − J(θ_0) and w its largest
+    left singular vector. For small R, where ΔJ is linear in u with a symmetric tensor, no step makes ||ΔJ|| smaller.
+
+    Args:
+        module: the network at θ_0.
+        inputs: training inputs (n, …); the first ``samples`` of them are used, and a block of J̃ or K never changes by
+            more than the whole.
+        radius: how far to go in each direction.
+        names: trained parameters.
+        directions: how many random directions to start from.
+        ascents: power steps from each.
+        samples: see above.
+        memory: bytes for the kernels.
+    """
+    base = Network.from_module(module, names=names)
+    x = base.cast(inputs[:samples])
+    share = len(x) / len(inputs)
+    k0 = empirical_ntk(base, x, memory=memory).matrix
+    generator = torch.Generator().manual_seed(20250729)
+    l_j = l_k = 0.0
+    for _ in range(directions):
+        step = {k: torch.randn(p.shape, generator=generator, dtype=torch.float64) for k, p in base.params.items()}
+        for ascent in range(ascents + 1):
+            size = math.sqrt(sum(float(s.square().sum()) for s in step.values()))
+            if not 0 < size < math.inf:
+                break  # the Jacobian does not change along this direction
+            moved = {k: p.detach() + radius / size * step[k].to(p) for k, p in base.params.items()}
+            there = Network.from_module(module, values=moved, names=names)
+            gram = jacobian_change_gram(there, base, x, memory=memory)
+            values, vectors = torch.linalg.eigh(gram)
+            l_j = max(l_j, math.sqrt(max(0.0, float(values[-1])) * share) / radius)
+            l_k = max(l_k, operator_norm(empirical_ntk(there, x, memory=memory).matrix - k0) * share / radius)
+            if ascent == ascents:
+                break
+            ahead, behind = (_weighted_gradient(network, x, vectors[:, -1]) for network in (there, base))
+            step = {k: ahead[k] - behind[k] for k in step}
+    return {
+        "L_J_sampled": l_j,
+        "L_K_sampled": l_k,
+        "radius": radius,
+        "directions": directions,
+        "ascents": ascents,
+    }
+
+
+def _weighted_gradient(network: Network, x: Tensor, w: Tensor) -> dict[str, Tensor]:
+    """Jᵀw by parameter, for one number a row of J."""
+    with torch.enable_grad(), evaluation_mode(network.module):
+        leaves = {k: p.detach().requires_grad_() for k, p in network.params.items()}
+        outputs = network.forward(x, leaves)
+        found = torch.autograd.grad(outputs, list(leaves.values()), w.view_as(outputs), materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))

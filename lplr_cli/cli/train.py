@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -174,13 +174,14 @@ def _finish(outcome: Outcome, sink: out_.Sink) -> None:
         out_.note(f"{outcome.message}; continue with: lplr train --resume {path}")
         raise typer.Exit(130)
     try:
-        record: dict[str, Any] = summarize(outcome.run, certified_columns(outcome.run))
+        summary = summarize(outcome.run, certified_columns(outcome.run))
     except InputError:
         if outcome.status != "diverged":
             raise
         raise NumericalError(outcome.message, f"the run is kept in {path}") from None
+    record = summary.to_dict()
     outcome.run.write_summary(record)
-    result = out_.Result(record, out_.key_value_frame(record), [summary_grid(record)])
+    result = out_.Result(record, out_.key_value_frame(record), [summary_grid(summary)])
     if outcome.status == "diverged":
         out_.Sink(sink.format, sink.output, True, None).emit(result)
         raise NumericalError(outcome.message, f"lower --lr; the run is kept in {path}")

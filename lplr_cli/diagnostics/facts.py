@@ -11,7 +11,9 @@ class RunFacts:
     """Facts that a log alone does not tell; all unknown by default.
 
     Attributes:
-        loss_scale: s of theory.md section 1.
+        loss_scale: s of the squared loss (theory.md section 1); None for another loss, or an unknown one.
+        loss_name: ``squared`` or another; None when unknown.
+        exact: whether losses and gradient norms are known to be those of all data; None when nothing is known.
         mu_estimated: 2s(λ0 − L_K R) with constants measured along the run.
         mu_certified: proved for the ball that the run stays in.
         mu_certified_reason: why there is none.
@@ -23,6 +25,8 @@ class RunFacts:
     """
 
     loss_scale: float | None = None
+    loss_name: str | None = None
+    exact: bool | None = None
     mu_estimated: float | None = None
     mu_certified: float | None = None
     mu_certified_reason: str | None = "a log alone has no network to certify"

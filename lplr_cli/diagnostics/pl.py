@@ -196,10 +196,12 @@ def analyse_pl_ratio(
 
 
 def _identity(steps: NDArray[np.float64], star: NDArray[np.float64], facts: RunFacts) -> tuple[int, float | None]:
-    errors = []
+    errors: list[float] = []
+    if facts.loss_scale is None:
+        return 0, None
     for step, rayleigh in facts.residual_rayleigh:
         row = int(np.searchsorted(steps, step))
-        expected = 2 * (facts.loss_scale or 1.0) * rayleigh
+        expected = 2 * facts.loss_scale * rayleigh
         if row < len(steps) and steps[row] == step and np.isfinite(star[row]) and expected > 0:
             errors.append(abs(float(star[row]) / expected - 1))
     return len(errors), max(errors) if errors else None

@@ -2,103 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lplr_cli.reporting.text import Grid, number
 
+if TYPE_CHECKING:
+    from lplr_cli.analysis import Summary
+    from lplr_cli.diagnostics import RateFit
 
-def _rate_meaning(rate: dict[str, Any]) -> str:
-    law = {"linear": "linear", "two_rate": "linear, slower of two modes", "sublinear": "sublinear"}
-    if rate["rate"] is None:
-        return f"{law['sublinear']}: L − L_∞ ~ t^-{number(rate['alpha'], 3)}, floor {number(rate['l_inf'], 3)}"
-    low, high = number(rate["rate_low"], 7), number(rate["rate_high"], 7)
-    name = law.get(rate["verdict"], "undecided whether linear or sublinear")
-    return f"{name}; 95 % interval {low} to {high}, R² {number(rate['r_squared'])}, floor {number(rate['l_inf'], 3)}"
+# Quantity, value, kind, meaning.
+Row = tuple[str, Any, str, str]
 
 
-def _rows(s: dict[str, Any]) -> list[tuple[str, Any, str, str]]:
-    """(quantity, value, kind, meaning) a row."""
-    probe, low, lip = s["probe"], s["lambda_min"], s["lipschitz"]
-    where = f"{probe['size']:,} of {number(s['data']['n'])} samples (subset)" if probe["subset"] else "all samples"
-    ratio, star, rate, compatibility = s["pl_ratio"], s["pl_ratio_star"], s["rate"], s["compatibility"]
-    certified = s["mu_certified"]
-    proved = number(low["lower_initial"])
-    fails = compatibility["holds"] is False
-    rows: list[tuple[str, Any, str, str]] = [
-        ("λ0 = λ_min(K) at start", low["initial"], "computed", f"on {where}; proved lower bound {proved}"),
-    ]
-    if probe["subset"]:
-        rows.append(
-            (
-                "upper bound of the full λ0",
-                low["upper_bound_full"],
-                "computed",
-                "interlacing: a subset can only refute",
-            )
-        )
-    rows += [
-        ("λ_min(K) at end", low["final"], "computed", "positive at both ends is needed, not sufficient"),
-        (
-            "L_K",
-            lip["L_K_estimated"],
-            "estimate",
-            "largest ‖K_t − K_0‖/‖θ_t − θ_0‖ seen: a lower bound of the true constant",
-        ),
-        ("R", s["drift"]["max"], "measured", "largest drift ‖θ_t − θ_0‖ of the run"),
-        (
-            "L_K·R < λ0",
-            compatibility["holds"],
-            "estimate",
-            "unknown without probes"
-            if compatibility["holds"] is None
-            else f"L_K·R = {number(compatibility['L_K_R'])}: compatibility "
-            + ("fails, the bound is vacuous" if fails else "holds with the estimated L_K"),
-        ),
-        (
-            "μ estimated = 2(λ0 − L_K·R)",
-            s["mu_estimated"],
-            "estimate",
-            "not positive: says nothing" if fails else "an upper estimate, as L_K is one from below",
-        ),
-        ("μ certified", certified, "certified", s["mu_certified_reason"] if certified is None else "proved"),
-        (
-            "PL ratio, minimum",
-            ratio["min"],
-            "measured",
-            "½‖∇L‖²/(L − min L) on the window; at most this much μ holds there" if s["window"] else "no stable window",
-        ),
-        ("PL ratio, median", ratio["median"], "measured", "the same with its typical size"),
-        (
-            "PL ratio*, minimum",
-            star["min"],
-            "measured",
-            "½‖∇L‖²/L, valid without knowing L*: twice a Rayleigh quotient of K",
-        ),
-        ("PL ratio*, median", star["median"], "measured", "the same with its typical size"),
-        (
-            "rate ρ a step",
-            None if rate is None else rate["rate"],
-            "fit",
-            "too few rows to fit" if rate is None else _rate_meaning(rate),
-        ),
-        ("NTK drift", s["ntk_drift_percent"], "measured", "‖K_T − K_0‖/‖K_0‖ in per cent"),
-        (
-            "η·sharpness/2",
-            s["sharpness"]["lr_over_stable"],
-            "estimate",
-            "above 1 the step size exceeds 2/sharpness: the edge of stability",
-        ),
-    ]
-    return rows
-
-
-def summary_grid(s: dict[str, Any]) -> Grid:
+def summary_grid(s: Summary) -> Grid:
     """The closing table of ``lplr train``."""
-    model = s["model"]
+    m = s.manifest
+    loss = "loss" if m.loss.name == "squared" else m.loss.label
+    parameters = "?" if s.parameters is None else f"{s.parameters:,}"
     title = (
-        f"{s['data']['source']}, {model['kind']}, {model['parameters']:,} parameters, "
-        f"{s['optimizer']['name']} with step size {number(s['optimizer']['lr'])}, {s['steps']:,} steps: "
-        f"loss {number(s['loss']['initial'])} → {number(s['loss']['final'])}"
+        f"{m.data.source}, {m.model.get('kind')}, {parameters} parameters, "
+        f"{m.optimizer.name} with step size {number(m.optimizer.lr)}, {s.steps:,} steps: "
+        f"{loss} {number(s.loss.initial)} → {number(s.loss.final)}"
     )
     rows = [
         [
@@ -108,10 +32,85 @@ def summary_grid(s: dict[str, Any]) -> Grid:
             kind,
             meaning,
         ]
-        for name, value, kind, meaning in _rows(s)
+        for name, value, kind, meaning in (*_kernel_rows(s), *_mu_rows(s), *_measured_rows(s))
     ]
-    notes = [f"Verdict: {s['verdict']}."]
-    if s["window"]:
-        notes.append(f"Window: {s['window']['explanation']}.")
-    notes.append(f"Run: {s['run']} ({s['status']}).")
+    notes = [f"Verdict: {s.verdict}."]
+    if s.window:
+        notes.append(f"Window: {s.window.explanation}.")
+    notes.append(f"Run: {s.run} ({m.status}).")
     return Grid(title, ("quantity", "value", "kind", "meaning"), rows, right=(1,), note=tuple(notes))
+
+
+def _kernel_rows(s: Summary) -> list[Row]:
+    """λ_min(K) at both ends of the run."""
+    probe, low = s.probe, s.lambda_min
+    where = f"{probe.size:,} of {number(s.manifest.data.n)} samples (subset)" if probe.subset else "all samples"
+    proved = number(low.lower_initial)
+    rows: list[Row] = [
+        ("λ0 = λ_min(K) at start", low.initial, "computed", f"on {where}; proved lower bound {proved}"),
+    ]
+    if probe.subset:
+        note = "interlacing: a subset can only refute"
+        rows.append(("upper bound of the full λ0", low.upper_bound_full, "computed", note))
+    rows.append(("λ_min(K) at end", low.final, "computed", "positive at both ends is needed, not sufficient"))
+    return rows
+
+
+def _mu_rows(s: Summary) -> list[Row]:
+    """Compatibility and μ, estimated and certified."""
+    e, fails = s.estimates, s.estimates.compatible is False
+    if e.compatible is None:
+        compatible = "unknown without probes"
+    else:
+        outcome = "fails, the bound is vacuous" if fails else "holds with the estimated L_K"
+        compatible = f"L_K·R = {number(s.l_k_r)}: compatibility {outcome}"
+    if s.manifest.loss.squared_scale is None:
+        meaning = f"the formula is for the squared loss: {s.manifest.loss.label}"
+    else:
+        meaning = "not positive: says nothing" if fails else "an upper estimate, as L_K is one from below"
+    proved = s.certified.reason if s.certified.mu is None else "proved"
+    seen = "largest ‖K_t − K_0‖/‖θ_t − θ_0‖ seen: a lower bound of the true constant"
+    return [
+        ("L_K", e.l_k, "estimate", seen),
+        ("R", e.radius, "measured", "largest drift ‖θ_t − θ_0‖ of the run"),
+        ("L_K·R < λ0", e.compatible, "estimate", compatible),
+        ("μ estimated = 2(λ0 − L_K·R)", e.mu_kernel, "estimate", meaning),
+        ("μ certified", s.certified.mu, "certified", proved),
+    ]
+
+
+def _measured_rows(s: Summary) -> list[Row]:
+    """PL ratio, rate, drift of the kernel and sharpness."""
+    # Batches that differ from row to row have gradients of their own, larger than that of L where L is small.
+    kind = "measured" if s.manifest.exact else "estimate, biased upwards"
+    bound = "at most this much μ holds there" if s.manifest.exact else "gradients of mini-batches: no bound of μ"
+    valid = "valid without knowing L*" if s.manifest.exact else "gradients of mini-batches: no bound of μ"
+    if s.manifest.loss.name == "squared":
+        valid += ": twice a Rayleigh quotient of K" if s.manifest.exact else ""
+    same = "the same with its typical size"
+    window = f"½‖∇L‖²/(L − min L) on the window; {bound}" if s.window else "no stable window"
+    edge = "above 1 the step size exceeds 2/sharpness: the edge of stability"
+    return [
+        ("PL ratio, minimum", s.pl_ratio.min, kind, window),
+        ("PL ratio, median", s.pl_ratio.median, kind, same),
+        ("PL ratio*, minimum", s.pl_ratio_star.min, kind, f"½‖∇L‖²/L, {valid}"),
+        ("PL ratio*, median", s.pl_ratio_star.median, kind, same),
+        _rate_row(s.rate),
+        ("NTK drift", s.ntk_drift_percent, "measured", "‖K_T − K_0‖/‖K_0‖ in per cent"),
+        ("η·sharpness/2", s.sharpness.lr_over_stable, "estimate", edge),
+    ]
+
+
+def _rate_row(rate: RateFit | None) -> Row:
+    if rate is None:
+        return ("rate ρ a step", None, "fit", "too few rows to fit")
+    return ("rate ρ a step", rate.rate, "fit", _rate_meaning(rate))
+
+
+def _rate_meaning(rate: RateFit) -> str:
+    law = {"linear": "linear", "two_rate": "linear, slower of two modes", "sublinear": "sublinear"}
+    if rate.rate is None:
+        return f"{law['sublinear']}: L − L_∞ ~ t^-{number(rate.alpha, 3)}, floor {number(rate.l_inf, 3)}"
+    low, high = number(rate.rate_low, 7), number(rate.rate_high, 7)
+    name = law.get(rate.verdict, "undecided whether linear or sublinear")
+    return f"{name}; 95 % interval {low} to {high}, R² {number(rate.r_squared)}, floor {number(rate.l_inf, 3)}"

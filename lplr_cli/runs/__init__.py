@@ -7,6 +7,7 @@ from lplr_cli.runs.directory import LOG_FORMATS, RunDirectory, runs_root
 from lplr_cli.runs.manifest import (
     BATCHES,
     EXACT,
+    NORMALISATION,
     SCHEMA_VERSION,
     STATUSES,
     DataFacts,
@@ -23,6 +24,7 @@ __all__ = [
     "EXACT",
     "LOG_COLUMNS",
     "LOG_FORMATS",
+    "NORMALISATION",
     "PROBE_COLUMNS",
     "SCHEMA_VERSION",
     "STATUSES",

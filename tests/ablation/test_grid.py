@@ -89,7 +89,7 @@ def test_departures_without_probes() -> None:
 
 
 def test_the_smaller_step() -> None:
-    assert smaller_step({"optimizer": {"lr": 1.0}, "sharpness": {"max": 10.0}}) == 0.1
-    assert smaller_step({"optimizer": {"lr": 0.1}, "sharpness": {"max": 10.0}}) == 0.05
-    assert smaller_step({"optimizer": {"lr": 1.0}, "sharpness": {"max": None}}) == 0.5
-    assert smaller_step({"optimizer": {"lr": None}, "sharpness": {"max": 10.0}}) is None
+    assert smaller_step(1.0, 10.0) == 0.1
+    assert smaller_step(0.1, 10.0) == 0.05
+    assert smaller_step(1.0, None) == 0.5
+    assert smaller_step(None, 10.0) is None

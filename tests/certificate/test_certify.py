@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mpmath  # type: ignore[import-untyped]
 import pytest
@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lplr_cli.certificate import BallBounds, NoCertificateError, SmoothMLP, certify, check_run, sampled_constants
+from lplr_cli.certificate import (
+    BallBounds,
+    NoCertificateError,
+    SmoothMLP,
+    Trajectory,
+    certify,
+    check_run,
+    sampled_constants,
+)
 from lplr_cli.certificate.norms import kernel_norm_upper, largest_eigenvalue_upper, norm_upper
 from lplr_cli.certificate.smooth import smooth_activation
 from lplr_cli.errors import InputError
@@ -322,13 +330,14 @@ def test_a_certified_run_obeys_the_rate() -> None:
         drifts.append(float((weight.detach() - start).norm()))
         with torch.no_grad():
             weight -= lr * g
-    checked = check_run(found, list(range(400)), losses, drifts, lr, True)
+    checked = check_run(found, Trajectory.of_descent(losses, drifts, lr))
     assert checked.applies
     assert (checked.steps, checked.violations) == (400, 0)
     assert losses[-1] < 1e-3 * losses[0]
-    assert check_run(found, [0, 1], [losses[0], losses[0]], [0.0, 0.0], lr, True).violations == 1
-    assert not check_run(found, [0], [1.0], [0.0], 2 * found.containment.eta_max, True).applies
-    assert not check_run(found, [0], [1.0], [0.0], lr, False).applies
+    stays = Trajectory.of_descent([losses[0]] * 2, [0.0] * 2, lr)
+    assert check_run(found, stays).violations == 1
+    assert not check_run(found, replace(stays, eta=2 * found.containment.eta_max)).applies
+    assert not check_run(found, replace(stays, eta=None)).applies
 
 
 def wide_network(width: int) -> tuple[MLP, Tensor, Tensor]:

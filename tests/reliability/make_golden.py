@@ -24,5 +24,5 @@ if __name__ == "__main__":
         checkpoint_every=10,
     )
     outcome = train(config, folder)
-    outcome.run.write_summary(summarize(outcome.run, certified_columns(outcome.run)))
+    outcome.run.write_summary(summarize(outcome.run, certified_columns(outcome.run)).to_dict())
     (folder / ".lock").unlink()

@@ -54,7 +54,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         TrainConfig(DataSpec("mnist", samples=6), ModelSpec(width=2, depth=1), lr=0.1, steps=12, probe_every=6),
         folder / "r",
     )
-    outcome.run.write_summary(summarize(outcome.run))
+    outcome.run.write_summary(summarize(outcome.run).to_dict())
     np.savez(folder / "d.npz", inputs=np.eye(4), targets=np.arange(4.0))
     (folder / "d.csv").write_text("a,b,y\n" + "\n".join(f"{i},{i * i},{i % 2}" for i in range(6)))
     torch.save({"0.weight": torch.zeros(2, 4), "0.bias": torch.zeros(2)}, folder / "w.pt")

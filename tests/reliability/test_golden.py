@@ -20,7 +20,7 @@ def test_the_golden_run_is_read() -> None:
     directory = RunDirectory.open(GOLDEN)
     kept = directory.summary()
     assert kept is not None
-    now = summarize(directory)
+    now = summarize(directory).to_dict()
     for key in ("lambda_min", "lambda_max", "drift", "loss", "pl_ratio_star", "mu_certified", "certified_radius"):
         assert json.dumps(now[key]) == json.dumps(kept[key]), key
     assert directory.checkpoint_steps() == [0, 10, 20]

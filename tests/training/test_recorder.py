@@ -78,7 +78,7 @@ def test_a_full_batch_loop(tmp_path: Path) -> None:
     assert 0.5 * row["grad_norm_sq"] / row["loss"] == pytest.approx(2 * probe["residual_rayleigh"], rel=1e-8)
     summary = log.summary
     assert summary is not None
-    assert summary["mu_estimated"] is not None
+    assert summary.estimates.mu_kernel is not None
     assert log.facts().eta == 0.05
     # The commands that need the network have it, at every step.
     subject = open_subject(tmp_path / "r", step=20)

@@ -1,0 +1,176 @@
+"""Runs held against certificates: in units of their own loss, and only where the certificate speaks of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lplr_cli.certificate import (
+    Certificate,
+    Trajectory,
+    certify,
+    check_ratio,
+    check_run,
+    data_confirmed,
+    own_certificate,
+    scaled,
+    why_not_of,
+)
+from lplr_cli.models import ModelSpec, build_model
+
+SCALES = [0.01, 0.5, 1.0, 3.0]
+
+
+def data(targets: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Six samples in nine dimensions: a linear net interpolates them."""
+    g = torch.Generator().manual_seed(3)
+    return torch.randn(6, 9, generator=g).double(), targets * torch.randn(6, 1, generator=g).double()
+
+
+def descend(scale: float, share: float, steps: int = 60) -> tuple[Certificate, Trajectory]:
+    """Gradient descent on (s/n) ||r||² with the share of the largest proved step, written out with autograd."""
+    x, y = data()
+    module = build_model(ModelSpec(depth=0), (9,), 1, seed=1)
+    radius = 4 * math.sqrt(float((module(x) - y).detach().square().mean()))
+    found = certify(module, x, y, radius=radius)
+    assert found.containment.holds
+    eta = share * scaled(found, scale).containment.eta_max
+    parameters = list(module.parameters())
+    start = [p.detach().clone() for p in parameters]
+    losses, drifts, squares = [], [], []
+    for _ in range(steps):
+        loss = scale * (module(x) - y).square().sum() / len(x)
+        gradients = torch.autograd.grad(loss, parameters)
+        losses.append(float(loss.detach()))
+        drifts.append(
+            math.sqrt(sum(float((p - s).detach().square().sum()) for p, s in zip(parameters, start, strict=True)))
+        )
+        squares.append(sum(float(g.square().sum()) for g in gradients))
+        with torch.no_grad():
+            for p, g in zip(parameters, gradients, strict=True):
+                p.sub_(eta * g)
+    run = Trajectory.of_descent(losses, drifts, eta, scale=scale)
+    return found, replace(run, grad_norm_sq=np.array(squares), lr=np.full(steps, eta))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_runs_of_every_scale_obey_their_certificate(scale: float) -> None:
+    """A true theorem is not reported as refuted for s other than 1, and η is bounded in units of s."""
+    found, run = descend(scale, 1.0)
+    assert run.eta is not None
+    checked = check_run(found, run)
+    assert (checked.applies, checked.steps, checked.violations) == (True, 60, 0), checked.reason
+    assert check_ratio(found, run).violations == 0
+    # K is constant: λ_min(K) gives the true μ and β.
+    x, _ = data()
+    design = torch.cat([x, torch.ones(6, 1)], dim=1)
+    values = torch.linalg.eigvalsh(design @ design.T / 6)
+    own = scaled(found, scale)
+    mu, beta = own.containment.at.mu_jacobian, own.containment.at.beta
+    assert mu is not None
+    assert mu == pytest.approx(2 * scale * float(values[0]), rel=2e-2)
+    assert 1 <= beta / (2 * scale * float(values[-1])) < 1.5
+    assert beta == pytest.approx(scale * found.containment.at.beta)
+    assert mu <= 2 * scale * float(values[0])
+    assert own.containment.eta_max <= 1 / (2 * scale * float(values[-1]))
+    # The step of another scale is not proved for this one.
+    assert not check_run(found, replace(run, eta=run.eta * 1.01, lr=run.lr * 1.01)).applies
+    assert f"mu = {mu:.4g}" in own.verdict
+
+
+def test_a_wrong_scale_is_seen_at_the_start() -> None:
+    found, run = descend(0.5, 0.5)
+    for wrong in (1.0, 0.25):
+        claimed = replace(run, scale=wrong)
+        assert "the log begins with a loss of" in why_not_of(found, claimed)
+        assert not check_run(found, claimed).applies
+        assert not data_confirmed(found, claimed)
+
+
+def test_an_unknown_loss_is_not_held_against_it() -> None:
+    found, run = descend(1.0, 0.5)
+    other = replace(run, scale=None, loss_label="cross-entropy")
+    assert check_run(found, other).reason.endswith("this run has cross-entropy")
+    assert check_ratio(found, other).rows == 0
+    alone = own_certificate(found, other)
+    assert alone.given is not None
+    assert (alone.given.mu_jacobian, alone.given.mu_kernel, alone.containment.holds) == (None, None, False)
+    assert math.isnan(alone.given.beta)
+    assert alone.lambda_0_lower == found.lambda_0_lower
+    assert alone.given.l_k == found.given.l_k if found.given else False
+
+
+def test_rows_without_drift_are_not_counted_as_checked() -> None:
+    found, run = descend(1.0, 0.5)
+    drift = run.drift.copy()
+    drift[1::2] = math.nan
+    assert check_run(found, replace(run, drift=drift)).steps == 30
+    nothing = check_run(found, replace(run, drift=np.full(60, math.nan)))
+    assert (nothing.applies, nothing.steps) == (False, 0)
+    # An infinite loss is a row, and breaks the rate; a step outside is seen, too.
+    loss = run.loss.copy()
+    loss[9] = math.inf
+    assert check_run(found, replace(run, loss=loss)).violations == 1
+    drift = run.drift.copy()
+    drift[-1] = 1.001 * found.containment.at.radius
+    assert check_run(found, replace(run, drift=drift)).violations == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"eta": None, "why_no_eta": "the optimiser is adamw"}, "the optimiser is adamw"),
+        ({"exact": False}, "mini-batches"),
+        ({"dtype": None}, "an unknown dtype"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"diverged": True}, "diverged"),
+        ({"lr": np.linspace(0.1, 0.2, 60)}, "the log has step sizes from 0.1 to 0.2"),
+        ({"data_known": False, "loss": np.append(math.nan, np.ones(59))}, "nothing tells that the data"),
+    ],
+)
+def test_what_the_theorem_does_not_speak_of(change: dict[str, object], why: str) -> None:
+    found, run = descend(1.0, 0.5)
+    checked = check_run(found, replace(run, **change))  # type: ignore[arg-type]
+    assert not checked.applies
+    assert why in checked.reason
+
+
+def test_the_first_loss_stands_for_unknown_data() -> None:
+    found, run = descend(1.0, 0.5)
+    recorded = replace(run, data_known=False)
+    assert data_confirmed(found, recorded)
+    assert check_run(found, recorded).applies
+    x, y = data(targets=1.1)
+    other = certify(build_model(ModelSpec(depth=0), (9,), 1, seed=1), x, y)
+    assert not data_confirmed(other, recorded)
+    assert "data or start are others" in why_not_of(other, recorded)
+
+
+def test_tolerance_is_that_of_the_dtype() -> None:
+    found, run = descend(1.0, 0.5)
+    slack = 1e-6
+    at = found.containment.at
+    drift = run.drift.copy()
+    drift[-1] = at.radius * (1 + slack)
+    assert check_run(found, replace(run, drift=drift)).violations == 1
+    assert check_run(found, replace(run, drift=drift, dtype="float32")).violations == 0
+
+
+def test_a_ratio_below_the_proved_mu_is_seen() -> None:
+    found, run = descend(1.0, 0.5)
+    squares = run.grad_norm_sq.copy()
+    assert found.given is not None
+    assert found.given.mu_jacobian is not None
+    squares[5] = 2 * run.loss[5] * found.given.mu_jacobian * 0.99
+    checked = check_ratio(found, replace(run, grad_norm_sq=squares))
+    assert checked.violations == 1
+    assert checked.lowest == pytest.approx(0.99 * found.given.mu_jacobian)
+    # Outside the ball nothing is said.
+    drift = run.drift.copy()
+    drift[5] = 2 * found.given.radius
+    assert check_ratio(found, replace(run, grad_norm_sq=squares, drift=drift)).violations == 0
