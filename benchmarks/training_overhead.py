@@ -12,6 +12,7 @@ from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.models import ModelSpec, build_model
 from lplr_cli.runs import LOG_COLUMNS, Appender, Clock
 from lplr_cli.training import TrainConfig, Trainer
+from lplr_cli.training.observers import Log
 
 STEPS = 60
 LR = 1e-4
@@ -21,9 +22,9 @@ def measure(width: int) -> str:
     """A row of the table."""
     data = load_dataset(DataSpec("mnist"))
     x, y = torch.from_numpy(data.inputs), torch.from_numpy(data.targets)
-    config = TrainConfig(data.spec, ModelSpec(width=width), lr=LR, steps=STEPS)
+    # As many gradients as the bare loop takes: that of the last point is followed by no update.
+    config = TrainConfig(data.spec, ModelSpec(width=width), lr=LR, steps=STEPS - 1)
     trainer = Trainer(config, data)
-    start = trainer.flat.theta.clone()
     bare = build_model(config.model, (784,), 1)
     optimizer = torch.optim.SGD(bare.parameters(), lr=LR)
 
@@ -38,19 +39,7 @@ def measure(width: int) -> str:
     def logged() -> None:
         clock = Clock()
         with tempfile.TemporaryDirectory() as folder, Appender(Path(folder) / "log.csv", LOG_COLUMNS) as log:
-            for step in range(STEPS):
-                log.append(
-                    {
-                        "step": step,
-                        "epoch": step,
-                        "loss": trainer.full_gradient(),
-                        "grad_norm_sq": trainer.flat.grad_norm_sq(),
-                        "drift": trainer.flat.drift(start),
-                        "lr": LR,
-                        "seconds": clock(),
-                    }
-                )
-                trainer.update(LR)
+            trainer.descend(0, [Log(log, clock)])
 
     times = paired({"plain": plain, "logged": logged}, rounds=7)
     ratio = median_ratio(times["logged"], times["plain"])

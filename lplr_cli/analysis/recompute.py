@@ -9,6 +9,7 @@ import torch
 
 from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.errors import InputError
+from lplr_cli.losses import SQUARED
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loss import accumulate_gradient
@@ -42,7 +43,7 @@ def recompute_gradients(
     for done, step in enumerate(steps, start=1):
         subject.move_to(run, step)
         flat.grad.zero_()
-        loss = accumulate_gradient(module, inputs, targets, micro_batch)
+        loss = accumulate_gradient(SQUARED, module, inputs, targets, micro_batch)
         rows.append({"step": step, "loss": loss, "grad_norm_sq": flat.grad_norm_sq()})
         if progress is not None:
             progress(done, len(steps))

@@ -17,7 +17,7 @@ from lplr_cli.data import Dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES
 from lplr_cli.runs import SCHEMA_VERSION, plain
-from lplr_cli.training.loop import resolve_device
+from lplr_cli.training import resolve_device
 
 
 @dataclass(frozen=True)

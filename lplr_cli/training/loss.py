@@ -1,30 +1,31 @@
-"""The squared loss L = (1/n) ||f − y||² (theory.md section 1), and its gradient over micro-batches."""
+"""A loss over the outputs of a module, and its gradient over micro-batches."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lplr_cli.losses import Loss
 
-def squared_loss(module: nn.Module, inputs: Tensor, targets: Tensor, count: int) -> Tensor:
-    """Sum of squared errors over the given samples, divided by ``count``, the samples of the whole mean.
+
+def share_of_loss(loss: Loss, module: nn.Module, inputs: Tensor, targets: Tensor, count: int) -> Tensor:
+    """What the given samples add to L.
 
     Args:
+        loss: of outputs and targets.
         module: outputs are flattened to shape (batch, C).
         inputs: shape (batch, …).
         targets: shape (batch, C).
-        count: n.
+        count: n, the samples of the whole mean.
     """
-    out = module(inputs).reshape(len(inputs), -1)
-    loss: Tensor = (out - targets).square().sum() / count
-    return loss
+    return loss.total(module(inputs).reshape(len(inputs), -1), targets, count)
 
 
-def accumulate_gradient(module: nn.Module, inputs: Tensor, targets: Tensor, micro_batch: int) -> float:
+def accumulate_gradient(loss: Loss, module: nn.Module, inputs: Tensor, targets: Tensor, micro_batch: int) -> float:
     """Add ∇L over all samples to the parameters' gradients; returns L. Micro-batches bound the memory."""
     total = 0.0
     for i in range(0, len(inputs), micro_batch):
         part = slice(i, i + micro_batch)
-        loss = squared_loss(module, inputs[part], targets[part], len(inputs))
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+        share = share_of_loss(loss, module, inputs[part], targets[part], len(inputs))
+        share.backward()  # type: ignore[no-untyped-call]
+        total += float(share.detach())
     return total
