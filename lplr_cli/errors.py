@@ -36,7 +36,7 @@ class OutputError(NumericalError):
     """A result that could not be written: full disk, read-only or vanished directory (exit code 3)."""
 
 
-def first_line(error: BaseException) -> str:
-    """What another library's error says, as one line of bounded length."""
+def first_line(error: BaseException | str) -> str:
+    """What another library's error or warning says, as one line of bounded length."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

@@ -8,7 +8,11 @@ from pathlib import Path
 import lplr_cli
 
 ROOT = Path(lplr_cli.__file__).parent
+<<<<<<< HEAD
 # From the top down; a layer may import those after it. `errors`, `factories` and `losses` are below all.
+=======
+# From the top down; a layer may import those after it. `errors`, `escape` and `factories` are below all.
+>>>>>>> 0ab66f8 (Text leaves through one function a sink: terminals, Rich, Markdown, CSV, HTML, XML, JSON, figures; streams that are closed, full or gone have one meaning in every command)
 LAYERS = [
     "cli",
     "api",
@@ -26,7 +30,11 @@ LAYERS = [
     "models",
     "data",
 ]
+<<<<<<< HEAD
 BASE = {"errors", "factories", "losses"}
+=======
+BASE = {"errors", "escape", "factories"}
+>>>>>>> 0ab66f8 (Text leaves through one function a sink: terminals, Rich, Markdown, CSV, HTML, XML, JSON, figures; streams that are closed, full or gone have one meaning in every command)
 
 
 def imports(path: Path) -> set[str]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from lplr_cli import escape
 from lplr_cli.ablation.cell import RESULT_COLUMNS
 from lplr_cli.ablation.executors import Executor, InProcess, Job
 from lplr_cli.ablation.grid import Cell, distinct, grid_cells
 from lplr_cli.ablation.recover import smaller_step
 from lplr_cli.errors import InputError
-from lplr_cli.runs import SCHEMA_VERSION, plain
+from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
 from lplr_cli.runs.atomic import output_errors, write_text
 from lplr_cli.runs.tables import write_parquet
 from lplr_cli.training import Progress, TrainConfig
@@ -82,7 +83,7 @@ def run_sweep(
         for name, row in where.run(batch):
             rows[name] = row
             frame = _table(rows, order, values)
-            write_text(out / "results.csv", frame.to_csv(index=False))
+            write_text(out / "results.csv", escape.csv(frame))
             if on_row is not None:
                 on_row(frame)
             if row["status"] == "interrupted":
@@ -174,7 +175,7 @@ def _table(rows: Mapping[str, dict[str, Any]], order: Mapping[str, int], cells: 
     for name in sorted(rows, key=order.__getitem__):
         special = {k: str(v) if isinstance(v, tuple) else v for k, v in cells[name].values.items() if k != "lr"}
         records.append({"run": name, **special, **rows[name], "follows": cells[name].follows or None})
-    frame = pd.DataFrame(records)
+    frame = frame_of(records)
     columns = [c for c in frame.columns if c not in RESULT_COLUMNS and c not in ("run", "follows")]
     frame = frame[["run", *columns, *RESULT_COLUMNS, "follows"]]
     return frame.astype(dict.fromkeys(_TEXT, "string"))

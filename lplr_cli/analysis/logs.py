@@ -58,6 +58,8 @@ def read_log(source: str | Path, columns: Mapping[str, str] | None = None, run: 
         InputError: it is neither a run directory nor a readable table, or lacks a column.
     """
     if source == "-":
+        if sys.stdin is None:
+            raise InputError("stdin is closed", "pipe a log into it")
         return _foreign("stdin", read_stream(sys.stdin.buffer, "stdin", columns, run))
     path = Path(source)
     if path.is_dir() and (path / "run.json").exists():

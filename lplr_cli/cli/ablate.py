@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lplr_cli import escape
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
 from lplr_cli.cli.progress import sweep_progress, training_progress
@@ -238,7 +239,7 @@ def _with_extras(frame: pd.DataFrame, preset: Preset, path: Path) -> pd.DataFram
         more = pd.DataFrame.from_dict(extras, orient="index").rename_axis("run").reset_index()
         frame = frame.drop(columns=[c for c in more.columns if c != "run"], errors="ignore")
         frame = frame.merge(more, on="run", how="left")
-        write_text(path / "results.csv", frame.to_csv(index=False))
+        write_text(path / "results.csv", escape.csv(frame))
         write_parquet(path / "results.parquet", frame)
     return frame
 

@@ -131,7 +131,7 @@ def _failing(result: Audit, fail_on: str, failures: list[Failure]) -> list[str]:
 def _append(path: Path, result: Audit, lines: list[str]) -> None:
     from lplr_cli.reporting.junit import markdown_summary
 
-    verdict = f"Local PL regime: **{result.verdict}** ({result.explanation})."
+    verdict = f"Local PL regime: {result.verdict} ({result.explanation})."
     try:
         with path.open("a", encoding="utf-8") as stream:
             stream.write(markdown_summary(f"lplr audit of {result.source}", verdict, lines, _grids(result)))

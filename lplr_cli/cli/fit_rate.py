@@ -139,9 +139,8 @@ def _grid(name: str, series: LossSeries, result: Convergence) -> Grid:
 
 
 def _several(results: list[tuple[str, LossSeries, Convergence]]) -> out_.Result:
-    import pandas as pd
-
     from lplr_cli.reporting import Grid, number
+    from lplr_cli.runs import frame_of
 
     fits = [_record(*item) for item in results]
     columns = (
@@ -156,7 +155,7 @@ def _several(results: list[tuple[str, LossSeries, Convergence]]) -> out_.Result:
         "sigma",
         "points",
     )
-    frame = pd.DataFrame([{"source": f["source"], **{c: f[c] for c in columns}} for f in fits])
+    frame = frame_of([{"source": f["source"], **{c: f[c] for c in columns}} for f in fits])
     spreads = {c: _spread(frame[c]) for c in ("rate", "half_life", "alpha", "l_inf")}
     counts = {v: int((frame["verdict"] == v).sum()) for v in VERDICTS}
     record = {**_header(), "count": len(fits), "verdicts": counts, **spreads, "fits": fits}

@@ -27,10 +27,8 @@ def list_runs(
     [bold]lplr list runs --status finished --format json[/bold]
     """
     sink = out_.Sink(format, output, force, require)
-    import pandas as pd
-
     from lplr_cli.reporting import Grid, number
-    from lplr_cli.runs import SCHEMA_VERSION, STATUSES, plain, runs_root
+    from lplr_cli.runs import SCHEMA_VERSION, STATUSES, frame_of, plain, runs_root
 
     root = folder or runs_root()
     if not root.is_dir():
@@ -46,7 +44,7 @@ def list_runs(
         {"command": "list", "schema_version": SCHEMA_VERSION, "folder": str(root), "count": len(rows), "runs": rows}
     )
     columns = ("run", "status", "steps", "parameters", "loss", "drift", "pl_ratio_min", "rate", "error")
-    frame = pd.DataFrame(rows, columns=list(columns))
+    frame = frame_of(rows, columns)
     shown = columns if any(r["error"] for r in rows) else columns[:-1]
     cells = [[number(r[c], 7 if c == "rate" else 4) for c in shown] for r in rows]
     grid = Grid(f"{len(rows)} runs below {root}", shown, cells, (2, 3, 4, 5, 6, 7))

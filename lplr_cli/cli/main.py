@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 
-from lplr_cli import __version__
+from lplr_cli import __version__, escape
+from lplr_cli.cli.streams import ReaderGone, guarded, reserve_descriptors, say
 from lplr_cli.errors import LplrError
 
 # A fault of lplr itself, told apart from the documented codes (EX_SOFTWARE of sysexits.h).
@@ -60,60 +62,83 @@ Exit codes
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"lplr: error: {' '.join(message.split())}", file=sys.stderr)
+    say(f"error: {message}")
     return code
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; nothing escapes as a traceback without ``--debug``."""
+    """Run one command line and return its exit code.
+
+    Nothing escapes as a traceback; ``--debug`` shows one on stderr before the line that tells what was wrong.
+    """
     debug = "--debug" in arguments or bool(os.environ.get("LPLR_DEBUG"))
-    arguments = [a for a in arguments if a != "--debug"]
+    with guarded():
+        try:
+            code = _command([a for a in arguments if a != "--debug"])
+            sys.stdout.flush()
+        except ReaderGone:
+            # No complaint, as of any tool in `lplr … | head`.
+            return READER_GONE
+        except SystemExit as stop:
+            return _after_exit(stop)
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                sys.stderr.write(escape.line("".join(traceback.format_exception(error)), keep="\n"))
+            return _explain(error)
+        return code
+
+
+def _command(arguments: list[str]) -> int:
     # A shell asks for completions by this variable, with no arguments.
     completing = "_LPLR_COMPLETE" in os.environ
     if not completing and arguments in ([], ["--help"], ["-h"]):
-        print(OVERVIEW, end="")
+        sys.stdout.write(OVERVIEW)
         return 0
     if arguments == ["--version"]:
-        print(f"lplr {__version__}")
+        sys.stdout.write(f"lplr {__version__}\n")
         return 0
-    import typer
-
     from lplr_cli.cli.app import app
 
+    code = app(args=arguments, prog_name="lplr", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _after_exit(stop: SystemExit) -> int:
+    """The code of a ``sys.exit``, by which completion ends and code of the user's may."""
     try:
-        code = app(args=arguments, prog_name="lplr", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except typer.Exit as stop:
-        return int(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        print("lplr: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader has gone, as in `lplr … | head`: no complaint, at shutdown neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
-    except LplrError as error:
-        if debug:
-            raise
+    except (ReaderGone, LplrError) as error:
+        return READER_GONE if isinstance(error, ReaderGone) else _explain(error)
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or 0
+    return _fail(str(stop.code), 1)
+
+
+def _explain(error: BaseException) -> int:
+    """The line and the exit code of an error."""
+    if isinstance(error, LplrError):
         return _fail(str(error), error.exit_code)
-    except OSError as error:
-        if debug:
-            raise
+    if isinstance(error, OSError):
         where = f" ({str(error.filename)[:100]})" if error.filename else ""
         # What no layer met: a full disk is a failure of the run, a name that no system takes is bad input.
         code = 3 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS) else 2
         return _fail(f"{error.strerror or error}{where}; check the path", code)
-    except Exception as error:
-        if debug:
-            raise
-        # Typer's usage errors are known by their interface: where the class lives differs between its versions.
-        describe = getattr(error, "format_message", None)
-        if callable(describe):
-            return _fail(f"{str(describe()).rstrip('.')}; see 'lplr --help'", 2)
-        return _fail(f"internal: {type(error).__name__}: {error}; run again with --debug and report it", INTERNAL_ERROR)
+    import typer
+
+    if isinstance(error, typer.Exit):
+        return int(error.exit_code)
+    if isinstance(error, typer.Abort | KeyboardInterrupt):
+        say("interrupted")
+        return 130
+    # Typer's usage errors are known by their interface: where the class lives differs between its versions.
+    describe = getattr(error, "format_message", None)
+    if callable(describe):
+        return _fail(f"{' '.join(str(describe()).split()).rstrip('.')}; see 'lplr --help'", 2)
+    what = f"internal: {type(error).__name__}: {' '.join(str(error).split())}"
+    return _fail(f"{what}; run again with --debug and report it", INTERNAL_ERROR)
 
 
 def main() -> None:
     """Console script ``lplr``."""
+    reserve_descriptors()
     sys.exit(run(sys.argv[1:]))

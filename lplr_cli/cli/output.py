@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lplr_cli import escape
 from lplr_cli.audit.requirements import Failure, Requirement, check_requirements, parse_requirement
+from lplr_cli.cli.streams import say, unicode_stdout
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class Sink:
         """
         failures = [*map(str, self.check(result.record)), *extra_failures]
         if self.format == "table":
+            from lplr_cli.reporting.text import plain_text
+
             console = stdout_console()
             for grid in result.grids:
                 table = grid.to_rich()
@@ -115,17 +118,17 @@ class Sink:
                     console.width = max(PIPE_WIDTH, console.measure(table).minimum)
                 console.print(table)
                 for line in grid.note:
-                    console.print(line, highlight=False, markup=False)
+                    console.print(plain_text(line))
             for chart in result.charts:
                 sys.stdout.write("\n" + chart)
             sys.stdout.flush()
         else:
-            sys.stdout.write(_render(self.format, result))
+            sys.stdout.write(_render(self.format, result, ascii=not unicode_stdout()))
             sys.stdout.flush()
         if self.output is not None:
             self._write(self.output, result)
         for failure in failures:
-            print(f"lplr: failed: {failure}", file=sys.stderr)
+            say(f"failed: {failure}")
         if failures:
             raise typer.Exit(1)
 
@@ -151,11 +154,11 @@ def _check_target(option: str, path: Path | None, suffixes: tuple[str, ...], for
         raise InputError(f"no directory {path.parent}", "create it first")
 
 
-def _render(format: str, result: Result) -> str:
+def _render(format: str, result: Result, ascii: bool = False) -> str:
     if format == "json":
-        return json.dumps(result.record, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        return escape.json(result.record, ascii)
     if format == "csv":
-        return result.frame.to_csv(index=False)
+        return escape.csv(result.frame)
     return "\n".join(grid.to_markdown() for grid in result.grids)
 
 
@@ -186,12 +189,12 @@ def flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def key_value_frame(record: dict[str, Any]) -> pd.DataFrame:
     """The flattened record as a table of keys and values, as text with full precision."""
-    import pandas as pd
+    from lplr_cli.runs import frame_of
 
     pairs = [(k, "" if v is None else repr(v) if isinstance(v, float) else str(v)) for k, v in flatten(record)]
-    return pd.DataFrame(pairs, columns=["key", "value"])
+    return frame_of([{"key": k, "value": v} for k, v in pairs], ("key", "value"))
 
 
 def note(text: str) -> None:
     """A line for people, on stderr."""
-    print(f"lplr: {text}", file=sys.stderr)
+    say(text)

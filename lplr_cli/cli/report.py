@@ -60,7 +60,7 @@ def report(
     from lplr_cli.reporting import Grid
     from lplr_cli.reporting.figures import save
     from lplr_cli.reporting.report import RunReport, all_figures, gather, html_report
-    from lplr_cli.runs import SCHEMA_VERSION, plain
+    from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
     from lplr_cli.runs.atomic import output_errors, write_text
 
     names, bounds = _expanded(runs), parse_window(window) if window else None
@@ -94,9 +94,7 @@ def report(
     record: dict[str, Any] = plain(
         {"command": "report", "schema_version": SCHEMA_VERSION, "written": written, "verdicts": verdicts}
     )
-    import pandas as pd
-
-    frame = pd.DataFrame({"run": list(verdicts), "verdict": list(verdicts.values())})
+    frame = frame_of({"run": name, "verdict": verdict} for name, verdict in verdicts.items())
     rows = [[r.name, r.audit.verdict, r.audit.explanation] for r in reports]
     grid = Grid(f"Report {out}", ("run", "local PL", "why"), rows, (), tuple(f"Wrote {w}." for w in written))
     sink.emit(out_.Result(record, frame, [grid]))

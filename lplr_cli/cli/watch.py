@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lplr_cli import escape
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def watch(
     """
     from rich.console import Console
     from rich.live import Live
+    from rich.text import Text
 
     from lplr_cli.runs import RunDirectory
 
@@ -35,11 +37,11 @@ def watch(
     if once or not sys.stdout.isatty():
         sys.stdout.write(view(directory))
         return
-    with Live(view(directory), console=Console(), auto_refresh=False) as live:
+    with Live(Text(view(directory)), console=Console(), auto_refresh=False) as live:
         while directory.manifest().status == "running":
             time.sleep(every)
-            live.update(view(directory), refresh=True)
-        live.update(view(directory), refresh=True)
+            live.update(Text(view(directory)), refresh=True)
+        live.update(Text(view(directory)), refresh=True)
 
 
 def sparkline(values: list[float], width: int = 48) -> str:
@@ -90,4 +92,4 @@ def view(run: RunDirectory) -> str:
     for name, values in rows:
         if values:
             lines.append(f"{name:<10} {number(float(values[-1])):>11}  {sparkline(values)}")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{escape.line(line)}\n" for line in lines)

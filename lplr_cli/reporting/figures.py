@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lplr_cli import escape
 from lplr_cli.reporting.thin import thin
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "savefig.dpi": 200,
+    "text.usetex": False,
     "svg.hashsalt": "lplr",
     "pdf.fonttype": 42,
 }
@@ -124,7 +126,7 @@ def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
         left, right = figure.subplots(1, 2)
         loss_axes(left, result)
         pl_ratio_axes(right, result)
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(escape.figure(title), fontsize=10)
     return figure
 
 
@@ -140,8 +142,8 @@ def rate_figure(results: list[tuple[str, Convergence]], title: str) -> Figure:
         else:
             colours = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
             for (name, result), colour in zip(results, colours * (len(results) // 7 + 1), strict=False):
-                _curve(axes, result.table, "suboptimality", color=colour, label=name)
+                _curve(axes, result.table, "suboptimality", color=colour, label=escape.figure(name))
             axes.set_ylabel("suboptimality")
             _log_axis(axes)
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(escape.figure(title), fontsize=10)
     return figure

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
+from lplr_cli import escape
 from lplr_cli.reporting.text import Grid
-
-# XML 1.0 cannot hold these, escaped or not.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,12 @@ def junit_xml(suite: str, cases: Iterable[TestCase]) -> str:
     counts = {k: str(sum(c.outcome == v for c in cases)) for k, v in (("failures", "failed"), ("skipped", "skipped"))}
     total = {"tests": str(len(cases)), **counts, "errors": "0", "time": "0"}
     root = ElementTree.Element("testsuites", {"name": "lplr", **total})
-    top = ElementTree.SubElement(root, "testsuite", {"name": _clean(suite), **total})
+    top = ElementTree.SubElement(root, "testsuite", {"name": escape.xml(suite), **total})
     for case in cases:
         node = ElementTree.SubElement(
-            top, "testcase", {"classname": f"lplr.{case.group}", "name": _clean(case.name), "time": "0"}
+            top, "testcase", {"classname": f"lplr.{case.group}", "name": escape.xml(case.name), "time": "0"}
         )
-        message = _clean(case.message)
+        message = escape.xml(case.message)
         if case.outcome == "failed":
             ElementTree.SubElement(node, "failure", {"message": message, "type": case.group}).text = message
         elif case.outcome == "skipped":
@@ -54,14 +51,10 @@ def junit_xml(suite: str, cases: Iterable[TestCase]) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _clean(text: str) -> str:
-    return _NOT_XML.sub("\ufffd", text)
-
-
 def markdown_summary(title: str, verdict: str, failures: Sequence[str], grids: Sequence[Grid]) -> str:
     """A section for a pull request or a step summary: verdict and failures first, the tables folded below."""
-    lines = [f"### {title}", "", verdict, ""]
-    lines += [f"- ❌ {failure}" for failure in failures] or ["No requirement failed."]
+    lines = [f"### {escape.markdown(title)}", "", escape.markdown(verdict, bold=True), ""]
+    lines += [f"- ❌ {escape.markdown(failure)}" for failure in failures] or ["No requirement failed."]
     lines += ["", "<details><summary>Figures</summary>", ""]
     for grid in grids:
         lines += [grid.to_markdown(), ""]

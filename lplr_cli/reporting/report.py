@@ -6,9 +6,7 @@ reader's light or dark setting and prints.
 
 from __future__ import annotations
 
-import html
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lplr_cli import __version__
+from lplr_cli import __version__, escape
 from lplr_cli.analysis import OWN, LogInput, Source, open_subject, read_log
 from lplr_cli.audit.run import Audit
 from lplr_cli.audit.run import audit as examine
@@ -28,6 +26,7 @@ from lplr_cli.ntk import empirical_ntk
 from lplr_cli.reporting import figures as draw
 from lplr_cli.reporting.text import number
 from lplr_cli.reporting.thin import thin
+from lplr_cli.runs import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -239,16 +238,16 @@ def _svg(figure: Figure, title: str, description: str) -> str:
     text = stream.getvalue()
     start = text.index("<svg")
     head, rest = text[start:].split(">", 1)
-    accessible = f"<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>"
-    return f'{head} role="img" aria-label="{html.escape(title)}: {html.escape(description)}">{accessible}{rest}'
+    accessible = f"<title>{escape.html(title)}</title><desc>{escape.html(description)}</desc>"
+    return f'{head} role="img" aria-label="{escape.html(title)}: {escape.html(description)}">{accessible}{rest}'
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), css: str = "") -> str:
-    head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in columns)
+    head = "".join(f'<th scope="col">{escape.html(c)}</th>' for c in columns)
 
     def cell(i: int, value: Any) -> str:
         css = ' class="n"' if i in numeric else ""
-        return f"<td{css}>{value if isinstance(value, _Raw) else html.escape(str(value))}</td>"
+        return f"<td{css}>{value if isinstance(value, _Raw) else escape.html(value)}</td>"
 
     body = "".join("<tr>" + "".join(cell(i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table class="{css}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -271,7 +270,7 @@ def _findings(findings: Sequence[Any]) -> str:
     for f in findings:
         css, mark = _MARKS[f.status]
         status = _Raw(
-            f'<span class="status {css}"><span aria-hidden="true">{mark}</span> {html.escape(f.status)}</span>'
+            f'<span class="status {css}"><span aria-hidden="true">{mark}</span> {escape.html(f.status)}</span>'
         )
         rows.append([f.key, f.title, status, number(f.value), f.reason])
     return _table(("key", "statement", "status", "figure", "reason"), rows, (3,), "findings")
@@ -283,19 +282,19 @@ def _behind(caption: str, frame: pd.DataFrame) -> str:
     rows = [[number(None if v != v else v, 5) for v in row] for row in keep.to_numpy(dtype=object).tolist()]
     shown = f"{len(keep)} of {len(frame)} rows" if len(keep) < len(frame) else f"{len(frame)} rows"
     table = _table([str(c) for c in frame.columns], rows, range(len(frame.columns)))
-    return f"<details><summary>{html.escape(caption)} as a table ({shown})</summary>{table}</details>"
+    return f"<details><summary>{escape.html(caption)} as a table ({shown})</summary>{table}</details>"
 
 
 def _figure(svg: str, caption: str, table: str = "", css: str = "") -> str:
-    return f'<figure class="{css}">{svg}<figcaption>{html.escape(caption)}</figcaption>{table}</figure>'
+    return f'<figure class="{css}">{svg}<figcaption>{escape.html(caption)}</figcaption>{table}</figure>'
 
 
 def _section(report: RunReport, index: int) -> str:
     a = report.audit
     parts = [
-        f'<section id="run{index}"><h2>{html.escape(report.name)}</h2>',
+        f'<section id="run{index}"><h2>{escape.html(report.name)}</h2>',
         f'<p class="verdict {a.verdict}"><strong>Local PL regime: {a.verdict}.</strong> '
-        f"{html.escape(a.explanation)}.</p>",
+        f"{escape.html(a.explanation)}.</p>",
         "<h3>Hypotheses and conclusions</h3>",
         _findings(a.findings),
         "<h3>The run itself</h3>",
@@ -318,7 +317,7 @@ def _section(report: RunReport, index: int) -> str:
         else:
             said = f"α = {number(fit.alpha)}, 95 % interval {number(fit.alpha_low)} to {number(fit.alpha_high)}"
         caption = f"Rate: {law}; {said}; floor {number(fit.l_inf)}; {fit.reason}."
-        notes = "".join(f"<p>{html.escape(n)}.</p>" for n in report.rate.notes)
+        notes = "".join(f"<p>{escape.html(n)}.</p>" for n in report.rate.notes)
         columns = ["step", "loss", "fitted", "suboptimality"]
         parts += [
             "<h3>Rate</h3>",
@@ -343,12 +342,10 @@ def _section(report: RunReport, index: int) -> str:
         )
         parts.append(_figure(_svg(drawn["spectrum"], "Spectrum", caption), caption, _behind("Spectrum", frame)))
     else:
-        parts.append(f"<p>No spectrum: {html.escape(report.note)}.</p>")
+        parts.append(f"<p>No spectrum: {escape.html(report.note)}.</p>")
     if report.source.run is not None:
-        record = json.dumps(report.source.run.config(), indent=2, ensure_ascii=False)
-        parts.append(
-            f"<details><summary>Configuration and versions</summary><pre>{html.escape(record)}</pre></details>"
-        )
+        record = escape.html(escape.json(plain(report.source.run.config())), keep="\n")
+        parts.append(f"<details><summary>Configuration and versions</summary><pre>{record}</pre></details>")
     return "\n".join([*parts, "</section>"])
 
 
@@ -359,7 +356,7 @@ def _comparison(reports: Sequence[RunReport]) -> str:
         rate = f["rate"] or {}
         rows.append(
             [
-                _Raw(f'<a href="#run{i}">{html.escape(r.name)}</a>'),
+                _Raw(f'<a href="#run{i}">{escape.html(r.name)}</a>'),
                 r.audit.verdict,
                 number(f["loss"]["last"]),
                 number((f["pl_ratio"] or {}).get("min")),
@@ -423,7 +420,7 @@ def html_report(reports: Sequence[RunReport], title: str) -> str:
     counts = {v: sum(r.audit.verdict == v for r in reports) for v in ("yes", "no", "undetermined")}
     lead = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
     body = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{escape.html(title)}</h1>",
         f"<p>Local PL regime of {len(reports)} run{'s' if len(reports) > 1 else ''}: {lead}. "
         "<em>Verified</em> is proved given the arithmetic used; <em>estimated</em> is measured and proves nothing.</p>",
         _comparison(reports) if len(reports) > 1 else "",
@@ -435,7 +432,7 @@ def html_report(reports: Sequence[RunReport], title: str) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<link rel="icon" href="data:,">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>\n"
+        f"<title>{escape.html(title)}</title><style>{_STYLE}</style></head><body><main>\n"
         + "\n".join(body)
         + "\n</main></body></html>\n"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lplr_cli import escape
 from lplr_cli.analysis import LogInput, read_log
 from lplr_cli.errors import InputError
 from lplr_cli.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, style
@@ -58,7 +59,7 @@ def sweep_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
         panels[1, 0].legend()
         panels[0, 1].plot([], [], color=BLACK, lw=0.6, alpha=0.5, label="outside the window: proxy artefact")
         panels[0, 1].legend()
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(escape.figure(title), fontsize=10)
     return figure
 
 
@@ -69,12 +70,12 @@ def _draw(panels: list[Axes], name: str, source: LogInput, how: dict[str, Any]) 
     if result is not None:
         table = result.table
         positive = table[table["suboptimality"] > 0]
-        top.plot(positive["step"], positive["suboptimality"], label=name, **how)
+        top.plot(positive["step"], positive["suboptimality"], label=escape.figure(name), **how)
         inside = table["in_window"]
         ratio.plot(table["step"], table["pl_ratio"], lw=0.6, alpha=0.5, color=how["color"])
         ratio.plot(table["step"], table["pl_ratio"].where(inside), **how)
     known = log[log["drift"].notna()]
-    drift.plot(known["step"], known["drift"], label=name, **how)
+    drift.plot(known["step"], known["drift"], label=escape.figure(name), **how)
     probes = None if source.run is None else source.run.probes()
     if probes is not None and not probes.empty:
         low.plot(probes["step"], probes["lambda_min"].where(probes["lambda_min"] > 0), marker="o", ms=3, **how)
@@ -116,7 +117,7 @@ def seeds_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
         for axes in (left, middle, right):
             axes.set_xlabel("step")
             axes.legend()
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(escape.figure(title), fontsize=10)
     return figure
 
 

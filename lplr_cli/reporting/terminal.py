@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lplr_cli import escape
 from lplr_cli.errors import InputError
 from lplr_cli.reporting.thin import thin
 
@@ -34,18 +35,18 @@ def terminal_chart(
     plotext.theme("clear")
     plotext.limit_size(False, False)
     plotext.plotsize(width, height)
-    plotext.title(title)
-    plotext.xlabel(label)
+    plotext.title(escape.line(title))
+    plotext.xlabel(escape.line(label))
     drawn = False
     for (name, values), marker in zip(lines, ("braille", "·", "+"), strict=False):
         at, y = np.asarray(x, dtype=np.float64), np.asarray(values, dtype=np.float64)
         usable = np.isfinite(y) & (y > 0) & np.isfinite(at)
         if usable.any():
             keep = thin(int(usable.sum()), 4 * width)
-            plotext.plot(at[usable][keep].tolist(), y[usable][keep].tolist(), label=name, marker=marker)
+            plotext.plot(at[usable][keep].tolist(), y[usable][keep].tolist(), label=escape.line(name), marker=marker)
             drawn = True
     if not drawn:
-        return f"{title}: nothing positive to draw\n"
+        return f"{escape.line(title)}: nothing positive to draw\n"
     plotext.yscale("log")
     text: str = plotext.uncolorize(plotext.build())
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"

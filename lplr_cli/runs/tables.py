@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pandas as pd
 
+from lplr_cli import escape
 from lplr_cli.errors import InputError, first_line
 from lplr_cli.runs.atomic import output_errors, write_atomically
 
@@ -140,6 +141,12 @@ def checked(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataF
     if not frame["step"].between(0, 2**53).all():
         raise InputError(f"{path} has a row without a step", "the run directory is damaged")
     return frame
+
+
+def frame_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A table of rows. Bytes of file names that are no text are spelled: no column of text can hold them."""
+    safe = [{k: escape.encodable(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
+    return pd.DataFrame(safe, columns=None if columns is None else list(columns))
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> None:

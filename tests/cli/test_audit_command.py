@@ -118,7 +118,7 @@ def test_markdown_is_appended(log: str, capsys: pytest.CaptureFixture[str]) -> N
     text = Path("summary.md").read_text()
     assert text.startswith("# Before\n### lplr audit of log.csv\n")
     assert text.count("### lplr audit") == 2
-    assert "- ❌ drift.max < 1 (found null)" in text
+    assert "- ❌ drift.max &lt; 1 (found null)" in text
     # As GitHub renders it: every table row has as many cells as its head.
     for block in text.split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
