@@ -8,11 +8,7 @@ from pathlib import Path
 import lplr_cli
 
 ROOT = Path(lplr_cli.__file__).parent
-<<<<<<< HEAD
-# From the top down; a layer may import those after it. `errors`, `factories` and `losses` are below all.
-=======
-# From the top down; a layer may import those after it. `errors`, `escape` and `factories` are below all.
->>>>>>> 0ab66f8 (Text leaves through one function a sink: terminals, Rich, Markdown, CSV, HTML, XML, JSON, figures; streams that are closed, full or gone have one meaning in every command)
+# From the top down; a layer may import those after it. `errors`, `escape`, `factories` and `losses` are below all.
 LAYERS = [
     "cli",
     "api",
@@ -30,11 +26,7 @@ LAYERS = [
     "models",
     "data",
 ]
-<<<<<<< HEAD
-BASE = {"errors", "factories", "losses"}
-=======
-BASE = {"errors", "escape", "factories"}
->>>>>>> 0ab66f8 (Text leaves through one function a sink: terminals, Rich, Markdown, CSV, HTML, XML, JSON, figures; streams that are closed, full or gone have one meaning in every command)
+BASE = {"errors", "escape", "factories", "losses"}
 
 
 def imports(path: Path) -> set[str]:

@@ -3,7 +3,6 @@
 Checkpoints are in :mod:`lplr_cli.runs.checkpoint`, which needs torch; the rest does not, so that logs are read quickly.
 """
 
-<<<<<<< HEAD
 from lplr_cli.runs.directory import LOG_FORMATS, RunDirectory, runs_root
 from lplr_cli.runs.manifest import (
     BATCHES,
@@ -18,11 +17,7 @@ from lplr_cli.runs.manifest import (
     described_optimizer,
     versions,
 )
-from lplr_cli.runs.tables import LOG_COLUMNS, PROBE_COLUMNS, Appender, Clock, plain, truncate_before
-=======
-from lplr_cli.runs.directory import LOG_FORMATS, SCHEMA_VERSION, RunDirectory, runs_root, versions
 from lplr_cli.runs.tables import LOG_COLUMNS, PROBE_COLUMNS, Appender, Clock, frame_of, plain, truncate_before
->>>>>>> 0ab66f8 (Text leaves through one function a sink: terminals, Rich, Markdown, CSV, HTML, XML, JSON, figures; streams that are closed, full or gone have one meaning in every command)
 
 __all__ = [
     "BATCHES",
@@ -40,11 +35,8 @@ __all__ = [
     "Manifest",
     "OptimizerFacts",
     "RunDirectory",
-<<<<<<< HEAD
     "described_optimizer",
-=======
     "frame_of",
->>>>>>> 0ab66f8 (Text leaves through one function a sink: terminals, Rich, Markdown, CSV, HTML, XML, JSON, figures; streams that are closed, full or gone have one meaning in every command)
     "plain",
     "runs_root",
     "truncate_before",
