@@ -16,6 +16,7 @@ from lplr_cli import ablation
 from lplr_cli.analysis import (
     KernelProbe,
     LogInput,
+    Source,
     certified_columns,
     certify_checkpoint,
     probe_checkpoint,
@@ -119,7 +120,8 @@ def train(dataset: str | DataSpec, out: str | Path, **options: Any) -> TrainingR
             ``width``, …) and :class:`lplr_cli.data.DataSpec`.
     """
     outcome = run_training(_config(dataset, options), Path(out))
-    record = summarize(outcome.run, certified_columns(outcome.run)).to_dict()
+    columns = certified_columns(outcome.run, Source.from_word(outcome.word))
+    record = summarize(outcome.run, columns).to_dict()
     outcome.run.write_summary(record)
     return TrainingRun(outcome.run.path, outcome.status, record)
 

@@ -26,7 +26,7 @@ LAYERS = [
     "models",
     "data",
 ]
-BASE = {"errors", "escape", "factories", "losses"}
+BASE = {"errors", "escape", "factories", "losses", "schema"}
 
 
 def imports(path: Path) -> set[str]:

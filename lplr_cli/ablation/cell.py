@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lplr_cli.ablation.recover import departures
-from lplr_cli.analysis import Summary, certified_columns, summarize
-from lplr_cli.errors import LplrError
+from lplr_cli.analysis import Source, Summary, certified_columns, summarize
+from lplr_cli.errors import InputError, LplrError
+from lplr_cli.factories import Word
 from lplr_cli.runs import RunDirectory, plain
 from lplr_cli.runs.atomic import write_text
 from lplr_cli.training import Progress, TrainConfig, resume, train
@@ -44,6 +46,11 @@ RESULT_COLUMNS = (
 )
 
 
+def failed(message: str) -> dict[str, Any]:
+    """The row of a cell that gave nothing."""
+    return {**dict.fromkeys(RESULT_COLUMNS), "status": "failed", "error": message}
+
+
 def run_cell(
     config: TrainConfig, path: Path, on_progress: Callable[[Progress], None] | None = None, follows: bool = False
 ) -> dict[str, Any]:
@@ -59,9 +66,10 @@ def run_cell(
     try:
         if (path / "run.json").exists():
             run = RunDirectory.open(path)
+            _refuse_other_run(run, config)
             status, message = run.manifest().status, ""
             if status not in ("finished", "diverged"):
-                outcome = resume(path, on_progress=on_progress)
+                outcome = resume(path, word=config.word, on_progress=on_progress)
                 status, message = outcome.status, outcome.message
         else:
             outcome = train(config, path, on_progress=on_progress)
@@ -69,7 +77,7 @@ def run_cell(
         row |= {"status": status, "error": message or None}
         if status == "interrupted":
             return row
-        summary = summarize(run, certified_columns(run))
+        summary = summarize(run, certified_columns(run, Source.from_word(config.word)))
         run.write_summary(summary.to_dict())
         row |= result_row(summary)
         left = departures(run.log(), run.probes(), summary.lr)
@@ -80,6 +88,15 @@ def run_cell(
     except LplrError as error:
         row |= {"status": "failed", "error": str(error)}
     return row
+
+
+def _refuse_other_run(run: RunDirectory, config: TrainConfig) -> None:
+    """A cell is gone on with only where its directory holds the run that was asked for."""
+    kept = TrainConfig.from_dict(run.manifest().config, str(run.path / "run.json"))
+    # The step size is settled when a run starts, and the path of its data made absolute.
+    data = replace(kept.data.vouched(Word(data=config.data.source)), source=config.data.source)
+    if kept.with_(lr=kept.lr if config.lr is None else config.lr, data=data) != config.with_(lr=kept.lr):
+        raise InputError(f"{run.path} holds a run with other options", "choose another --out")
 
 
 def result_row(summary: Summary) -> dict[str, Any]:
@@ -107,13 +124,28 @@ def result_row(summary: Summary) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the cell that a JSON file describes (config, path, follows, threads) and write its row beside it."""
-    job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    """Run the cell that a JSON file describes (config, path, follows, threads) and write its row beside it.
+
+    Args:
+        arguments: the file, that of the row, and the user's word for code, as JSON: it comes with the task, not from
+            a file.
+    """
+    request, answer, word = arguments
+    job = json.loads(Path(request).read_text(encoding="utf-8"))
+    row = run_task(job["config"], job["path"], bool(job["follows"]), int(job["threads"]), Word(**json.loads(word)))
+    write_text(Path(answer), json.dumps(plain(row)) + "\n")
+
+
+def run_task(config: dict[str, Any], path: str, follows: bool, threads: int, word: Word) -> dict[str, Any]:
+    """One cell in a process of its own, from plain values: its row of results."""
     import torch
 
-    torch.set_num_threads(int(job["threads"]))
-    row = run_cell(TrainConfig.from_dict(job["config"]), Path(job["path"]), follows=bool(job["follows"]))
-    write_text(Path(arguments[1]), json.dumps(plain(row)) + "\n")
+    torch.set_num_threads(threads)
+    try:
+        settled = TrainConfig.from_dict(config, "the task").vouched(word)
+    except LplrError as error:
+        return failed(str(error))
+    return run_cell(settled, Path(path), follows=follows)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lplr_cli.ablation.cell import RESULT_COLUMNS, run_cell
+from lplr_cli.ablation.cell import failed, run_cell, run_task
 from lplr_cli.errors import InputError, first_line
 from lplr_cli.training import Progress, TrainConfig
 
@@ -37,10 +37,6 @@ class Job:
     config: TrainConfig
     path: Path
     follows: bool = False
-
-
-def _failed(message: str) -> Row:
-    return {**dict.fromkeys(RESULT_COLUMNS), "status": "failed", "error": message}
 
 
 class Executor(ABC):
@@ -107,13 +103,13 @@ class LocalProcesses(Executor):
                     if answer.exists():
                         yield name, json.loads(answer.read_text(encoding="utf-8"))
                     elif self._stop is not None:
-                        yield name, {**_failed("stopped"), "status": "interrupted"}
+                        yield name, {**failed("stopped"), "status": "interrupted"}
                     elif tries[name] < self.retries:
                         tries[name] += 1
                         waiting.insert(0, job)
                     else:
                         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                        yield name, _failed(f"its process died ({how})")
+                        yield name, failed(f"its process died ({how})")
                 time.sleep(_POLL)
 
     def _start(self, job: Job, folder: Path, threads: int) -> tuple[subprocess.Popen[bytes], Path]:
@@ -126,7 +122,9 @@ class LocalProcesses(Executor):
         }
         request.write_text(json.dumps(record), encoding="utf-8")
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        command = [sys.executable, "-m", "lplr_cli.ablation.cell", str(request), str(answer)]
+        # What the user said of code goes with the task itself, never through a file.
+        word = json.dumps(job.config.word.to_dict())
+        command = [sys.executable, "-m", "lplr_cli.ablation.cell", str(request), str(answer), word]
         # A session of its own: the terminal's Ctrl-C reaches this process alone, which passes it on once.
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -195,7 +193,7 @@ class RayCluster(Executor):
                 ray.shutdown()
 
     def _tasks(self, ray: Any, jobs: Sequence[Job]) -> Iterator[tuple[str, Row]]:
-        task = ray.remote(_ray_cell).options(
+        task = ray.remote(run_task).options(
             num_cpus=self.cpus, num_gpus=self.gpus, max_retries=self.retries, retry_exceptions=False
         )
         threads = max(1, int(self.cpus))
@@ -204,7 +202,8 @@ class RayCluster(Executor):
             if self.on_start is not None:
                 self.on_start(job)
             # The path as it is: on shared storage it means the same on every node.
-            pending[task.remote(job.config.to_dict(), str(job.path.resolve()), job.follows, threads)] = job
+            path, word = str(job.path.resolve()), job.config.word
+            pending[task.remote(job.config.to_dict(), path, job.follows, threads, word)] = job
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1)
             for reference in done:
@@ -212,11 +211,4 @@ class RayCluster(Executor):
                 try:
                     yield job.name, ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    yield job.name, _failed(f"its Ray task was lost ({type(error).__name__})")
-
-
-def _ray_cell(config: dict[str, Any], path: str, follows: bool, threads: int) -> Row:
-    import torch
-
-    torch.set_num_threads(threads)
-    return run_cell(TrainConfig.from_dict(config), Path(path), follows=follows)
+                    yield job.name, failed(f"its Ray task was lost ({type(error).__name__})")

@@ -11,6 +11,7 @@ from typing import Any
 
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError, first_line
+from lplr_cli.factories import is_factory_reference, refuse_unnamed
 from lplr_cli.models import ModelSpec
 from lplr_cli.training import TrainConfig
 
@@ -74,7 +75,7 @@ def distinct(cells: Sequence[Cell]) -> list[Cell]:
     return list(cells)
 
 
-def read_grid(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], list[Cell]]:
+def read_grid(path: Path, model: str = "mlp") -> tuple[dict[str, Any], dict[str, list[Any]], list[Cell]]:
     """A grid file.
 
     ::
@@ -87,11 +88,15 @@ def read_grid(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], list[Ce
         width = 512
         lr = 2.5e-4
 
+    Args:
+        path: of the file.
+        model: what the user names as the model on this line; where the file names code, it must be the same.
+
     Returns:
         Shared options, axes, and the single runs.
 
     Raises:
-        InputError: unreadable, or something that is no option of train.
+        InputError: unreadable, something that is no option of train, or code that the user does not name.
     """
     try:
         record = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -117,11 +122,18 @@ def read_grid(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]], list[Ce
             f"{path} has unknown options {', '.join(sorted(unknown))}", f"known are {', '.join(sorted(OPTIONS))}"
         )
     lists = {k: v if isinstance(v, list) else [v] for k, v in axes.items()}
+    _refuse_code(path, [*lists.get("kind", ()), *(t.get("kind") for t in (base, *single))], model)
     return (
         _options(base),
         {k: [_value(k, x) for x in v] for k, v in lists.items()},
         [Cell(cell_name(t), _options(t)) for t in single],
     )
+
+
+def _refuse_code(path: Path, kinds: list[Any], named: str) -> None:
+    """Code that a grid file names is data until the user names it, too."""
+    code = [k for k in kinds if isinstance(k, str) and is_factory_reference(k) and k != named]
+    refuse_unnamed(str(path), *(f"--model {k}" for k in code[:1]))
 
 
 def _options(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from lplr_cli.data import Dataset, DataSpec, load_dataset
 from lplr_cli.errors import InputError
-from lplr_cli.models import DTYPES, ModelSpec, build_model, check_outputs, infer_mlp, load_weights, mlp_names, unwrap
+from lplr_cli.factories import Word
+from lplr_cli.models import (
+    DTYPES,
+    ModelSpec,
+    build_model,
+    check_outputs,
+    infer_mlp,
+    load_weights,
+    mlp_names,
+    refuse_unnamed_code,
+    unwrap,
+)
 from lplr_cli.ntk import Network
 from lplr_cli.runs import RunDirectory
 from lplr_cli.runs.checkpoint import Checkpoint, is_checkpoint, parse_checkpoint
@@ -21,7 +32,9 @@ from lplr_cli.runs.foreign_weights import Weights, find_weights, read_file
 
 @dataclass(frozen=True)
 class Source:
-    """What the user says of a file that does not tell it itself; all None for a checkpoint of lplr.
+    """What the user says of a file; all None for a checkpoint of lplr that needs no code of the user's.
+
+    What a file tells itself is not overruled: here it may be said again, and code must be.
 
     Attributes:
         model: ``module:factory`` of the network's code; without it an MLP is read from names and shapes.
@@ -39,11 +52,16 @@ class Source:
     parametrization: str = "standard"
     data_dir: Path | None = None
 
+    @classmethod
+    def from_word(cls, word: Word) -> Source:
+        """What the user said of the code of a run."""
+        data = None if word.data is None else DataSpec(word.data)
+        return cls(model=word.model, arguments=word.arguments or {}, data=data)
+
     @property
-    def given(self) -> list[str]:
-        """The options that were given, by their names on the command line."""
-        named = {"--model": self.model, "--data": self.data, "--activation": self.activation}
-        return [k for k, v in named.items() if v is not None]
+    def word(self) -> Word:
+        """What is said of code."""
+        return Word(self.model, self.arguments, None if self.data is None else self.data.source)
 
 
 OWN = Source()
@@ -156,24 +174,37 @@ def _mlp(
 
 def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
     """A checkpoint of lplr; what it says itself is not overruled, what a recorder was not told is asked for."""
-    if checkpoint.model is not None and (source.model or source.activation):
-        raise InputError(f"{path} knows its own model", f"leave out {', '.join(source.given)}")
-    if checkpoint.data is not None and source.data is not None:
-        raise InputError(f"{path} knows its own data", f"leave out {', '.join(source.given)}")
-    data = _named(checkpoint.data or source.data, path)
+    if checkpoint.model is not None and source.activation:
+        raise InputError(f"{path} knows its own model", "leave out --activation")
+    model = None if checkpoint.model is None else checkpoint.model.vouched(source.word)
+    data = _named(source.data if checkpoint.data is None else _same_data(checkpoint.data, source, path), path)
+    refuse_unnamed_code(model, data)
     if source.data_dir is not None:
         data = replace(data, data_dir=str(source.data_dir))
     dataset = load_dataset(data)
     if checkpoint.data_sha256 and dataset.fingerprint != checkpoint.data_sha256:
         raise InputError(f"the data of {path} changed since it was written", "restore the data")
     shape = tuple(dataset.inputs.shape[1:])
-    if checkpoint.model is None and source.model is None:
+    if model is None and source.model is None:
         module, spec, assumption = _mlp(checkpoint.parameters, dataset, source, str(path))
         names = mlp_names(unwrap(checkpoint.parameters))
         return Subject(path, module.eval(), dataset, checkpoint.step, spec, (assumption,), names)
-    spec = checkpoint.model or ModelSpec(kind=source.model or "", arguments=dict(source.arguments))
+    spec = model or ModelSpec(kind=source.model or "", arguments=dict(source.arguments))
     built = build_model(spec, shape, dataset.outputs, seed=checkpoint.seed, dtype=DTYPES[checkpoint.dtype])
     # Buffers and frozen parameters, which training leaves alone, are those of the module as built.
     load_weights(built, checkpoint.parameters, str(path), partial=True)
     check_outputs(built.eval(), dataset)
     return Subject(path, built, dataset, checkpoint.step, spec)
+
+
+def _same_data(own: DataSpec, source: Source, path: Path) -> DataSpec:
+    """The data that a checkpoint knows, with which everything that the user says of them must agree."""
+    if source.data is None:
+        return own
+    settled = own.vouched(source.word)
+    blank = DataSpec(own.source)
+    for name in (f.name for f in fields(DataSpec) if f.name not in ("source", "data_dir", "told_by")):
+        given = getattr(source.data, name)
+        if given not in (getattr(blank, name), getattr(own, name)):
+            raise InputError(f"{path} knows its own data: {name} is {getattr(own, name)}, not {given}", "leave it out")
+    return settled

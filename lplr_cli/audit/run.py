@@ -31,6 +31,7 @@ from lplr_cli.diagnostics import (
     clean_series,
 )
 from lplr_cli.errors import InputError, NumericalError
+from lplr_cli.factories import UnnamedCodeError
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
 
@@ -204,6 +205,7 @@ def audit(
 
     Raises:
         InputError: what cannot be read.
+        UnnamedCodeError: the certificate or an offline probe needs code that ``foreign`` does not name.
     """
     log = source if isinstance(source, LogInput) else read_log(source, columns)
     evidence = _gather(log, window, offline_probe, probe_size, foreign, certificate, memory)
@@ -297,6 +299,8 @@ def _certificate(run: RunDirectory, foreign: Source, memory: int) -> tuple[Any, 
         return None, "no checkpoint of the start"
     try:
         return certificate_of_run(run, foreign, memory), ""
+    except UnnamedCodeError as error:
+        raise UnnamedCodeError(error.what, f"{error.remedy}, or --no-certificate") from error
     except (InputError, NumericalError) as error:
         return None, error.what
 

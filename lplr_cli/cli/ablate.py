@@ -147,7 +147,7 @@ def ablate(
             raise InputError("no data set", "name mnist, cifar10, a file or module:factory, or a --preset")
         shared: dict[str, Any] = {}
         if grid is not None:
-            shared, more, single = ablation.read_grid(grid)
+            shared, more, single = ablation.read_grid(grid, model)
             twice = set(more) & set(axes)
             if twice:
                 raise InputError(f"{', '.join(sorted(twice))} both in {grid} and on the line", "give each once")

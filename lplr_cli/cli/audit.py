@@ -9,6 +9,7 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.groups import expanded
 from lplr_cli.cli.logs import Columns, RunName, Source, WindowOption, open_log
 from lplr_cli.errors import InputError, OutputError
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 FAIL_ON = ("no", "undetermined", "never")
 
 
+@expanded
 def audit(
-    context: typer.Context,
+    *,
     run: Source,
     column: Columns = None,
     run_name: RunName = None,
@@ -34,17 +36,7 @@ def audit(
     probe_size: Annotated[
         int | None, typer.Option(min=1, help="Samples of offline probes; all by default.", rich_help_panel="Input")
     ] = None,
-    model: o.SourceModel = None,
-    model_arg: o.SourceModelArg = None,
-    data: o.SourceData = None,
-    activation: o.SourceActivation = None,
-    beta: o.SourceBeta = 1.0,
-    parametrization: o.SourceParametrization = "standard",
-    samples: o.SourceSamples = None,
-    classes: o.SourceClasses = None,
-    targets: o.SourceTargets = None,
-    target: o.SourceTarget = None,
-    data_dir: o.SourceDataDir = None,
+    said: o.SourceOptions,
     policy: Annotated[
         str | None,
         typer.Option(metavar="FILE.toml[:SET]", help="A named set of requirements.", rich_help_panel="Verdict"),
@@ -90,7 +82,7 @@ def audit(
     for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"no directory {path.parent} for {option}", "create it first")
-    source = o.source_from(context)
+    source = said.source()
     from lplr_cli.audit.run import audit as examine
     from lplr_cli.diagnostics import parse_window
     from lplr_cli.runs.logs import parse_columns

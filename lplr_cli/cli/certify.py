@@ -9,10 +9,12 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.groups import expanded
 
 
+@expanded
 def certify(
-    context: typer.Context,
+    *,
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory (its step 0).")
     ],
@@ -25,17 +27,7 @@ def certify(
     ] = "auto",
     directions: Annotated[int, typer.Option(help="Random directions for the estimates of L_J and L_K; 0: none.")] = 4,
     memory: Annotated[str, typer.Option(help="Bytes for the kernels, e.g. 2GiB.")] = "2GiB",
-    model: o.SourceModel = None,
-    model_arg: o.SourceModelArg = None,
-    data: o.SourceData = None,
-    activation: o.SourceActivation = None,
-    beta: o.SourceBeta = 1.0,
-    parametrization: o.SourceParametrization = "standard",
-    samples: o.SourceSamples = None,
-    classes: o.SourceClasses = None,
-    targets: o.SourceTargets = None,
-    target: o.SourceTarget = None,
-    data_dir: o.SourceDataDir = None,
+    said: o.SourceOptions,
     format: out_.Format = "table",
     output: out_.Output = None,
     force: out_.Force = False,
@@ -47,7 +39,7 @@ def certify(
     """
     sink = out_.Sink(format, output, force, require)
     budget = o.parse_memory(memory)
-    source = o.source_from(context)
+    source = said.source()
     from lplr_cli.analysis import certify_checkpoint
 
     record = certify_checkpoint(

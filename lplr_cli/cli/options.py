@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lplr_cli.errors import InputError
+from lplr_cli.factories import parse_argument
 
 if TYPE_CHECKING:
     from lplr_cli.analysis import Source
+    from lplr_cli.data import DataSpec
     from lplr_cli.training import TrainConfig
 
 DATA, MODEL, OPTIM, PROBES, RUN = "Data", "Model", "Optimisation", "Probes and checkpoints", "Run"
@@ -104,23 +107,14 @@ def parse_list(text: str, name: str, kind: Callable[[str], Any]) -> list[Any]:
 
 
 def parse_arguments(pairs: list[str] | None) -> dict[str, Any]:
-    """``key=value`` pairs, values read as numbers or truth values where they are such."""
+    """``key=value`` pairs; see :func:`lplr_cli.factories.parse_argument` for the values."""
     arguments: dict[str, Any] = {}
     for pair in pairs or []:
         key, sign, value = pair.partition("=")
         if not sign or not key:
             raise InputError(f"--model-arg {pair!r} is not understood", "write it as key=value")
-        arguments[key] = _literal(value)
+        arguments[key] = parse_argument(value)
     return arguments
-
-
-def _literal(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def make_config(
@@ -215,88 +209,88 @@ def parse_memory(text: str) -> int:
     return int(value)
 
 
-SOURCE = "A file of somebody else's"
-
-SourceModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="MODULE:FACTORY",
-        help="Code of the network; without it an MLP is read from names and shapes.",
-        rich_help_panel=SOURCE,
-    ),
-]
-SourceModelArg = Annotated[
-    list[str] | None, typer.Option("--model-arg", help="key=value for --model; repeatable.", rich_help_panel=SOURCE)
-]
-SourceData = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="FILE|NAME|MODULE:FACTORY",
-        help="Its training data: .npz, .csv, .parquet, mnist, cifar10 or module:factory.",
-        rich_help_panel=SOURCE,
-    ),
-]
-SourceActivation = Annotated[
-    str | None,
-    typer.Option("--activation", help="Of an MLP read from names and shapes.", rich_help_panel=SOURCE),
-]
-SourceBeta = Annotated[float, typer.Option("--beta", help="Sharpness of its softplus.", rich_help_panel=SOURCE)]
-SourceParametrization = Annotated[
-    str, typer.Option("--parametrization", help="Its parametrisation: standard or ntk.", rich_help_panel=SOURCE)
-]
-SourceSamples = Annotated[int | None, typer.Option("--samples", help="Of --data.", rich_help_panel=SOURCE)]
-SourceClasses = Annotated[str | None, typer.Option("--classes", help="Of --data, e.g. 3,8.", rich_help_panel=SOURCE)]
-SourceTargets = Annotated[
-    str | None, typer.Option("--targets", help="Of --data: pm1, 01, onehot or raw.", rich_help_panel=SOURCE)
-]
-SourceTarget = Annotated[
-    list[str] | None,
-    typer.Option("--target", help="Target column of a table in --data; repeatable.", rich_help_panel=SOURCE),
-]
-SourceDataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Where the IDX or CIFAR-10 files of the data lie now.", rich_help_panel=SOURCE),
-]
+SOURCE = "A file of somebody else's, or one that names code"
 
 
-def source_from(context: typer.Context) -> Source:
-    """What the user says of a file, from the options of this panel that the command has.
+def _said(*names: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=SOURCE)
 
-    Raises:
-        InputError: options of the data without --data, or of the model without --model.
-    """
-    given = context.params
-    model, model_arg, data, samples, classes, targets, target, data_dir = (
-        given.get(k) for k in ("model", "model_arg", "data", "samples", "classes", "targets", "target", "data_dir")
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the user says of a file: its code, which runs only when named here, and what the file does not tell."""
+
+    model: Annotated[
+        str | None,
+        _said(
+            "--model",
+            metavar="MODULE:FACTORY",
+            help="Code of the network, run only when named here; without it an MLP is read from names and shapes.",
+        ),
+    ] = None
+    model_arg: Annotated[list[str] | None, _said("--model-arg", help="key=value for --model; repeatable.")] = None
+    data: Annotated[
+        str | None,
+        _said(
+            "--data",
+            metavar="FILE|NAME|MODULE:FACTORY",
+            help="Its training data: .npz, .csv, .parquet, mnist, cifar10 or module:factory.",
+        ),
+    ] = None
+    activation: Annotated[str | None, _said("--activation", help="Of an MLP read from names and shapes.")] = None
+    beta: Annotated[float, _said("--beta", help="Sharpness of its softplus.")] = 1.0
+    parametrization: Annotated[str, _said("--parametrization", help="Its parametrisation: standard or ntk.")] = (
+        "standard"
     )
-    from lplr_cli.analysis import Source
-    from lplr_cli.data import DataSpec
+    samples: Annotated[int | None, _said("--samples", help="Of --data.")] = None
+    classes: Annotated[str | None, _said("--classes", help="Of --data, e.g. 3,8.")] = None
+    targets: Annotated[str | None, _said("--targets", help="Of --data: pm1, 01, onehot or raw.")] = None
+    target: Annotated[list[str] | None, _said("--target", help="Target column of a table in --data; repeatable.")] = (
+        None
+    )
+    data_dir: Annotated[
+        Path | None, _said("--data-dir", help="Where the IDX or CIFAR-10 files of the data lie now.")
+    ] = None
 
-    if data is None:
-        dangling = {"--samples": samples, "--classes": classes, "--targets": targets, "--target": target}
-        alone = [k for k, v in dangling.items() if v]
-        if alone:
-            raise InputError(f"{', '.join(alone)} without --data", "name the data as well")
-    if model_arg and model is None:
-        raise InputError("--model-arg without --model", "name the factory as well")
-    spec = None
-    if data is not None:
-        spec = DataSpec(
-            source=data,
-            classes=None if classes is None else tuple(parse_list(classes, "classes", int)),
-            samples=samples,
-            targets=targets,
-            target_columns=tuple(target or ()),
-            data_dir=None if data_dir is None else str(Path(data_dir).resolve()),
+    def source(self) -> Source:
+        """The options read.
+
+        Raises:
+            InputError: options of the data without --data, or of the model without --model.
+        """
+        from lplr_cli.analysis import Source
+
+        if self.model_arg and self.model is None:
+            raise InputError("--model-arg without --model", "name the factory as well")
+        return Source(
+            model=self.model,
+            arguments=parse_arguments(self.model_arg),
+            data=self._data(),
+            activation=self.activation,
+            beta=self.beta,
+            parametrization=self.parametrization,
+            data_dir=self.data_dir,
         )
-    return Source(
-        model=model,
-        arguments=parse_arguments(model_arg),
-        data=spec,
-        activation=given.get("activation"),
-        beta=given.get("beta", 1.0),
-        parametrization=given.get("parametrization", "standard"),
-        data_dir=None if data_dir is None else Path(data_dir),
-    )
+
+    def _data(self) -> DataSpec | None:
+        if self.data is None:
+            details = {
+                "--samples": self.samples,
+                "--classes": self.classes,
+                "--targets": self.targets,
+                "--target": self.target,
+            }
+            alone = [k for k, v in details.items() if v]
+            if alone:
+                raise InputError(f"{', '.join(alone)} without --data", "name the data as well")
+            return None
+        from lplr_cli.data import DataSpec
+
+        return DataSpec(
+            source=self.data,
+            classes=None if self.classes is None else tuple(parse_list(self.classes, "classes", int)),
+            samples=self.samples,
+            targets=self.targets,
+            target_columns=tuple(self.target or ()),
+            data_dir=None if self.data_dir is None else str(self.data_dir.resolve()),
+        )

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.groups import expanded
 from lplr_cli.cli.logs import Columns, RunName, Source, WindowOption, open_log
 
 if TYPE_CHECKING:
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from lplr_cli.reporting import Grid
 
 
+@expanded
 def pl_ratio(
+    *,
     run: Source,
     column: Columns = None,
     run_name: RunName = None,
@@ -26,6 +30,7 @@ def pl_ratio(
     rolling: Annotated[
         int | None, typer.Option(min=2, help="Rows of the rolling envelope; default a fiftieth of the log.")
     ] = None,
+    said: o.SourceOptions,
     plot: out_.Plot = False,
     figure: out_.FigureFile = None,
     format: out_.Format = "table",
@@ -46,7 +51,7 @@ def pl_ratio(
     from lplr_cli.runs import SCHEMA_VERSION, plain
 
     bounds = parse_window(window) if window else None
-    series = _with_gradients(source)
+    series = _with_gradients(source, said)
     facts = source.facts()
     result = analyse_pl_ratio(series, l_star=l_star, window=bounds, rolling=rolling, facts=facts)
     record: dict[str, Any] = plain(
@@ -71,7 +76,7 @@ def pl_ratio(
         save(pl_ratio_figure(result, source.name), figure)
 
 
-def _with_gradients(source: LogInput) -> LossSeries:
+def _with_gradients(source: LogInput, said: o.SourceOptions) -> LossSeries:
     """The series of the log, or of the checkpoints where the log has no gradient norms."""
     series = source.series()
     if series.has_gradients or source.run is None or not source.run.checkpoint_steps():
@@ -82,7 +87,7 @@ def _with_gradients(source: LogInput) -> LossSeries:
 
     out_.note(f"{source.name} logs no gradient norms: computing them at its checkpoints")
     with counting_progress("gradients") as progress:
-        return clean_series(recompute_gradients(source.run, progress))
+        return clean_series(recompute_gradients(source.run, progress, source=said.source()))
 
 
 def _suboptimality_chart(result: PLRatio) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.groups import expanded
 from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
 
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from lplr_cli.analysis import KernelProbe
 
 
+@expanded
 def probe_ntk(
-    context: typer.Context,
+    *,
     checkpoint: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint, or a run directory (its last one).")
     ],
@@ -33,17 +35,7 @@ def probe_ntk(
         typer.Option(metavar="DIR", help="A kernel above --memory lies in a file here, on disk and not in memory."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
-    model: o.SourceModel = None,
-    model_arg: o.SourceModelArg = None,
-    data: o.SourceData = None,
-    activation: o.SourceActivation = None,
-    beta: o.SourceBeta = 1.0,
-    parametrization: o.SourceParametrization = "standard",
-    samples: o.SourceSamples = None,
-    classes: o.SourceClasses = None,
-    targets: o.SourceTargets = None,
-    target: o.SourceTarget = None,
-    data_dir: o.SourceDataDir = None,
+    said: o.SourceOptions,
     format: out_.Format = "table",
     output: out_.Output = None,
     force: out_.Force = False,
@@ -55,7 +47,7 @@ def probe_ntk(
     """
     sink = out_.Sink(format, output, force, require)
     budget = o.parse_memory(memory)
-    source = o.source_from(context)
+    source = said.source()
     count: int | None = None
     if size != "all":
         try:

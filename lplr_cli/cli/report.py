@@ -9,13 +9,15 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.groups import expanded
 from lplr_cli.cli.logs import Columns, RunName, WindowOption, open_log
 from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
 
 
+@expanded
 def report(
-    context: typer.Context,
+    *,
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN|SWEEP|LOG|-...", help="Run and sweep directories, logs, or - for stdin.")
     ],
@@ -30,10 +32,7 @@ def report(
     certificate: Annotated[
         bool, typer.Option("--certificate/--no-certificate", help="Prove what can be proved.")
     ] = True,
-    model: o.SourceModel = None,
-    model_arg: o.SourceModelArg = None,
-    data: o.SourceData = None,
-    activation: o.SourceActivation = None,
+    said: o.SourceOptions,
     format: out_.Format = "table",
     output: out_.Output = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite.", rich_help_panel="Output")] = False,
@@ -55,7 +54,7 @@ def report(
         raise InputError(f"-o {out} is neither a page nor a folder", "end it in .html, or name a folder")
     if not set(kinds) <= {"png", "svg", "pdf"}:
         raise InputError(f"--formats {formats!r} is unknown", "choose from png, svg, pdf")
-    source = o.source_from(context)
+    source = said.source()
     from lplr_cli.diagnostics import parse_window
     from lplr_cli.reporting import Grid
     from lplr_cli.reporting.figures import save

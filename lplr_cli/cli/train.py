@@ -13,6 +13,7 @@ from lplr_cli.cli.progress import training_progress
 from lplr_cli.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
+    from lplr_cli.factories import Word
     from lplr_cli.training import Outcome
 
 
@@ -66,6 +67,14 @@ def train(
         Path | None,
         typer.Option("--from", metavar="RUN", help="Repeat this run from its start.", rich_help_panel=o.RUN),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FACTORY",
+            help="With --resume or --from: the code of the data that the run names, as --model is that of the network.",
+            rich_help_panel=o.RUN,
+        ),
+    ] = None,
     log_format: o.LogFormat = "both",
     format: out_.Format = "table",
     output: out_.Output = None,
@@ -82,6 +91,8 @@ def train(
     elif from_run is not None:
         outcome = _repeat(context, from_run, out)
     else:
+        if data is not None:
+            raise InputError("--data goes with --resume and --from", "name the data of a new run as DATASET")
         if dataset is None:
             raise InputError("no data set", "name mnist, cifar10, a file or module:factory")
         config = o.make_config(
@@ -131,21 +142,32 @@ def train(
     _finish(outcome, sink)
 
 
-# What may stand beside --resume: where the result goes, not what is computed.
-_WITH_RESUME = {"resume", "format", "output", "force", "require", "context"}
+# What may stand beside --resume: where the result goes, not what is computed; and the user's word for its code.
+_WITH_RESUME = {"resume", "format", "output", "force", "require", "context", "model", "model_arg", "data"}
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether the user typed this option, rather than leaving its default."""
+    return getattr(context.get_parameter_source(name), "name", "DEFAULT") not in ("DEFAULT", "DEFAULT_MAP")
 
 
 def _refuse_others(context: typer.Context, option: str, allowed: set[str]) -> None:
     """A run that knows its configuration takes no other."""
-    given = [
-        name
-        for name in context.params
-        if name not in allowed
-        and getattr(context.get_parameter_source(name), "name", "DEFAULT") not in ("DEFAULT", "DEFAULT_MAP")
-    ]
+    given = [name for name in context.params if name not in allowed and _is_given(context, name)]
     if given:
         flags = ", ".join("DATASET" if n == "dataset" else "--" + n.replace("_", "-") for n in given)
         raise InputError(f"{option} does not go with {flags}", "the run keeps its own configuration")
+
+
+def _word(context: typer.Context) -> Word:
+    """The code of an earlier run, as the user names it on this line."""
+    from lplr_cli.factories import Word
+
+    given = context.params
+    model = given["model"] if _is_given(context, "model") else None
+    if given["model_arg"] and model is None:
+        raise InputError("--model-arg without --model", "name the factory as well")
+    return Word(model, o.parse_arguments(given["model_arg"]), given["data"])
 
 
 def _repeat(context: typer.Context, path: Path, out: Path | None) -> Outcome:
@@ -154,7 +176,7 @@ def _repeat(context: typer.Context, path: Path, out: Path | None) -> Outcome:
     from lplr_cli.runs import runs_root
 
     with training_progress() as progress:
-        return training.repeat(path, out, on_progress=progress, root=runs_root())
+        return training.repeat(path, out, word=_word(context), on_progress=progress, root=runs_root())
 
 
 def _resume(context: typer.Context, path: Path) -> Outcome:
@@ -162,11 +184,11 @@ def _resume(context: typer.Context, path: Path) -> Outcome:
     from lplr_cli import training
 
     with training_progress() as progress:
-        return training.resume(path, on_progress=progress)
+        return training.resume(path, word=_word(context), on_progress=progress)
 
 
 def _finish(outcome: Outcome, sink: out_.Sink) -> None:
-    from lplr_cli.analysis import certified_columns, summarize
+    from lplr_cli.analysis import Source, certified_columns, summarize
     from lplr_cli.reporting import summary_grid
 
     path = outcome.run.path
@@ -174,7 +196,8 @@ def _finish(outcome: Outcome, sink: out_.Sink) -> None:
         out_.note(f"{outcome.message}; continue with: lplr train --resume {path}")
         raise typer.Exit(130)
     try:
-        summary = summarize(outcome.run, certified_columns(outcome.run))
+        columns = certified_columns(outcome.run, Source.from_word(outcome.word))
+        summary = summarize(outcome.run, columns)
     except InputError:
         if outcome.status != "diverged":
             raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from lplr_cli.data import files, sources
 from lplr_cli.data.download import download
 from lplr_cli.errors import InputError
-from lplr_cli.factories import import_factory, is_factory_reference
+from lplr_cli.factories import Word, import_factory, is_factory_reference, refuse_unnamed
+from lplr_cli.schema import check_fields
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,7 @@ class DataSpec:
             source: ``01`` for two classes of images, ``onehot`` for more, ``raw`` for the user's own data.
         target_columns: target columns of a table.
         data_dir: directory of the original IDX or CIFAR-10 files, or None for the embedded subset.
+        told_by: the file that this was read from; code that it names does not run until :meth:`vouched`.
     """
 
     source: str
@@ -45,25 +48,59 @@ class DataSpec:
     targets: str | None = None
     target_columns: tuple[str, ...] = ()
     data_dir: str | None = None
+    told_by: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Lists, as JSON has them, become tuples.
+
+        Raises:
+            InputError: a value of another type than it should have.
+        """
+        for name in ("classes", "target_columns"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self, "the data")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         record = asdict(self)
+        del record["told_by"]
         record["classes"] = None if self.classes is None else list(self.classes)
         record["target_columns"] = list(self.target_columns)
         return record
 
     @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> DataSpec:
-        """The inverse of :meth:`to_dict`; unknown keys are refused."""
-        unknown = set(record) - {f.name for f in fields(cls)}
-        if unknown or "source" not in record:
-            raise InputError(f"data specification with keys {sorted(record)}", "it comes from another version")
-        values = dict(record)
-        if values.get("classes") is not None:
-            values["classes"] = tuple(int(c) for c in values["classes"])
-        values["target_columns"] = tuple(values.get("target_columns") or ())
-        return cls(**values)
+    def from_dict(cls, record: Any, told_by: str = "a file") -> DataSpec:
+        """The inverse of :meth:`to_dict`; unknown keys and values of the wrong type are refused.
+
+        Code that the record names does not run before the user has named it, too: see :meth:`vouched`.
+        """
+        known = {f.name for f in fields(cls)} - {"told_by"}
+        if not isinstance(record, Mapping) or not set(record) <= known or "source" not in record:
+            keys = sorted(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
+            raise InputError(f"data specification with keys {keys}", "it comes from another version")
+        return cls(**record, told_by=told_by)
+
+    @property
+    def code(self) -> str | None:
+        """The option that names the code of these data; None where they need none of the user's."""
+        is_code = is_factory_reference(self.source) and not Path(self.source).exists()
+        return f"--data {self.source}" if is_code else None
+
+    def vouched(self, word: Word) -> DataSpec:
+        """These data as the user's, where the user says the same; unchanged where the user says nothing.
+
+        Raises:
+            InputError: the user says something else.
+        """
+        if word.data is None:
+            return self
+        if word.data != self.source and str(Path(word.data).resolve()) != self.source:
+            raise InputError(
+                f"{self.told_by or 'the run'} knows its own data: --data {self.source}, not --data {word.data}",
+                "give the same",
+            )
+        return replace(self, told_by=None)
 
 
 @dataclass(frozen=True)
@@ -152,7 +189,7 @@ def load_dataset(spec: DataSpec, *, fetch: bool = False) -> Dataset:
 def _load_images(spec: DataSpec, fetch: bool) -> Dataset:
     if fetch:
         directory = download(spec.source, Path(spec.data_dir) if spec.data_dir else None)
-        spec = DataSpec(**{**asdict(spec), "data_dir": str(directory.resolve())})
+        spec = replace(spec, data_dir=str(directory.resolve()))
     if spec.data_dir is None:
         source = sources.read_embedded(spec.source)
     else:
@@ -171,7 +208,8 @@ def _load_images(spec: DataSpec, fetch: bool) -> Dataset:
 
 
 def _load_user(spec: DataSpec) -> Dataset:
-    if is_factory_reference(spec.source) and not Path(spec.source).exists():
+    if spec.code is not None:
+        refuse_unnamed(spec.told_by, spec.code)
         produced = import_factory(spec.source)()
         try:
             raw_inputs, raw_targets = (_to_numpy(part) for part in produced)
@@ -193,7 +231,7 @@ def _load_user(spec: DataSpec) -> Dataset:
             raw_inputs, raw_targets = files.read_table(path, spec.target_columns)
         else:
             raise InputError(f"{path} is no .npz, .csv or .parquet file", "convert it to one of these")
-        spec = DataSpec(**{**asdict(spec), "source": str(path)})
+        spec = replace(spec, source=str(path))
         origin, tokens = str(path), False
     inputs: NDArray[Any] = raw_inputs if tokens else _numeric(raw_inputs, "inputs", origin)
     targets = _numeric(raw_targets, "targets", origin)

@@ -4,7 +4,15 @@ from lplr_cli.models.activations import ACTIVATIONS, SOFTPLUS_THRESHOLD, Softplu
 from lplr_cli.models.infer import infer_mlp, load_weights, mlp_names, unwrap
 from lplr_cli.models.mlp import INITS, MLP, PARAMETRIZATIONS
 from lplr_cli.models.resnet import ResNet
-from lplr_cli.models.spec import DTYPES, ModelSpec, build_model, check_outputs, parameter_count
+from lplr_cli.models.spec import (
+    DTYPES,
+    ModelSpec,
+    build_model,
+    check_outputs,
+    expected_parameters,
+    parameter_count,
+    refuse_unnamed_code,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -19,10 +27,12 @@ __all__ = [
     "activation_of",
     "build_model",
     "check_outputs",
+    "expected_parameters",
     "infer_mlp",
     "load_weights",
     "make_activation",
     "mlp_names",
     "parameter_count",
+    "refuse_unnamed_code",
     "unwrap",
 ]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lplr_cli.data import Dataset
+from lplr_cli.data import Dataset, DataSpec
 from lplr_cli.errors import InputError, first_line
-from lplr_cli.factories import import_factory, is_factory_reference
+from lplr_cli.factories import Word, import_factory, is_factory_reference, model_options, refuse_unnamed
 from lplr_cli.models.mlp import MLP, initialise
 from lplr_cli.models.resnet import ResNet
+from lplr_cli.schema import check_fields
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+# A network of lplr's own beyond these is refused before anything is allocated: 8 GiB of float64.
+MOST_LAYERS = 10_000
+MOST_PARAMETERS = 2**30
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class ModelSpec:
         arguments: keyword arguments of a factory.
         widths: units of each hidden layer of the MLP, where they differ; replaces ``width`` and ``depth``.
         bias: whether the MLP has biases.
+        told_by: the file that this was read from; code that it names does not run until :meth:`vouched`.
     """
 
     kind: str = "mlp"
@@ -45,15 +51,22 @@ class ModelSpec:
     arguments: dict[str, Any] = field(default_factory=dict)
     widths: tuple[int, ...] | None = None
     bias: bool = True
+    told_by: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        """A list of widths, as JSON has it, becomes a tuple."""
-        if self.widths is not None:
-            object.__setattr__(self, "widths", tuple(int(w) for w in self.widths))
+        """A list of widths, as JSON has it, becomes a tuple.
+
+        Raises:
+            InputError: a value of another type than it should have.
+        """
+        if isinstance(self.widths, list):
+            object.__setattr__(self, "widths", tuple(self.widths))
+        check_fields(self, "the model")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; what does not concern the kind is left out."""
         record = asdict(self)
+        del record["told_by"]
         if self.kind == "mlp":
             del record["arguments"]
             if self.widths is None:
@@ -68,12 +81,35 @@ class ModelSpec:
         return record
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of :meth:`to_dict`; unknown keys are refused."""
-        unknown = set(record) - {f.name for f in fields(cls)}
-        if unknown or "kind" not in record:
-            raise InputError(f"model specification with keys {sorted(record)}", "it comes from another version")
-        return cls(**record)
+    def from_dict(cls, record: Any, told_by: str = "a file") -> ModelSpec:
+        """The inverse of :meth:`to_dict`; unknown keys and values of the wrong type are refused.
+
+        Code that the record names does not run before the user has named it, too: see :meth:`vouched`.
+        """
+        known = {f.name for f in fields(cls)} - {"told_by"}
+        if not isinstance(record, Mapping) or not set(record) <= known or "kind" not in record:
+            keys = sorted(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
+            raise InputError(f"model specification with keys {keys}", "it comes from another version")
+        return cls(**record, told_by=told_by)
+
+    @property
+    def code(self) -> str | None:
+        """The options that name the code of this model; None where it needs none of the user's."""
+        return model_options(self.kind, self.arguments) if is_factory_reference(self.kind) else None
+
+    def vouched(self, word: Word) -> ModelSpec:
+        """This model as the user's, where the user says the same; unchanged where the user says nothing.
+
+        Raises:
+            InputError: the user says something else.
+        """
+        if word.model is None:
+            return self
+        given = model_options(word.model, word.arguments or {})
+        own = self.code or f"--model {self.kind}"
+        if word.model != self.kind or dict(word.arguments or {}) != self.arguments:
+            raise InputError(f"{self.told_by or 'the run'} knows its own model: {own}, not {given}", "give the same")
+        return replace(self, told_by=None)
 
     @property
     def resolved_activation(self) -> str:
@@ -86,6 +122,17 @@ class ModelSpec:
         if self.kind in ("mlp", "resnet"):
             return f"{self.kind}{self.width}"
         return self.kind.replace(":", "-").replace(".", "-")
+
+
+def refuse_unnamed_code(model: ModelSpec | None, data: DataSpec | None) -> None:
+    """Refuse code of a model and of data that files name and the user does not, both in one line.
+
+    Raises:
+        UnnamedCodeError: with the options that name it.
+    """
+    unnamed = [s for s in (model, data) if s is not None and s.told_by is not None and s.code is not None]
+    if unnamed:
+        refuse_unnamed(unnamed[0].told_by, *(s.code or "" for s in unnamed))
 
 
 def build_model(
@@ -106,45 +153,63 @@ def build_model(
         dtype: of the parameters.
 
     Raises:
-        InputError: a model that does not exist, cannot take such inputs, or has no trainable parameter.
+        InputError: a model that does not exist, cannot take such inputs, has no trainable parameter or more than
+            :data:`MOST_PARAMETERS`; or code that a file names and the user does not.
     """
-    if spec.kind == "mlp":
-        features = 1
-        for size in input_shape:
-            features *= size
-        model: nn.Module = MLP(
-            features,
-            outputs,
-            width=spec.width,
-            depth=spec.depth,
-            activation=spec.resolved_activation,
-            beta=spec.beta,
-            parametrization=spec.parametrization,
-            widths=spec.widths,
-            bias=spec.bias,
-        )
-    elif spec.kind == "resnet":
-        if len(input_shape) != 3:
-            raise InputError(f"a resnet takes images, not samples of shape {input_shape}", "use --model mlp")
-        model = ResNet(input_shape[0], outputs, width=spec.width, activation=spec.resolved_activation, beta=spec.beta)
-    elif is_factory_reference(spec.kind):
-        torch.manual_seed(seed)
-        try:
-            produced = import_factory(spec.kind)(**spec.arguments)
-        except TypeError as error:
-            raise InputError(f"{spec.kind} refused its arguments ({error})", "pass --model-arg key=value") from error
-        if not isinstance(produced, nn.Module):
-            raise InputError(f"{spec.kind} returned {type(produced).__name__}", "return a torch.nn.Module")
-        return produced.to(dtype)
-    else:
-        raise InputError(f"model {spec.kind!r} is unknown", "choose mlp, resnet or module:factory")
-    model = model.to(dtype)
-    initialise(model, spec.init, spec.parametrization if spec.kind == "mlp" else "standard", _generator(seed))
+    if is_factory_reference(spec.kind):
+        return _from_factory(spec, seed).to(dtype)
+    size = parameter_count(_bare(spec, input_shape, outputs, torch.device("meta")))
+    if size > MOST_PARAMETERS:
+        raise InputError(f"the model has {size:,} parameters", f"networks up to {MOST_PARAMETERS:,} are built")
+    model = _bare(spec, input_shape, outputs, torch.device("cpu")).to(dtype)
+    parametrization = spec.parametrization if spec.kind == "mlp" else "standard"
+    initialise(model, spec.init, parametrization, torch.Generator().manual_seed(seed))
     return model
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def expected_parameters(spec: ModelSpec, input_shape: tuple[int, ...], outputs: int) -> int | None:
+    """Parameters of a model of lplr's own, trained or not, without allocating any; None for a factory."""
+    if is_factory_reference(spec.kind):
+        return None
+    return sum(p.numel() for p in _bare(spec, input_shape, outputs, torch.device("meta")).parameters())
+
+
+def _from_factory(spec: ModelSpec, seed: int) -> nn.Module:
+    refuse_unnamed(spec.told_by, spec.code or "")
+    torch.manual_seed(seed)
+    try:
+        produced = import_factory(spec.kind)(**spec.arguments)
+    except TypeError as error:
+        raise InputError(f"{spec.kind} refused its arguments ({error})", "pass --model-arg key=value") from error
+    if not isinstance(produced, nn.Module):
+        raise InputError(f"{spec.kind} returned {type(produced).__name__}", "return a torch.nn.Module")
+    return produced
+
+
+def _bare(spec: ModelSpec, input_shape: tuple[int, ...], outputs: int, device: torch.device) -> nn.Module:
+    """A network of lplr's own before its weights are drawn; on the meta device nothing but its shape."""
+    if spec.kind == "mlp":
+        if spec.depth > MOST_LAYERS or len(spec.widths or ()) > MOST_LAYERS:
+            raise InputError(f"the model has more than {MOST_LAYERS:,} hidden layers", "lower --depth")
+        with device:
+            return MLP(
+                math.prod(input_shape),
+                outputs,
+                width=spec.width,
+                depth=spec.depth,
+                activation=spec.resolved_activation,
+                beta=spec.beta,
+                parametrization=spec.parametrization,
+                widths=spec.widths,
+                bias=spec.bias,
+            )
+    if spec.kind == "resnet":
+        if len(input_shape) != 3:
+            raise InputError(f"a resnet takes images, not samples of shape {input_shape}", "use --model mlp")
+        activation = spec.resolved_activation
+        with device:
+            return ResNet(input_shape[0], outputs, width=spec.width, activation=activation, beta=spec.beta)
+    raise InputError(f"model {spec.kind!r} is unknown", "choose mlp, resnet or module:factory")
 
 
 def parameter_count(model: nn.Module) -> int:

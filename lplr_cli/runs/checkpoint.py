@@ -98,8 +98,8 @@ def parse_checkpoint(record: Any, path: Path) -> Checkpoint:
         )
     try:
         return Checkpoint(
-            model=None if record["model"] is None else ModelSpec.from_dict(record["model"]),
-            data=None if record["data"] is None else DataSpec.from_dict(record["data"]),
+            model=None if record["model"] is None else ModelSpec.from_dict(record["model"], str(path)),
+            data=None if record["data"] is None else DataSpec.from_dict(record["data"], str(path)),
             data_sha256=str(record["data_sha256"]),
             input_shape=tuple(int(v) for v in record["input_shape"]),
             outputs=int(record["outputs"]),

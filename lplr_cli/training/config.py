@@ -8,12 +8,16 @@ from typing import Any
 
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
-from lplr_cli.models import DTYPES, ModelSpec
+from lplr_cli.factories import Word, is_factory_reference
+from lplr_cli.models import DTYPES, ModelSpec, refuse_unnamed_code
 from lplr_cli.runs import LOG_FORMATS
+from lplr_cli.schema import check_fields
 
 OPTIMIZERS = ("gd", "sgd")
 SCHEDULES = ("constant", "cosine")
 LOSSES = ("squared",)
+# The order of an epoch is drawn from (seed << 32) + epoch, which torch takes up to 64 bits.
+MOST_SEED = 2**32 - 1
 AUTO_PROBE_ROWS = 1024
 AUTO_PROBE_SAMPLES = 100
 
@@ -69,8 +73,9 @@ class TrainConfig:
         """Check every value at once.
 
         Raises:
-            InputError: a value out of range, naming it.
+            InputError: a value of the wrong type or out of range, naming it.
         """
+        check_fields(self, "the configuration")
         for name, value, allowed in (
             ("loss", self.loss, LOSSES),
             ("optimizer", self.optimizer, OPTIMIZERS),
@@ -100,6 +105,8 @@ class TrainConfig:
         ):
             if number is not None and number < least:
                 raise InputError(f"--{name} {number} is too small", f"give at least {least}")
+        if self.seed > MOST_SEED:
+            raise InputError(f"--seed {self.seed} is too large", f"give at most {MOST_SEED}")
 
     def total_steps(self, n: int) -> int:
         """Optimiser steps for n samples."""
@@ -130,20 +137,40 @@ class TrainConfig:
         return record
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of :meth:`to_dict`; unknown keys are refused."""
+    def from_dict(cls, record: Any, told_by: str = "a file") -> TrainConfig:
+        """The inverse of :meth:`to_dict`; unknown keys and values of the wrong type are refused.
+
+        Code that the record names does not run before the user has named it, too: see :meth:`vouched`.
+        """
+        if not isinstance(record, Mapping) or not {"data", "model"} <= set(record):
+            raise InputError(f"{told_by} has an incomplete configuration", "the run directory is damaged")
         unknown = set(record) - {f.name for f in fields(cls)}
         if unknown:
-            raise InputError(f"configuration with keys {sorted(unknown)}", "it comes from another version")
-        values = dict(record)
-        try:
-            values["data"], values["model"] = (
-                DataSpec.from_dict(record["data"]),
-                ModelSpec.from_dict(record["model"]),
-            )
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"incomplete configuration ({error})", "the run directory is damaged") from error
+            raise InputError(f"configuration with keys {sorted(map(str, unknown))}", "it comes from another version")
+        data, model = DataSpec.from_dict(record["data"], told_by), ModelSpec.from_dict(record["model"], told_by)
+        return cls(**{**record, "data": data, "model": model})
+
+    @property
+    def word(self) -> Word:
+        """What the user said of code when making this configuration; nothing where a file did."""
+        model, data = self.model, self.data
+        named = is_factory_reference(model.kind) and model.told_by is None
+        return Word(
+            model.kind if named else None,
+            model.arguments if named else None,
+            data.source if data.told_by is None and data.code is not None else None,
+        )
+
+    def vouched(self, word: Word) -> TrainConfig:
+        """This configuration with its code named by the user.
+
+        Raises:
+            InputError: the user says something else.
+            UnnamedCodeError: code that the user does not name.
+        """
+        config = replace(self, model=self.model.vouched(word), data=self.data.vouched(word))
+        refuse_unnamed_code(config.model, config.data)
+        return config
 
     def with_(self, **changes: Any) -> TrainConfig:
         """A copy with ``changes``; names of :class:`ModelSpec` and :class:`DataSpec` fields reach those."""

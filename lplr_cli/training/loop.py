@@ -13,7 +13,8 @@ from torch import Tensor
 from lplr_cli.curvature import sharpness
 from lplr_cli.data import load_dataset
 from lplr_cli.errors import InputError
-from lplr_cli.models import parameter_count
+from lplr_cli.factories import SILENT, Word
+from lplr_cli.models import parameter_count, refuse_unnamed_code
 from lplr_cli.runs import (
     EXACT,
     LOG_COLUMNS,
@@ -42,12 +43,14 @@ class Outcome:
         status: ``finished``, ``interrupted`` or ``diverged``.
         step: updates made.
         message: what happened, for the last two.
+        word: the code of the run, as the user named it.
     """
 
     run: RunDirectory
     status: str
     step: int
     message: str = ""
+    word: Word = SILENT
 
 
 def train(
@@ -72,6 +75,7 @@ def train(
     Raises:
         InputError: anything wrong with the data, the model or the directory, before anything is written.
     """
+    refuse_unnamed_code(config.model, config.data)
     dataset = load_dataset(config.data, fetch=fetch)
     config.resolved_probe_size(dataset.n, dataset.outputs)
     trainer = Trainer(config, dataset)
@@ -107,11 +111,16 @@ def _manifest(config: TrainConfig, trainer: Trainer, lr_rule: str) -> Manifest:
     )
 
 
-def resume(path: Path, *, on_progress: Callable[[Progress], None] | None = None) -> Outcome:
+def resume(path: Path, *, word: Word = SILENT, on_progress: Callable[[Progress], None] | None = None) -> Outcome:
     """Continue an interrupted run from its last checkpoint; rows after it are computed again, bit by bit the same.
 
+    Args:
+        path: the run directory.
+        word: what the user says of code that run.json names; none of it runs unnamed.
+        on_progress: called after each step.
+
     Raises:
-        InputError: no run, a finished or diverged one, or data that changed since.
+        InputError: no run, a finished or diverged one, data that changed since, or code that the user does not name.
     """
     run = RunDirectory.open(path)
     manifest = run.manifest()
@@ -121,7 +130,7 @@ def resume(path: Path, *, on_progress: Callable[[Progress], None] | None = None)
         raise InputError(f"{path} is {manifest.status}", "there is nothing to resume")
     run.lock()
     try:
-        config = TrainConfig.from_dict(manifest.config)
+        config = TrainConfig.from_dict(manifest.config, str(path / "run.json")).vouched(word)
         dataset = load_dataset(config.data)
         if dataset.fingerprint != manifest.data.sha256:
             raise InputError(f"the data of {path} changed since it began", "restore the data or start a new run")
@@ -158,6 +167,7 @@ def repeat(
     path: Path,
     out: Path | None = None,
     *,
+    word: Word = SILENT,
     on_progress: Callable[[Progress], None] | None = None,
     root: Path | None = None,
 ) -> Outcome:
@@ -166,12 +176,12 @@ def repeat(
     The step size is the one that the run used, also where it was chosen from the sharpness.
 
     Raises:
-        InputError: no run of lplr's own, or data that changed since.
+        InputError: no run of lplr's own, data that changed since, or code that the user does not name (``word``).
     """
     manifest = RunDirectory.open(path).manifest()
     if manifest.recorded:
         raise InputError(f"{path} was recorded from another program", "repeat it there")
-    config = TrainConfig.from_dict(manifest.config)
+    config = TrainConfig.from_dict(manifest.config, str(path / "run.json")).vouched(word)
     if load_dataset(config.data).fingerprint != manifest.data.sha256:
         raise InputError(f"the data of {path} changed since it began", "restore the data")
     former = torch.get_num_threads()
@@ -225,7 +235,7 @@ def _run(
         step, end = trainer.descend(first, [*observers, signals])
     run.finish_tables(trainer.config.log_format)
     run.set_status(end.status)
-    return Outcome(run, end.status, step, end.message)
+    return Outcome(run, end.status, step, end.message, trainer.config.word)
 
 
 def _prober(trainer: Trainer, start: dict[str, Tensor]) -> Prober:

@@ -272,7 +272,8 @@ def test_user_model_and_data(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"]["parameters"] == 3 * 5 + 5 + 5 * 2 + 2
-    assert lplr("probe-ntk", "r", "--outputs", "trace", cwd=tmp_path).returncode == 0
+    named = ("--model", "mine:net", "--model-arg", "hidden=5", "--data", "mine:data")
+    assert lplr("probe-ntk", "r", "--outputs", "trace", *named, cwd=tmp_path).returncode == 0
 
 
 def test_help_is_light_and_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lplr_cli.analysis import OWN, Source, open_subject, probe_checkpoints, read_log, recompute_gradients
+from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training import Recorder, resume
@@ -80,12 +81,13 @@ def test_a_full_batch_loop(tmp_path: Path) -> None:
     assert summary is not None
     assert summary.estimates.mu_kernel is not None
     assert log.facts().eta == 0.05
-    # The commands that need the network have it, at every step.
-    subject = open_subject(tmp_path / "r", step=20)
+    # The commands that need the network have it, at every step, once its code is named.
+    named = Source(model="tests.foreign_nets:mlp", data=DataSpec("tests.foreign_nets:table"))
+    subject = open_subject(tmp_path / "r", named, step=20)
     for (name, p), (other, q) in zip(subject.module.named_parameters(), module.named_parameters(), strict=True):
         assert name == other
         assert torch.equal(p, q)
-    offline = probe_checkpoints(run)
+    offline = probe_checkpoints(run, source=named)
     columns = ["lambda_min", "lambda_max", "ntk_change", "jacobian_change", "sharpness"]
     pd.testing.assert_frame_equal(
         offline[offline["step"] % 10 == 0][columns].reset_index(drop=True), run.probes()[columns], rtol=1e-7, atol=1e-12
