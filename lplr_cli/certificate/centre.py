@@ -50,7 +50,7 @@ class Norms:
 class _Gram:
     """Ĝ_l = D̂z_l D̂z_lᵀ of some samples: ``scalar`` (k,) times the identity where ``matrix`` (k, m, m) is None.
 
-    ``error`` (k,) bounds the Frobenius norm of what rounding changed.
+    ``error`` (k,) bounds the norm of what rounding changed.
     """
 
     matrix: Tensor | None
