@@ -14,15 +14,19 @@ import pandas as pd
 
 from lplr_cli import ablation
 from lplr_cli.analysis import (
+    HessianProbe,
+    HessianSeries,
     KernelProbe,
     LogInput,
     Source,
     certified_columns,
     certify_checkpoint,
+    hessian_along,
     probe_checkpoint,
     read_log,
     summarize,
 )
+from lplr_cli.analysis import probe_hessian as analysis_probe
 from lplr_cli.data import DataSpec
 from lplr_cli.diagnostics import Convergence, PLRatio, analyse_pl_ratio, analyse_rate
 from lplr_cli.errors import InputError
@@ -163,6 +167,19 @@ def ablate(
 def probe_ntk(checkpoint: str | Path, **options: Any) -> KernelProbe:
     """``lplr probe-ntk``; options of :func:`lplr_cli.analysis.probe_checkpoint`."""
     return probe_checkpoint(Path(checkpoint), **options)
+
+
+def probe_hessian(checkpoint: str | Path, *, every: int | None = None, **options: Any) -> HessianProbe | HessianSeries:
+    """``lplr probe-hessian``; options of :func:`lplr_cli.analysis.probe_hessian`.
+
+    Args:
+        checkpoint: a checkpoint or a run directory.
+        every: a row for every such step of the run that has a checkpoint, instead of one checkpoint.
+        **options: among them ``effort`` (:class:`lplr_cli.curvature.Effort`) and ``loss``.
+    """
+    if every is not None:
+        return hessian_along(Path(checkpoint), every=every, **options)
+    return analysis_probe(Path(checkpoint), **options)
 
 
 def certify(checkpoint: str | Path, **options: Any) -> Report:

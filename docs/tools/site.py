@@ -17,7 +17,8 @@ EXIT_STATUS = OVERVIEW[OVERVIEW.index("Exit codes") :].split("\n", 1)[1]
 SEE_ALSO = {
     "train": ("watch", "audit", "ablate"),
     "ablate": ("train", "report"),
-    "probe-ntk": ("certify", "train"),
+    "probe-ntk": ("certify", "probe-hessian", "train"),
+    "probe-hessian": ("probe-ntk", "train"),
     "certify": ("probe-ntk", "audit"),
     "pl-ratio": ("fit-rate", "audit"),
     "fit-rate": ("pl-ratio", "audit"),

@@ -1,6 +1,7 @@
 """Finished runs and checkpoints, of lplr and of anyone: what they are, and what can be said of them."""
 
 from lplr_cli.analysis.certificates import certificate_of_run, certified_columns, certify_checkpoint
+from lplr_cli.analysis.curvature import HessianProbe, HessianSeries, hessian_along, probe_hessian
 from lplr_cli.analysis.logs import LogInput, read_log
 from lplr_cli.analysis.offline import probe_checkpoints
 from lplr_cli.analysis.recompute import recompute_gradients
@@ -12,6 +13,8 @@ from lplr_cli.analysis.trajectory import plain_step, trajectory_of
 __all__ = [
     "OWN",
     "Certified",
+    "HessianProbe",
+    "HessianSeries",
     "KernelProbe",
     "LogInput",
     "Source",
@@ -21,10 +24,12 @@ __all__ = [
     "certified_columns",
     "certify_checkpoint",
     "find_checkpoint",
+    "hessian_along",
     "open_subject",
     "plain_step",
     "probe_checkpoint",
     "probe_checkpoints",
+    "probe_hessian",
     "read_log",
     "recompute_gradients",
     "run_facts",

@@ -12,6 +12,7 @@ from lplr_cli.cli.certify import certify
 from lplr_cli.cli.fit_rate import fit_rate
 from lplr_cli.cli.list_runs import list_runs
 from lplr_cli.cli.pl_ratio import pl_ratio
+from lplr_cli.cli.probe_hessian import probe_hessian
 from lplr_cli.cli.probe_ntk import probe_ntk
 from lplr_cli.cli.report import report
 from lplr_cli.cli.train import train
@@ -36,6 +37,7 @@ def _root(
 app.command("train")(train)
 app.command("ablate")(ablate)
 app.command("probe-ntk")(probe_ntk)
+app.command("probe-hessian")(probe_hessian)
 app.command("certify")(certify)
 app.command("pl-ratio")(pl_ratio)
 app.command("fit-rate")(fit_rate)

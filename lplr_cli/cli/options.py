@@ -183,6 +183,16 @@ def source_label(dataset: str) -> str:
     return Path(dataset).stem.replace(":", "-").replace(".", "-") or "data"
 
 
+def parse_size(text: str) -> int | None:
+    """A number of samples, None for ``all``."""
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"--size {text!r} is no number", "give a number of samples, or all") from None
+
+
 _UNITS = {
     "k": 10**3,
     "m": 10**6,

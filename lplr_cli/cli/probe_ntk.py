@@ -48,12 +48,7 @@ def probe_ntk(
     sink = out_.Sink(format, output, force, require)
     budget = o.parse_memory(memory)
     source = said.source()
-    count: int | None = None
-    if size != "all":
-        try:
-            count = int(size)
-        except ValueError:
-            raise InputError(f"--size {size!r} is no number", "give a number of samples, or all") from None
+    count = o.parse_size(size)
     if scratch is not None and not scratch.is_dir():
         raise InputError(f"no directory {scratch}", "create it first")
     if eigenvalues < 1:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.progress import TaskID
 
     from lplr_cli.training import Progress
 
@@ -83,5 +84,25 @@ def sweep_progress(wanted: bool = True) -> Iterator[Callable[[pd.DataFrame], Non
             values = frame[list(columns)].astype(object).where(frame[list(columns)].notna(), None)
             rows = [[number(v) for v in row] for row in values.itertuples(index=False)]
             live.update(Grid("Runs that have ended", columns, rows, (3, 4, 5)).to_rich())
+
+        yield update
+
+
+@contextmanager
+def stages_progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A callback (what, done, total) that draws a bar for each stage; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
 
         yield update

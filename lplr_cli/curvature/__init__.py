@@ -12,24 +12,30 @@ from lplr_cli.curvature.sharpness import (
     start_vector,
 )
 from lplr_cli.curvature.stability import StepRule, preconditioned
+from lplr_cli.curvature.survey import Effort, Parts, Survey, norm, survey
 from lplr_cli.curvature.trace import TraceEstimate, xtrace
 
 __all__ = [
+    "Effort",
     "Interval",
     "LossCurvature",
+    "Parts",
     "PerSample",
     "Quadrature",
     "Sharpness",
     "SpectralDensity",
     "StepRule",
+    "Survey",
     "TraceEstimate",
     "basis_size",
     "check_symmetric",
     "largest",
+    "norm",
     "per_sample",
     "preconditioned",
     "sharpness",
     "spectral_density",
     "start_vector",
+    "survey",
     "xtrace",
 ]

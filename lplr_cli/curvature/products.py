@@ -138,7 +138,7 @@ class LossCurvature:
         if batch < 1:
             needed = (memory - room + _DUAL_COPIES * one) >> 20
             raise InputError(
-                f"a product needs {needed + 1} MiB for one sample, above the {memory >> 20} MiB given",
+                f"a product needs {needed + 1} MiB for one sample, and {memory >> 20} MiB are left for it",
                 "give more memory",
             )
         return False, int(min(batch, len(self._x)))

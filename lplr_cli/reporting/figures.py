@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from lplr_cli.analysis import HessianProbe, HessianSeries
     from lplr_cli.diagnostics import Convergence, PLRatio, Window
 
 # Okabe and Ito's palette, told apart by the colour-blind and in grey.
@@ -127,6 +128,54 @@ def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
         loss_axes(left, result)
         pl_ratio_axes(right, result)
         figure.suptitle(escape.figure(title), fontsize=10)
+    return figure
+
+
+def density_figure(probe: HessianProbe) -> Figure:
+    """The density of the Hessian's eigenvalues with its band, and the extreme ones as ticks on the axis."""
+    from matplotlib.figure import Figure
+
+    curve, record = probe.density, probe.record
+    with style():
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        floor = float(curve["density"].max()) * 1e-7 if len(curve) else 1.0
+        at, kept = curve["eigenvalue"], curve.clip(lower=floor)
+        axes.fill_between(at, kept["low"], kept["high"], color=SKY, alpha=0.4, lw=0, label="95 % band")
+        axes.plot(at, curve["density"].where(curve["density"] > floor), color=BLUE, label="density")
+        axes.set_ylim(bottom=floor)
+        extremes = [e["value"] for e in (*record["smallest"], *record["largest"])]
+        axes.plot(
+            extremes,
+            [0.02] * len(extremes),
+            "|",
+            color=VERMILION,
+            ms=10,
+            transform=axes.get_xaxis_transform(),
+            label="extremes (Lanczos)",
+        )
+        axes.set_yscale("log")
+        axes.set_xlabel("eigenvalue of H")
+        axes.set_ylabel("density")
+        axes.legend()
+    return figure
+
+
+def sharpness_figure(series: HessianSeries) -> Figure:
+    """Largest eigenvalues of H and of G along a run, beside the largest stable curvature."""
+    from matplotlib.figure import Figure
+
+    table = series.table
+    with style():
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(table["step"], table["sharpness"], "o-", ms=3, color=BLUE, label="λ_max(H)")
+        if table["gauss_newton"].notna().any():
+            axes.plot(table["step"], table["gauss_newton"], "s--", ms=3, color=ORANGE, label="λ_max(G)")
+        if table["threshold"].notna().any():
+            axes.plot(table["step"], table["threshold"], "-", color=VERMILION, label="largest stable curvature")
+        axes.set_ylabel("curvature")
+        _log_axis(axes)
     return figure
 
 
