@@ -294,7 +294,7 @@ ALLOWED = {
     "add_row": {"reporting/text.py"},
     "rich.table": {"reporting/text.py"},
     "rich.text": {"reporting/text.py", "cli/watch.py"},
-    "savefig": {"reporting/figures.py", "reporting/report.py"},
+    "savefig": {"reporting/figures.py", "reporting/page.py"},
     "suptitle": {"reporting/figures.py", "reporting/sweeps.py"},
     "ElementTree.tostring": {"reporting/junit.py"},
     "sys.stdout.write": {"cli/main.py", "cli/output.py", "cli/watch.py"},

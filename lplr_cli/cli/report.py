@@ -58,7 +58,8 @@ def report(
     from lplr_cli.diagnostics import parse_window
     from lplr_cli.reporting import Grid
     from lplr_cli.reporting.figures import save
-    from lplr_cli.reporting.report import RunReport, all_figures, gather, html_report
+    from lplr_cli.reporting.page import html_report
+    from lplr_cli.reporting.report import RunReport, all_figures, gather
     from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
     from lplr_cli.runs.atomic import output_errors, write_text
 

@@ -1,22 +1,16 @@
-"""The report: one self-contained HTML page, or a folder of figures.
-
-Nothing is fetched and no script runs: figures are SVG drawn here, tables stand behind them, and the page follows the
-reader's light or dark setting and prints.
-"""
+"""What a report says of a run or log, and its figures; :mod:`lplr_cli.reporting.page` puts them on a page."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lplr_cli import __version__, escape
 from lplr_cli.analysis import OWN, LogInput, Source, open_subject, read_log
 from lplr_cli.audit.run import Audit
 from lplr_cli.audit.run import audit as examine
@@ -24,16 +18,12 @@ from lplr_cli.diagnostics import Convergence, PLRatio
 from lplr_cli.errors import InputError, LplrError
 from lplr_cli.ntk import empirical_ntk
 from lplr_cli.reporting import figures as draw
-from lplr_cli.reporting.text import number
-from lplr_cli.reporting.thin import thin
-from lplr_cli.runs import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Rows of K up to which the report computes its whole spectrum.
 MOST_ROWS = 1500
-_TABLE_ROWS = 40
 _BINS_PER_DECADE = 4
 
 
@@ -229,210 +219,3 @@ def all_figures(report: RunReport) -> dict[str, Figure]:
         "spectrum": spectrum_figure(report),
     }
     return {k: v for k, v in found.items() if v is not None}
-
-
-def _svg(figure: Figure, title: str, description: str) -> str:
-    stream = io.StringIO()
-    with draw.style():
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    start = text.index("<svg")
-    head, rest = text[start:].split(">", 1)
-    accessible = f"<title>{escape.html(title)}</title><desc>{escape.html(description)}</desc>"
-    return f'{head} role="img" aria-label="{escape.html(title)}: {escape.html(description)}">{accessible}{rest}'
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), css: str = "") -> str:
-    head = "".join(f'<th scope="col">{escape.html(c)}</th>' for c in columns)
-
-    def cell(i: int, value: Any) -> str:
-        css = ' class="n"' if i in numeric else ""
-        return f"<td{css}>{value if isinstance(value, _Raw) else escape.html(value)}</td>"
-
-    body = "".join("<tr>" + "".join(cell(i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table class="{css}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-class _Raw(str):
-    """Text that is HTML already."""
-
-
-_MARKS = {
-    "holds (verified)": ("verified", "✓"),
-    "holds (estimated)": ("estimated", "≈"),
-    "fails": ("fails", "✗"),
-    "unknown": ("unknown", "?"),
-}
-
-
-def _findings(findings: Sequence[Any]) -> str:
-    rows = []
-    for f in findings:
-        css, mark = _MARKS[f.status]
-        status = _Raw(
-            f'<span class="status {css}"><span aria-hidden="true">{mark}</span> {escape.html(f.status)}</span>'
-        )
-        rows.append([f.key, f.title, status, number(f.value), f.reason])
-    return _table(("key", "statement", "status", "figure", "reason"), rows, (3,), "findings")
-
-
-def _behind(caption: str, frame: pd.DataFrame) -> str:
-    """The table behind a figure, thinned, folded away."""
-    keep = frame.iloc[thin(len(frame), _TABLE_ROWS)]
-    rows = [[number(None if v != v else v, 5) for v in row] for row in keep.to_numpy(dtype=object).tolist()]
-    shown = f"{len(keep)} of {len(frame)} rows" if len(keep) < len(frame) else f"{len(frame)} rows"
-    table = _table([str(c) for c in frame.columns], rows, range(len(frame.columns)))
-    return f"<details><summary>{escape.html(caption)} as a table ({shown})</summary>{table}</details>"
-
-
-def _figure(svg: str, caption: str, table: str = "", css: str = "") -> str:
-    return f'<figure class="{css}">{svg}<figcaption>{escape.html(caption)}</figcaption>{table}</figure>'
-
-
-def _section(report: RunReport, index: int) -> str:
-    a = report.audit
-    parts = [
-        f'<section id="run{index}"><h2>{escape.html(report.name)}</h2>',
-        f'<p class="verdict {a.verdict}"><strong>Local PL regime: {a.verdict}.</strong> '
-        f"{escape.html(a.explanation)}.</p>",
-        "<h3>Hypotheses and conclusions</h3>",
-        _findings(a.findings),
-        "<h3>The run itself</h3>",
-        _findings(a.sanity),
-        "<h3>Diagnostics</h3>",
-    ]
-    drawn = all_figures(report)
-    window = (
-        "" if report.ratio is None or report.ratio.window is None else f" Window: {report.ratio.window.explanation}."
-    )
-    description = "Loss, PL ratio, drift and smallest eigenvalue of the NTK against the step." + window
-    table = report.source.log if report.ratio is None else report.ratio.table.drop(columns="in_window")
-    parts.append(_figure(_svg(drawn["diagnostics"], "Diagnostics", description), description, _behind("Series", table)))
-    if report.rate is not None:
-        fit = report.rate.fit
-        law = fit.verdict.replace("_", " ")
-        if fit.rate is not None:
-            ends = f"{number(fit.rate_low, 8)} to {number(fit.rate_high, 8)}"
-            said = f"ρ = {number(fit.rate, 8)} a step, 95 % interval {ends}"
-        else:
-            said = f"α = {number(fit.alpha)}, 95 % interval {number(fit.alpha_low)} to {number(fit.alpha_high)}"
-        caption = f"Rate: {law}; {said}; floor {number(fit.l_inf)}; {fit.reason}."
-        notes = "".join(f"<p>{escape.html(n)}.</p>" for n in report.rate.notes)
-        columns = ["step", "loss", "fitted", "suboptimality"]
-        parts += [
-            "<h3>Rate</h3>",
-            _figure(
-                _svg(drawn["rate"], "Rate", caption), caption, _behind("Fit", report.rate.table[columns]), "narrow"
-            ),
-            notes,
-        ]
-    parts.append("<h3>Spectrum of the NTK</h3>")
-    if "spectrum" in drawn:
-        caption = (
-            "Left: how many eigenvalues of K = JJᵀ/n lie where. Right: the share of the squared residual along their "
-            "eigenvectors; what lies at the left end is what gradient descent removes last."
-        )
-        first = report.spectra[0]
-        frame = pd.DataFrame(
-            {
-                "rank": np.arange(1, len(first.eigenvalues) + 1),
-                **{f"eigenvalue, step {s.step}": s.eigenvalues for s in report.spectra},
-                **{f"residual share, step {s.step}": s.residual_share for s in report.spectra},
-            }
-        )
-        parts.append(_figure(_svg(drawn["spectrum"], "Spectrum", caption), caption, _behind("Spectrum", frame)))
-    else:
-        parts.append(f"<p>No spectrum: {escape.html(report.note)}.</p>")
-    if report.source.run is not None:
-        record = escape.html(escape.json(plain(report.source.run.config())), keep="\n")
-        parts.append(f"<details><summary>Configuration and versions</summary><pre>{record}</pre></details>")
-    return "\n".join([*parts, "</section>"])
-
-
-def _comparison(reports: Sequence[RunReport]) -> str:
-    rows = []
-    for i, r in enumerate(reports):
-        f = r.audit.figures
-        rate = f["rate"] or {}
-        rows.append(
-            [
-                _Raw(f'<a href="#run{i}">{escape.html(r.name)}</a>'),
-                r.audit.verdict,
-                number(f["loss"]["last"]),
-                number((f["pl_ratio"] or {}).get("min")),
-                number((f["pl_ratio_star"] or {}).get("min")),
-                number(rate.get("rate"), 7),
-                number(f["drift"]["max"]),
-                number(f["certified_radius"]),
-                number(f["sharpness"]["lr_over_stable"]),
-            ]
-        )
-    columns = ("run", "local PL", "loss", "PL min", "PL* min", "rate ρ", "drift", "certified R", "η·sharpness/2")
-    return "<h2>Comparison</h2>" + _table(columns, rows, range(2, 9))
-
-
-_STYLE = """
-:root{--bg:#fff;--fg:#1a1a1a;--soft:#5a5a5a;--line:#d9d9d9;--card:#f6f7f9;--ok:#00603f;--est:#7a5200;
---bad:#a8341c;--link:#00558a}
-@media (prefers-color-scheme:dark){:root{--bg:#14161a;--fg:#ececec;--soft:#b0b3b8;--line:#3a3d43;
---card:#1d2026;--ok:#5fd0a5;--est:#ecb94a;--bad:#ff9277;--link:#7cc4f5}
-figure svg{filter:invert(.92) hue-rotate(180deg)}
-}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:68rem;padding:1rem;background:var(--bg);color:var(--fg);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-h1{font-size:1.6rem}
-h2{margin-top:2.4rem;border-bottom:1px solid var(--line);overflow-wrap:anywhere}
-h3{margin-top:1.6rem}
-a{color:var(--link)}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.9rem;width:100%}
-th,td{text-align:left;vertical-align:top;padding:.35rem .6rem;border-bottom:1px solid var(--line)}
-td.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-.status{white-space:nowrap;font-weight:600}
-.verified{color:var(--ok)}
-.estimated{color:var(--est)}
-.fails{color:var(--bad)}
-.unknown{color:var(--soft)}
-.verdict{padding:.8rem 1rem;border-left:.35rem solid var(--soft);background:var(--card)}
-.verdict.yes{border-color:var(--ok)}
-.verdict.no{border-color:var(--bad)}
-figure{margin:1rem 0}
-figure svg{width:100%;height:auto}
-figcaption,footer{color:var(--soft);font-size:.9rem}
-details{margin:.5rem 0}
-summary{cursor:pointer}
-pre{overflow:auto;background:var(--card);padding:.8rem;font-size:.8rem}
-figure.narrow svg{max-width:36rem}
-@media (max-width:40rem){table.findings thead{display:none}
-table.findings tr{display:block;border-bottom:1px solid var(--line);padding:.4rem 0}
-table.findings td{display:block;border:0;padding:.1rem 0;text-align:left}
-}
-@media print{body{max-width:none;font-size:11pt}
-section{break-before:page}
-figure,tr{break-inside:avoid}
-}
-"""
-
-
-def html_report(reports: Sequence[RunReport], title: str) -> str:
-    """The page: verdicts first, then each run's figures and tables."""
-    counts = {v: sum(r.audit.verdict == v for r in reports) for v in ("yes", "no", "undetermined")}
-    lead = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
-    body = [
-        f"<h1>{escape.html(title)}</h1>",
-        f"<p>Local PL regime of {len(reports)} run{'s' if len(reports) > 1 else ''}: {lead}. "
-        "<em>Verified</em> is proved given the arithmetic used; <em>estimated</em> is measured and proves nothing.</p>",
-        _comparison(reports) if len(reports) > 1 else "",
-        *(_section(r, i) for i, r in enumerate(reports)),
-        f"<footer><p>Made by lplr {__version__}. Framework: Aich, Aich and Wade, arXiv 2507.21429. "
-        "Normalisation: L = (s/n) Σ‖f − y‖², K = JJᵀ/n, PL: ½‖∇L‖² ≥ μ (L − L*).</p></footer>",
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        '<link rel="icon" href="data:,">'
-        f"<title>{escape.html(title)}</title><style>{_STYLE}</style></head><body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
-    )

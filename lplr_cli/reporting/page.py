@@ -1,0 +1,194 @@
+"""The report as one self-contained HTML page.
+
+Nothing is fetched and no script runs: figures are SVG drawn here, tables stand behind them, and the page follows the
+reader's light or dark setting and prints.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from lplr_cli import __version__, escape
+from lplr_cli.reporting import figures as draw
+from lplr_cli.reporting.report import RunReport, all_figures
+from lplr_cli.reporting.text import number
+from lplr_cli.reporting.thin import thin
+from lplr_cli.runs import plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lplr_cli.diagnostics import Convergence
+
+_TABLE_ROWS = 40
+
+
+def _svg(figure: Figure, title: str, description: str) -> str:
+    stream = io.StringIO()
+    with draw.style():
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    start = text.index("<svg")
+    head, rest = text[start:].split(">", 1)
+    accessible = f"<title>{escape.html(title)}</title><desc>{escape.html(description)}</desc>"
+    return f'{head} role="img" aria-label="{escape.html(title)}: {escape.html(description)}">{accessible}{rest}'
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), css: str = "") -> str:
+    head = "".join(f'<th scope="col">{escape.html(c)}</th>' for c in columns)
+
+    def cell(i: int, value: Any) -> str:
+        css = ' class="n"' if i in numeric else ""
+        return f"<td{css}>{value if isinstance(value, _Raw) else escape.html(value)}</td>"
+
+    body = "".join("<tr>" + "".join(cell(i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table class="{css}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+class _Raw(str):
+    """Text that is HTML already."""
+
+
+_MARKS = {
+    "holds (verified)": ("verified", "✓"),
+    "holds (estimated)": ("estimated", "≈"),
+    "fails": ("fails", "✗"),
+    "unknown": ("unknown", "?"),
+}
+
+
+def _findings(findings: Sequence[Any]) -> str:
+    rows = []
+    for f in findings:
+        css, mark = _MARKS[f.status]
+        status = _Raw(
+            f'<span class="status {css}"><span aria-hidden="true">{mark}</span> {escape.html(f.status)}</span>'
+        )
+        rows.append([f.key, f.title, status, number(f.value), f.reason])
+    return _table(("key", "statement", "status", "figure", "reason"), rows, (3,), "findings")
+
+
+def _behind(caption: str, frame: pd.DataFrame) -> str:
+    """The table behind a figure, thinned, folded away."""
+    keep = frame.iloc[thin(len(frame), _TABLE_ROWS)]
+    rows = [[number(None if v != v else v, 5) for v in row] for row in keep.to_numpy(dtype=object).tolist()]
+    shown = f"{len(keep)} of {len(frame)} rows" if len(keep) < len(frame) else f"{len(frame)} rows"
+    table = _table([str(c) for c in frame.columns], rows, range(len(frame.columns)))
+    return f"<details><summary>{escape.html(caption)} as a table ({shown})</summary>{table}</details>"
+
+
+def _figure(svg: str, caption: str, table: str = "", css: str = "") -> str:
+    return f'<figure class="{css}">{svg}<figcaption>{escape.html(caption)}</figcaption>{table}</figure>'
+
+
+def _section(report: RunReport, index: int) -> str:
+    a = report.audit
+    drawn = all_figures(report)
+    parts = [
+        f'<section id="run{index}"><h2>{escape.html(report.name)}</h2>',
+        f'<p class="verdict {a.verdict}"><strong>Local PL regime: {a.verdict}.</strong> '
+        f"{escape.html(a.explanation)}.</p>",
+        "<h3>Hypotheses and conclusions</h3>",
+        _findings(a.findings),
+        "<h3>The run itself</h3>",
+        _findings(a.sanity),
+        "<h3>Diagnostics</h3>",
+        _diagnostics(report, drawn["diagnostics"]),
+    ]
+    if report.rate is not None:
+        parts += ["<h3>Rate</h3>", _rate(report.rate, drawn["rate"])]
+    parts += ["<h3>Spectrum of the NTK</h3>", _spectrum(report, drawn.get("spectrum"))]
+    if report.source.run is not None:
+        record = escape.html(escape.json(plain(report.source.run.config())), keep="\n")
+        parts.append(f"<details><summary>Configuration and versions</summary><pre>{record}</pre></details>")
+    return "\n".join([*parts, "</section>"])
+
+
+def _diagnostics(report: RunReport, figure: Figure) -> str:
+    ratio = report.ratio
+    window = "" if ratio is None or ratio.window is None else f" Window: {ratio.window.explanation}."
+    description = "Loss, PL ratio, drift and smallest eigenvalue of the NTK against the step." + window
+    table = report.source.log if ratio is None else ratio.table.drop(columns="in_window")
+    return _figure(_svg(figure, "Diagnostics", description), description, _behind("Series", table))
+
+
+def _rate(rate: Convergence, figure: Figure) -> str:
+    fit = rate.fit
+    if fit.rate is not None:
+        ends = f"{number(fit.rate_low, 8)} to {number(fit.rate_high, 8)}"
+        said = f"ρ = {number(fit.rate, 8)} a step, 95 % interval {ends}"
+    else:
+        said = f"α = {number(fit.alpha)}, 95 % interval {number(fit.alpha_low)} to {number(fit.alpha_high)}"
+    caption = f"Rate: {fit.verdict.replace('_', ' ')}; {said}; floor {number(fit.l_inf)}; {fit.reason}."
+    table = _behind("Fit", rate.table[["step", "loss", "fitted", "suboptimality"]])
+    notes = "".join(f"<p>{escape.html(n)}.</p>" for n in rate.notes)
+    return _figure(_svg(figure, "Rate", caption), caption, table, "narrow") + "\n" + notes
+
+
+def _spectrum(report: RunReport, figure: Figure | None) -> str:
+    if figure is None:
+        return f"<p>No spectrum: {escape.html(report.note)}.</p>"
+    caption = (
+        "Left: how many eigenvalues of K = JJᵀ/n lie where. Right: the share of the squared residual along their "
+        "eigenvectors; what lies at the left end is what gradient descent removes last."
+    )
+    frame = pd.DataFrame(
+        {
+            "rank": np.arange(1, len(report.spectra[0].eigenvalues) + 1),
+            **{f"eigenvalue, step {s.step}": s.eigenvalues for s in report.spectra},
+            **{f"residual share, step {s.step}": s.residual_share for s in report.spectra},
+        }
+    )
+    return _figure(_svg(figure, "Spectrum", caption), caption, _behind("Spectrum", frame))
+
+
+def _comparison(reports: Sequence[RunReport]) -> str:
+    rows = []
+    for i, r in enumerate(reports):
+        f = r.audit.figures
+        rate = f["rate"] or {}
+        rows.append(
+            [
+                _Raw(f'<a href="#run{i}">{escape.html(r.name)}</a>'),
+                r.audit.verdict,
+                number(f["loss"]["last"]),
+                number((f["pl_ratio"] or {}).get("min")),
+                number((f["pl_ratio_star"] or {}).get("min")),
+                number(rate.get("rate"), 7),
+                number(f["drift"]["max"]),
+                number(f["certified_radius"]),
+                number(f["sharpness"]["lr_over_stable"]),
+            ]
+        )
+    columns = ("run", "local PL", "loss", "PL min", "PL* min", "rate ρ", "drift", "certified R", "η·sharpness/2")
+    return "<h2>Comparison</h2>" + _table(columns, rows, range(2, 9))
+
+
+def html_report(reports: Sequence[RunReport], title: str) -> str:
+    """The page: verdicts first, then each run's figures and tables."""
+    counts = {v: sum(r.audit.verdict == v for r in reports) for v in ("yes", "no", "undetermined")}
+    lead = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
+    body = [
+        f"<h1>{escape.html(title)}</h1>",
+        f"<p>Local PL regime of {len(reports)} run{'s' if len(reports) > 1 else ''}: {lead}. "
+        "<em>Verified</em> is proved given the arithmetic used; <em>estimated</em> is measured and proves nothing.</p>",
+        _comparison(reports) if len(reports) > 1 else "",
+        *(_section(r, i) for i, r in enumerate(reports)),
+        f"<footer><p>Made by lplr {__version__}. Framework: Aich, Aich and Wade, arXiv 2507.21429. "
+        "Normalisation: L = (s/n) Σ‖f − y‖², K = JJᵀ/n, PL: ½‖∇L‖² ≥ μ (L − L*).</p></footer>",
+    ]
+    style = files("lplr_cli.reporting").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{escape.html(title)}</title><style>\n{style}</style></head><body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
