@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -117,37 +118,9 @@ def infer_mlp(
     Raises:
         InputError: no such structure, sizes that do not fit, or an activation that is needed and not given.
     """
-    tensors = unwrap(tensors)
-    remedy = f"name the code with --model module:factory; it has {shapes(tensors)}"
-    weights = {k: v for k, v in tensors.items() if k == "weight" or k.endswith(".weight")}
-    biases = {k: v for k, v in tensors.items() if k == "bias" or k.endswith(".bias")}
-    stems = mlp_layers(weights)
-    used = set(weights) | {f"{s}.bias" if s else "bias" for s in stems}
-    linear = all(v.ndim == 2 and v.is_floating_point() for v in weights.values())
-    if not weights or not linear or set(tensors) - used or (biases and len(biases) != len(weights)):
-        raise InputError(f"{origin} does not look like the weights of an MLP", remedy)
-    layers = list(weights.values())
-    for (a, one), (b, two) in pairwise(weights.items()):
-        if two.shape[1] != one.shape[0]:
-            raise InputError(
-                f"{origin}: {a} {tuple(one.shape)} does not lead to {b} {tuple(two.shape)}", f"no MLP: {remedy}"
-            )
-    for stem, weight in zip(stems, layers, strict=True):
-        bias = biases.get(f"{stem}.bias" if stem else "bias")
-        if biases and (bias is None or bias.shape != weight.shape[:1]):
-            raise InputError(f"{origin}: the bias of {stem or 'the layer'} does not fit its weight", remedy)
-    features = math.prod(input_shape)
-    if layers[0].shape[1] != features:
-        raise InputError(
-            f"{origin} takes {layers[0].shape[1]} inputs, the data have {features} (shape {input_shape})",
-            "give the data that the model was trained on",
-        )
-    if layers[-1].shape[0] != outputs:
-        raise InputError(
-            f"{origin} has {layers[-1].shape[0]} outputs, the targets of the data {outputs}",
-            "choose --targets or --classes to fit",
-        )
-    widths = tuple(w.shape[0] for w in layers[:-1])
+    layers = _layers(unwrap(tensors), origin)
+    features, widths = math.prod(input_shape), tuple(len(layer.weight) for layer in layers[:-1])
+    _check_ends(layers, input_shape, outputs, origin)
     if widths and activation is None:
         raise InputError(
             f"{origin}: an MLP {features}-{'-'.join(map(str, widths))}-{outputs}; weights do not tell the activation",
@@ -161,25 +134,81 @@ def infer_mlp(
         beta=beta,
         parametrization=parametrization,
         widths=widths if len(set(widths)) > 1 else None,
-        bias=bool(biases),
+        bias=layers[0].bias is not None,
     )
+    module = _filled(spec, widths, layers)
+    sizes = "-".join(map(str, (features, *widths, outputs)))
+    how = f", {activation}" + (f" (β = {beta:g})" if activation == "softplus" and beta != 1 else "") if widths else ""
+    return module, spec, f"MLP {sizes} from names and shapes{how}, {parametrization} parametrisation"
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Of an MLP in a file: its name there, weight (out, in) and bias (out,)."""
+
+    stem: str
+    weight: Tensor
+    bias: Tensor | None
+
+
+def _layers(tensors: Mapping[str, Tensor], origin: str) -> list[_Layer]:
+    """The layers in the order of the file.
+
+    Raises:
+        InputError: the tensors are not those of an MLP.
+    """
+    remedy = f"name the code with --model module:factory; it has {shapes(tensors)}"
+    weights = {k: v for k, v in tensors.items() if k == "weight" or k.endswith(".weight")}
+    layers = [
+        _Layer(stem, weight, tensors.get(f"{stem}.bias" if stem else "bias"))
+        for stem, weight in zip(mlp_layers(weights), weights.values(), strict=True)
+    ]
+    biases = [layer for layer in layers if layer.bias is not None]
+    linear = all(v.ndim == 2 and v.is_floating_point() for v in weights.values())
+    if not layers or not linear or len(tensors) > len(layers) + len(biases) or len(biases) not in (0, len(layers)):
+        raise InputError(f"{origin} does not look like the weights of an MLP", remedy)
+    for (a, one), (b, two) in pairwise(weights.items()):
+        if two.shape[1] != one.shape[0]:
+            raise InputError(
+                f"{origin}: {a} {tuple(one.shape)} does not lead to {b} {tuple(two.shape)}", f"no MLP: {remedy}"
+            )
+    for layer in biases:
+        if layer.bias is not None and layer.bias.shape != layer.weight.shape[:1]:
+            raise InputError(f"{origin}: the bias of {layer.stem or 'the layer'} does not fit its weight", remedy)
+    return layers
+
+
+def _check_ends(layers: Sequence[_Layer], input_shape: tuple[int, ...], outputs: int, origin: str) -> None:
+    """Whether inputs and targets of the data fit the first and last layer."""
+    features, takes, gives = math.prod(input_shape), layers[0].weight.shape[1], len(layers[-1].weight)
+    if takes != features:
+        raise InputError(
+            f"{origin} takes {takes} inputs, the data have {features} (shape {input_shape})",
+            "give the data that the model was trained on",
+        )
+    if gives != outputs:
+        raise InputError(
+            f"{origin} has {gives} outputs, the targets of the data {outputs}", "choose --targets or --classes to fit"
+        )
+
+
+def _filled(spec: ModelSpec, widths: tuple[int, ...], layers: Sequence[_Layer]) -> MLP:
+    """The module in float64 with the weights of the file."""
     module = MLP(
-        features,
-        outputs,
+        layers[0].weight.shape[1],
+        len(layers[-1].weight),
         width=spec.width,
         depth=spec.depth,
         activation=spec.resolved_activation,
-        beta=beta,
-        parametrization=parametrization,
+        beta=spec.beta,
+        parametrization=spec.parametrization,
         widths=widths,
         bias=spec.bias,
     ).double()
     with torch.no_grad():
-        for layer, stem, weight in zip(module.layers, stems, layers, strict=True):
-            assert isinstance(layer, nn.Linear)
-            layer.weight.copy_(weight)
-            if biases:
-                layer.bias.copy_(biases[f"{stem}.bias" if stem else "bias"])
-    sizes = "-".join(map(str, (features, *widths, outputs)))
-    how = f", {activation}" + (f" (β = {beta:g})" if activation == "softplus" and beta != 1 else "") if widths else ""
-    return module, spec, f"MLP {sizes} from names and shapes{how}, {parametrization} parametrisation"
+        for linear, layer in zip(module.layers, layers, strict=True):
+            assert isinstance(linear, nn.Linear)
+            linear.weight.copy_(layer.weight)
+            if layer.bias is not None:
+                linear.bias.copy_(layer.bias)
+    return module
