@@ -2,8 +2,9 @@
 
 from lplr_cli.ablation.executors import Executor, InProcess, LocalProcesses, RayCluster
 from lplr_cli.ablation.grid import OPTIONS, Cell, grid_cells, read_grid
-from lplr_cli.ablation.presets import Preset, Statement, preset
+from lplr_cli.ablation.presets import Preset, preset
 from lplr_cli.ablation.recover import departures, smaller_step
+from lplr_cli.ablation.statements import Statement
 from lplr_cli.ablation.sweep import failures, read_sweep, run_sweep
 
 __all__ = [

@@ -40,7 +40,13 @@ class Job:
 
 
 class Executor(ABC):
-    """Executes jobs."""
+    """Executes jobs.
+
+    Attributes:
+        on_start: called with each job that begins.
+    """
+
+    on_start: Callable[[Job], None] | None = None
 
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[str, Row]]:

@@ -62,45 +62,80 @@ def run_sweep(
     cells = distinct([*(grid_cells(axes) if axes else []), *single])
     if not cells:
         raise InputError("the sweep has no runs", "give a list of values, or a grid")
-    jobs = [Job(c.name, base.with_(**c.values), out / c.name) for c in cells]
+    for cell in cells:
+        base.with_(**cell.values)  # refuses what is out of range before anything is written
     _claim(out, _definition(base, axes, single, recover, preset), continue_)
-    order = {c.name: i for i, c in enumerate(cells)}
-    total = len(cells)
-    rows: dict[str, dict[str, Any]] = {}
-    values = {c.name: c for c in cells}
-
-    def announce(job: Job) -> None:
-        if on_cell is not None:
-            on_cell(order[job.name], total, values[job.name])
-
     where = executor or InProcess()
-    where.on_start = announce  # type: ignore[attr-defined]
     if isinstance(where, InProcess):
         where.on_progress = on_progress
+    progress = _Sweep(base, out, where, on_cell, on_row)
+    status = progress.execute(cells)
+    if recover and status == "finished":
+        status = progress.execute(list(progress.following()))
+    frame = progress.table()
+    write_parquet(out / "results.parquet", frame)
+    return frame, status
 
-    def execute(batch: Sequence[Job]) -> str:
+
+class _Sweep:
+    """Cells that have been started, and the rows of those that have ended."""
+
+    def __init__(
+        self,
+        base: TrainConfig,
+        out: Path,
+        executor: Executor,
+        on_cell: Callable[[int, int, Cell], None] | None,
+        on_row: Callable[[pd.DataFrame], None] | None,
+    ) -> None:
+        self._base, self._out, self._executor = base, out, executor
+        self._on_cell, self._on_row = on_cell, on_row
+        self._cells: dict[str, Cell] = {}
+        self._rows: dict[str, dict[str, Any]] = {}
+        executor.on_start = self._announce
+
+    def execute(self, cells: Sequence[Cell]) -> str:
+        """Run ``cells``; the table is written after each. Returns ``finished`` or ``interrupted``."""
+        if not cells:
+            return "finished"
+        self._cells |= {c.name: c for c in cells}
+        jobs = [Job(c.name, self._base.with_(**c.values), self._out / c.name, follows=bool(c.follows)) for c in cells]
         status = "finished"
-        for name, row in where.run(batch):
-            rows[name] = row
-            frame = _table(rows, order, values)
-            write_text(out / "results.csv", escape.csv(frame))
-            if on_row is not None:
-                on_row(frame)
+        for name, row in self._executor.run(jobs):
+            self._rows[name] = row
+            frame = self.table()
+            write_text(self._out / "results.csv", escape.csv(frame))
+            if self._on_row is not None:
+                self._on_row(frame)
             if row["status"] == "interrupted":
                 status = "interrupted"
         return status
 
-    status = execute(jobs)
-    if recover and status == "finished":
-        following = list(_following(base, cells, rows, out))
-        for cell, _ in following:
-            order[cell.name], values[cell.name] = len(order), cell
-        total += len(following)
-        if following:
-            status = execute([job for _, job in following])
-    frame = _table(rows, order, values)
-    write_parquet(out / "results.parquet", frame)
-    return frame, status
+    def _announce(self, job: Job) -> None:
+        if self._on_cell is not None:
+            self._on_cell(list(self._cells).index(job.name), len(self._cells), self._cells[job.name])
+
+    def following(self) -> Iterator[Cell]:
+        """The runs that recover those that left."""
+        for cell in self._cells.values():
+            row = self._rows.get(cell.name)
+            if row is None or row["regime"] != "left":
+                continue
+            lr = smaller_step(row["lr"], row["sharpness_max"])
+            if lr is not None:
+                yield Cell(f"{cell.name}-recovered", {**cell.values, "lr": lr}, cell.name)
+
+    def table(self) -> pd.DataFrame:
+        """A row a cell that has ended, in the order of the grid."""
+        records = []
+        for name, cell in self._cells.items():
+            if name in self._rows:
+                special = {k: str(v) if isinstance(v, tuple) else v for k, v in cell.values.items() if k != "lr"}
+                records.append({"run": name, **special, **self._rows[name], "follows": cell.follows or None})
+        frame = frame_of(records)
+        columns = [c for c in frame.columns if c not in RESULT_COLUMNS and c not in ("run", "follows")]
+        frame = frame[["run", *columns, *RESULT_COLUMNS, "follows"]]
+        return frame.astype(dict.fromkeys(_TEXT, "string"))
 
 
 def _definition(
@@ -152,33 +187,6 @@ def read_sweep(out: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{out / 'sweep.json'} holds no JSON object", "the sweep directory is damaged")
     return record
-
-
-def _following(
-    base: TrainConfig, cells: Sequence[Cell], rows: Mapping[str, dict[str, Any]], out: Path
-) -> Iterator[tuple[Cell, Job]]:
-    """The runs that recover those that left."""
-    for cell in cells:
-        row = rows.get(cell.name)
-        if row is None or row["regime"] != "left":
-            continue
-        lr = smaller_step(row["lr"], row["sharpness_max"])
-        if lr is None:
-            continue
-        again = Cell(f"{cell.name}-recovered", {**cell.values, "lr": lr}, cell.name)
-        yield again, Job(again.name, base.with_(**again.values), out / again.name, follows=True)
-
-
-def _table(rows: Mapping[str, dict[str, Any]], order: Mapping[str, int], cells: Mapping[str, Cell]) -> pd.DataFrame:
-    """A row a cell that has ended, in the order of the grid."""
-    records = []
-    for name in sorted(rows, key=order.__getitem__):
-        special = {k: str(v) if isinstance(v, tuple) else v for k, v in cells[name].values.items() if k != "lr"}
-        records.append({"run": name, **special, **rows[name], "follows": cells[name].follows or None})
-    frame = frame_of(records)
-    columns = [c for c in frame.columns if c not in RESULT_COLUMNS and c not in ("run", "follows")]
-    frame = frame[["run", *columns, *RESULT_COLUMNS, "follows"]]
-    return frame.astype(dict.fromkeys(_TEXT, "string"))
 
 
 def failures(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
