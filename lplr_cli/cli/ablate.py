@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from lplr_cli import escape
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.groups import expanded
 from lplr_cli.cli.progress import sweep_progress, training_progress
 from lplr_cli.errors import InputError, NumericalError
 
@@ -29,63 +31,98 @@ def _axis(text: str) -> Any:
     return typer.Option(help=text, rich_help_panel=GRID)
 
 
-def ablate(
-    dataset: o.DatasetName = None,
-    width: Annotated[str | None, _axis("Widths, e.g. 128,256.")] = None,
-    depth: Annotated[str | None, _axis("Hidden layers.")] = None,
-    activation: Annotated[str | None, _axis("Activations.")] = None,
-    beta: Annotated[str | None, _axis("Sharpness of softplus.")] = None,
-    parametrization: Annotated[str | None, _axis("standard, ntk.")] = None,
-    init: Annotated[str | None, _axis("he, lecun, normal.")] = None,
-    lr: Annotated[str | None, _axis("Step sizes or auto, e.g. 1e-3,5e-4.")] = None,
-    momentum: Annotated[str | None, _axis("Momenta.")] = None,
-    batch_size: Annotated[str | None, _axis("Batch sizes of sgd.")] = None,
-    optimizer: Annotated[str | None, _axis("gd, sgd.")] = None,
-    schedule: Annotated[str | None, _axis("constant, cosine.")] = None,
-    samples: Annotated[str | None, _axis("Samples.")] = None,
-    targets: Annotated[str | None, _axis("pm1, 01, onehot, raw.")] = None,
-    steps: Annotated[str | None, _axis("Optimiser steps.")] = None,
-    epochs: Annotated[str | None, _axis("Epochs instead of steps.")] = None,
-    seed: Annotated[str | None, _axis("Seeds, e.g. 0,1,2.")] = None,
-    dtype: Annotated[str | None, _axis("float64, float32.")] = None,
+@dataclass(frozen=True)
+class Lists:
+    """Options that take several values: the axes of the grid."""
+
+    width: Annotated[str | None, _axis("Widths, e.g. 128,256.")] = None
+    depth: Annotated[str | None, _axis("Hidden layers.")] = None
+    activation: Annotated[str | None, _axis("Activations.")] = None
+    beta: Annotated[str | None, _axis("Sharpness of softplus.")] = None
+    parametrization: Annotated[str | None, _axis("standard, ntk.")] = None
+    init: Annotated[str | None, _axis("he, lecun, normal.")] = None
+    lr: Annotated[str | None, _axis("Step sizes or auto, e.g. 1e-3,5e-4.")] = None
+    momentum: Annotated[str | None, _axis("Momenta.")] = None
+    batch_size: Annotated[str | None, _axis("Batch sizes of sgd.")] = None
+    optimizer: Annotated[str | None, _axis("gd, sgd.")] = None
+    schedule: Annotated[str | None, _axis("constant, cosine.")] = None
+    samples: Annotated[str | None, _axis("Samples.")] = None
+    targets: Annotated[str | None, _axis("pm1, 01, onehot, raw.")] = None
+    steps: Annotated[str | None, _axis("Optimiser steps.")] = None
+    epochs: Annotated[str | None, _axis("Epochs instead of steps.")] = None
+    seed: Annotated[str | None, _axis("Seeds, e.g. 0,1,2.")] = None
+    dtype: Annotated[str | None, _axis("float64, float32.")] = None
+
+    def axes(self) -> dict[str, list[Any]]:
+        """The values by option, of those that were given."""
+        given = {k: getattr(self, k) for k in _ITEMS}
+        axes = {k: o.parse_list(v, k.replace("_", "-"), _ITEMS[k]) for k, v in given.items() if v is not None}
+        return {"steps": [None], **axes} if "epochs" in axes and "steps" not in axes else axes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Grids that are written down elsewhere."""
+
     grid: Annotated[
         Path | None,
         typer.Option(metavar="FILE.toml", help="A grid file: [base], [grid], [[run]].", rich_help_panel=GRID),
-    ] = None,
+    ] = None
     preset: Annotated[
         str | None, typer.Option(help="The paper's experiments: paper-width or paper-cnn.", rich_help_panel=GRID)
-    ] = None,
+    ] = None
     fast: Annotated[
         bool, typer.Option("--fast", help="A preset at toy size, to try its machinery.", rich_help_panel=GRID)
-    ] = False,
+    ] = False
     full: Annotated[
         bool, typer.Option("--full", help="A preset at the paper's size, for GPUs.", rich_help_panel=GRID)
-    ] = False,
-    model: o.ModelName = "mlp",
-    model_arg: o.ModelArg = None,
-    classes: o.Classes = None,
-    target: o.Target = None,
-    data_dir: o.DataDir = None,
-    loss: o.Loss = "squared",
-    probe_every: o.ProbeEvery = 50,
-    probe_size: o.ProbeSize = "auto",
-    sharpness: o.Sharpness = True,
-    checkpoint_every: o.CheckpointEvery = 100,
-    device: o.Device = "cpu",
-    log_format: o.LogFormat = "both",
+    ] = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Options with one value for all runs."""
+
+    model: o.ModelName = "mlp"
+    model_arg: o.ModelArg = None
+    classes: o.Classes = None
+    target: o.Target = None
+    data_dir: o.DataDir = None
+    loss: o.Loss = "squared"
+    probe_every: o.ProbeEvery = 50
+    probe_size: o.ProbeSize = "auto"
+    sharpness: o.Sharpness = True
+    checkpoint_every: o.CheckpointEvery = 100
+    device: o.Device = "cpu"
+    log_format: o.LogFormat = "both"
+
+
+@dataclass(frozen=True)
+class Where:
+    """Options of executors."""
+
+    executor: Annotated[str, typer.Option(help="local or ray.", rich_help_panel="Executor")] = "local"
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time (local).", rich_help_panel="Executor")] = 1
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; starts Ray here by default.", rich_help_panel="Executor")
+    ] = None
+    cpus_per_run: Annotated[float, typer.Option(min=0.01, help="For Ray.", rich_help_panel="Executor")] = 1.0
+    gpus_per_run: Annotated[float, typer.Option(min=0.0, help="For Ray.", rich_help_panel="Executor")] = 0.0
+
+
+@expanded
+def ablate(
+    dataset: o.DatasetName = None,
+    lists: Lists = Lists(),
+    choice: Choice = Choice(),
+    shared: Shared = Shared(),
     recover: Annotated[
         bool,
         typer.Option(
             "--recover", help="Follow runs that left the local regime by smaller steps.", rich_help_panel=o.RUN
         ),
     ] = False,
-    executor: Annotated[str, typer.Option(help="local or ray.", rich_help_panel="Executor")] = "local",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time (local).", rich_help_panel="Executor")] = 1,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; starts Ray here by default.", rich_help_panel="Executor")
-    ] = None,
-    cpus_per_run: Annotated[float, typer.Option(min=0.01, help="For Ray.", rich_help_panel="Executor")] = 1.0,
-    gpus_per_run: Annotated[float, typer.Option(min=0.0, help="For Ray.", rich_help_panel="Executor")] = 0.0,
+    where: Where = Where(),
     out: Annotated[
         Path | None,
         typer.Option(help="Sweep directory; below $LPLR_RUNS (./runs) by default.", rich_help_panel=o.RUN),
@@ -105,87 +142,99 @@ def ablate(
     [bold]lplr ablate --preset paper-width[/bold]
     """
     sink = out_.Sink(format, output, force, require, figure)
-    lists: dict[str, tuple[str | None, Callable[[str], Any]]] = {
-        "width": (width, int),
-        "depth": (depth, int),
-        "activation": (activation, str),
-        "beta": (beta, float),
-        "parametrization": (parametrization, str),
-        "init": (init, str),
-        "lr": (lr, _step_size),
-        "momentum": (momentum, float),
-        "batch_size": (batch_size, int),
-        "optimizer": (optimizer, str),
-        "schedule": (schedule, str),
-        "samples": (samples, int),
-        "targets": (targets, str),
-        "steps": (steps, int),
-        "epochs": (epochs, int),
-        "seed": (seed, int),
-        "dtype": (dtype, str),
-    }
-    axes = {k: o.parse_list(text, k.replace("_", "-"), kind) for k, (text, kind) in lists.items() if text is not None}
-    if "epochs" in axes and "steps" not in axes:
-        axes = {"steps": [None], **axes}
-    from lplr_cli import ablation
-    from lplr_cli.runs import runs_root
-
-    chosen: Preset | None = None
-    single: list[Cell] = []
-    if preset is not None:
-        given = [f"--{k.replace('_', '-')}" for k in axes if k != "steps" or axes[k] != [None]]
-        if given or grid is not None or dataset is not None:
-            raise InputError(f"--preset {preset} fixes its own grid", "leave out DATASET, --grid and the lists")
-        chosen = ablation.preset(preset, fast=fast, full=full)
-        config = chosen.base.with_(device=device, log_format=log_format)
-        if data_dir is not None:
-            config = config.with_(data_dir=str(data_dir.resolve()))
-        axes, single, recover = {}, list(chosen.cells), recover or chosen.recover
-        path = out or runs_root() / f"{preset}{'-fast' if fast else ''}"
+    if choice.preset is not None:
+        if dataset is not None or choice.grid is not None or lists != Lists():
+            what = "leave out DATASET, --grid and the lists"
+            raise InputError(f"--preset {choice.preset} fixes its own grid", what)
+        plan = _of_preset(choice.preset, choice, shared, out, recover)
     else:
-        if dataset is None:
-            raise InputError("no data set", "name mnist, cifar10, a file or module:factory, or a --preset")
-        shared: dict[str, Any] = {}
-        if grid is not None:
-            shared, more, single = ablation.read_grid(grid, model)
-            twice = set(more) & set(axes)
-            if twice:
-                raise InputError(f"{', '.join(sorted(twice))} both in {grid} and on the line", "give each once")
-            axes = {**more, **axes}
-        config = _base(
-            dataset, axes, shared,
-            model=model, model_arg=model_arg, classes=classes, target=target, data_dir=data_dir, loss=loss,
-            probe_every=probe_every, probe_size=probe_size, probe_sharpness=sharpness,
-            checkpoint_every=checkpoint_every, device=device, log_format=log_format,
-        )  # fmt: skip
-        # What has one value is shared, and stays out of the names of the runs.
-        axes = {k: v for k, v in axes.items() if len(v) > 1}
-        if not axes and not single:
-            axes = {"width": [config.model.width]}
-        path = out or runs_root() / f"ablate-{o.source_label(dataset)}-{config.model.kind.replace(':', '-')}"
-    where = _executor(executor, jobs, ray_address, cpus_per_run, gpus_per_run)
-    alone = where is None
+        plan = _of_grid(dataset, lists.axes(), choice.grid, shared, out, recover)
+    frame = _run(plan, _executor(where), resume)
+    if plan.preset is not None:
+        frame = _with_extras(frame, plan.preset, plan.path)
+    statements = [] if plan.preset is None else plan.preset.judge(frame, plan.path)
+    _finish(sink, frame, statements, plan.path, plan.preset, figure)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is run, and where it is kept."""
+
+    base: TrainConfig
+    axes: dict[str, list[Any]]
+    single: list[Cell]
+    recover: bool
+    path: Path
+    preset: Preset | None = None
+
+
+def _run(plan: _Plan, executor: Executor | None, resume: bool) -> pd.DataFrame:
+    """The table of results; ends the command where the sweep was interrupted."""
+    from lplr_cli import ablation
+
+    alone = executor is None
     with training_progress() as progress, sweep_progress(not alone) as table:
         frame, status = ablation.run_sweep(
-            config,
-            axes,
-            path,
-            single=single,
+            plan.base,
+            plan.axes,
+            plan.path,
+            single=plan.single,
             continue_=resume,
-            recover=recover,
-            executor=where,
-            preset=preset,
+            recover=plan.recover,
+            executor=executor,
+            preset=None if plan.preset is None else plan.preset.name,
             on_cell=lambda i, n, cell: out_.note(f"run {i + 1} of {n}: {cell.name}"),
             on_row=table,
             on_progress=progress if alone else None,
         )
     if status == "interrupted":
-        out_.note(f"interrupted; continue by repeating the command with --resume --out {path}")
+        out_.note(f"interrupted; continue by repeating the command with --resume --out {plan.path}")
         raise typer.Exit(130)
-    if chosen is not None:
-        frame = _with_extras(frame, chosen, path)
-    statements = [] if chosen is None else chosen.judge(frame, path)
-    _finish(sink, frame, statements, path, chosen, figure)
+    return frame
+
+
+def _of_preset(name: str, choice: Choice, shared: Shared, out: Path | None, recover: bool) -> _Plan:
+    """One of the paper's experiments, as it stands but for device, data and format."""
+    from lplr_cli import ablation
+    from lplr_cli.runs import runs_root
+
+    chosen = ablation.preset(name, fast=choice.fast, full=choice.full)
+    config = chosen.base.with_(device=shared.device, log_format=shared.log_format)
+    if shared.data_dir is not None:
+        config = config.with_(data_dir=str(shared.data_dir.resolve()))
+    path = out or runs_root() / f"{name}{'-fast' if choice.fast else ''}"
+    return _Plan(config, {}, list(chosen.cells), recover or chosen.recover, path, chosen)
+
+
+def _of_grid(
+    dataset: str | None,
+    axes: dict[str, list[Any]],
+    grid: Path | None,
+    shared: Shared,
+    out: Path | None,
+    recover: bool,
+) -> _Plan:
+    """The lists on the line, together with a grid file."""
+    from lplr_cli import ablation
+    from lplr_cli.runs import runs_root
+
+    if dataset is None:
+        raise InputError("no data set", "name mnist, cifar10, a file or module:factory, or a --preset")
+    base: dict[str, Any] = {}
+    single: list[Cell] = []
+    if grid is not None:
+        base, more, single = ablation.read_grid(grid, shared.model)
+        twice = set(more) & set(axes)
+        if twice:
+            raise InputError(f"{', '.join(sorted(twice))} both in {grid} and on the line", "give each once")
+        axes = {**more, **axes}
+    config = _base(dataset, axes, base, shared)
+    # What has one value is shared, and stays out of the names of the runs.
+    axes = {k: v for k, v in axes.items() if len(v) > 1}
+    if not axes and not single:
+        axes = {"width": [config.model.width]}
+    path = out or runs_root() / f"ablate-{o.source_label(dataset)}-{config.model.kind.replace(':', '-')}"
+    return _Plan(config, axes, single, recover, path)
 
 
 def _step_size(text: str) -> float | None:
@@ -194,9 +243,31 @@ def _step_size(text: str) -> float | None:
 
 _step_size.__name__ = "step sizes"
 
+# What the items of the lists are.
+_ITEMS: dict[str, Callable[[str], Any]] = {
+    "width": int,
+    "depth": int,
+    "activation": str,
+    "beta": float,
+    "parametrization": str,
+    "init": str,
+    "lr": _step_size,
+    "momentum": float,
+    "batch_size": int,
+    "optimizer": str,
+    "schedule": str,
+    "samples": int,
+    "targets": str,
+    "steps": int,
+    "epochs": int,
+    "seed": int,
+    "dtype": str,
+}
 
-def _base(dataset: str, axes: dict[str, list[Any]], shared: dict[str, Any], **rest: Any) -> TrainConfig:
+
+def _base(dataset: str, axes: dict[str, list[Any]], base: dict[str, Any], shared: Shared) -> TrainConfig:
     """The configuration that the cells share: defaults, the grid file's [base], then what the line says."""
+    rest = {f.name: getattr(shared, f.name) for f in fields(shared) if f.name != "sharpness"}
     config = o.make_config(
         dataset,
         samples=None,
@@ -209,23 +280,24 @@ def _base(dataset: str, axes: dict[str, list[Any]], shared: dict[str, Any], **re
         init="he",
         steps=None,
         epochs=None,
+        probe_sharpness=shared.sharpness,
         **rest,
     )
     first = {k: v[0] for k, v in axes.items()}
-    if "epochs" in shared and "steps" not in shared:
-        shared = {"steps": None, **shared}
+    if "epochs" in base and "steps" not in base:
+        base = {"steps": None, **base}
     # One step, so that steps and epochs can change places.
-    return config.with_(**{**shared, **first})
+    return config.with_(**{**base, **first})
 
 
-def _executor(name: str, jobs: int, address: str | None, cpus: float, gpus: float) -> Executor | None:
+def _executor(where: Where) -> Executor | None:
     from lplr_cli.ablation import LocalProcesses, RayCluster
 
-    if name not in EXECUTORS:
-        raise InputError(f"--executor {name!r} is unknown", f"choose from {', '.join(EXECUTORS)}")
-    if name == "ray":
-        return RayCluster(address, cpus, gpus)
-    return LocalProcesses(jobs) if jobs > 1 else None
+    if where.executor not in EXECUTORS:
+        raise InputError(f"--executor {where.executor!r} is unknown", f"choose from {', '.join(EXECUTORS)}")
+    if where.executor == "ray":
+        return RayCluster(where.ray_address, where.cpus_per_run, where.gpus_per_run)
+    return LocalProcesses(where.jobs) if where.jobs > 1 else None
 
 
 def _with_extras(frame: pd.DataFrame, preset: Preset, path: Path) -> pd.DataFrame:
