@@ -14,6 +14,7 @@ from lplr_cli.ntk.kernel import (
     output_count,
     parse_outputs,
 )
+from lplr_cli.ntk.lazy import Linearised, Modes, laziness_error
 from lplr_cli.ntk.network import Network, evaluation_mode
 from lplr_cli.ntk.operator import NTKOperator
 from lplr_cli.ntk.spectrum import Spectrum, operator_norm, spectrum
@@ -23,6 +24,8 @@ __all__ = [
     "ENGINES",
     "Kernel",
     "KernelSpectrum",
+    "Linearised",
+    "Modes",
     "NTKOperator",
     "Network",
     "Spectrum",
@@ -31,6 +34,7 @@ __all__ = [
     "evaluation_mode",
     "jacobian_change_gram",
     "kernel_spectrum",
+    "laziness_error",
     "memory_needed",
     "ntk_operator",
     "operator_norm",
