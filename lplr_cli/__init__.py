@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lplr_cli.analysis import Source
-    from lplr_cli.api import ablate, certify, fit_rate, pl_ratio, probe_hessian, probe_ntk, train
+    from lplr_cli.api import (
+        ablate,
+        certify,
+        fit_rate,
+        pl_ratio,
+        predict,
+        predict_outputs,
+        probe_hessian,
+        probe_ntk,
+        train,
+    )
     from lplr_cli.audit.run import Audit, audit
     from lplr_cli.training import Recorder
     from lplr_cli.training.callbacks import lightning_callback, transformers_callback
@@ -20,7 +30,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "lplr_cli.api": ("ablate", "certify", "fit_rate", "pl_ratio", "probe_hessian", "probe_ntk", "train"),
+    "lplr_cli.api": (
+        "ablate",
+        "certify",
+        "fit_rate",
+        "pl_ratio",
+        "predict",
+        "predict_outputs",
+        "probe_hessian",
+        "probe_ntk",
+        "train",
+    ),
     "lplr_cli.audit.run": ("Audit", "audit"),
     "lplr_cli.analysis": ("Source",),
     "lplr_cli.training": ("Recorder",),
@@ -36,6 +56,8 @@ __all__ = [
     "fit_rate",
     "lightning_callback",
     "pl_ratio",
+    "predict",
+    "predict_outputs",
     "probe_hessian",
     "probe_ntk",
     "train",

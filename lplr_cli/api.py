@@ -10,23 +10,26 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from lplr_cli import ablation
+from lplr_cli import ablation, analysis
 from lplr_cli.analysis import (
     HessianProbe,
     HessianSeries,
     KernelProbe,
+    LazyPrediction,
     LogInput,
     Source,
     certified_columns,
     certify_checkpoint,
     hessian_along,
+    predict_run,
     probe_checkpoint,
     read_log,
     summarize,
 )
-from lplr_cli.analysis import probe_hessian as analysis_probe
 from lplr_cli.data import DataSpec
 from lplr_cli.diagnostics import Convergence, PLRatio, analyse_pl_ratio, analyse_rate
 from lplr_cli.errors import InputError
@@ -169,6 +172,18 @@ def probe_ntk(checkpoint: str | Path, **options: Any) -> KernelProbe:
     return probe_checkpoint(Path(checkpoint), **options)
 
 
+def predict(run: str | Path, **options: Any) -> LazyPrediction:
+    """The loss that the kernels of a run predict; options of :func:`lplr_cli.analysis.predict_run`."""
+    return predict_run(Path(run), **options)
+
+
+def predict_outputs(run: str | Path, inputs: Any, **options: Any) -> NDArray[np.float64]:
+    """Outputs on other inputs (M, …) → (M, C) of the network linearised at a run's start, after the run's steps;
+    options of :func:`lplr_cli.analysis.predict_outputs`.
+    """
+    return analysis.predict_outputs(Path(run), inputs, **options)
+
+
 def probe_hessian(checkpoint: str | Path, *, every: int | None = None, **options: Any) -> HessianProbe | HessianSeries:
     """``lplr probe-hessian``; options of :func:`lplr_cli.analysis.probe_hessian`.
 
@@ -179,7 +194,7 @@ def probe_hessian(checkpoint: str | Path, *, every: int | None = None, **options
     """
     if every is not None:
         return hessian_along(Path(checkpoint), every=every, **options)
-    return analysis_probe(Path(checkpoint), **options)
+    return analysis.probe_hessian(Path(checkpoint), **options)
 
 
 def certify(checkpoint: str | Path, **options: Any) -> Report:

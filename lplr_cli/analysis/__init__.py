@@ -2,6 +2,7 @@
 
 from lplr_cli.analysis.certificates import certificate_of_run, certified_columns, certify_checkpoint
 from lplr_cli.analysis.curvature import HessianProbe, HessianSeries, hessian_along, probe_hessian
+from lplr_cli.analysis.lazy import LazyPrediction, predict_outputs, predict_run
 from lplr_cli.analysis.logs import LogInput, read_log
 from lplr_cli.analysis.offline import probe_checkpoints
 from lplr_cli.analysis.recompute import recompute_gradients
@@ -16,6 +17,7 @@ __all__ = [
     "HessianProbe",
     "HessianSeries",
     "KernelProbe",
+    "LazyPrediction",
     "LogInput",
     "Source",
     "Subject",
@@ -27,6 +29,8 @@ __all__ = [
     "hessian_along",
     "open_subject",
     "plain_step",
+    "predict_outputs",
+    "predict_run",
     "probe_checkpoint",
     "probe_checkpoints",
     "probe_hessian",

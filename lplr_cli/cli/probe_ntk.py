@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,12 @@ def probe_ntk(
         typer.Option(metavar="DIR", help="A kernel above --memory lies in a file here, on disk and not in memory."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    predict: Annotated[
+        bool,
+        typer.Option("--predict", help="Predict a run's loss from its kernels: is it lazy? CSV holds both curves."),
+    ] = False,
+    pieces: Annotated[int, typer.Option(help="Checkpoints to predict from, at most.")] = 5,
+    figure: out_.FigureFile = None,
     said: o.SourceOptions,
     format: out_.Format = "table",
     output: out_.Output = None,
@@ -44,16 +51,18 @@ def probe_ntk(
     """NTK spectrum of a checkpoint.
 
     [bold]lplr probe-ntk runs/mnist-mlp64-s0/checkpoints/step-000500.pt --verify[/bold]
+    [bold]lplr probe-ntk runs/mnist-mlp64-s0 --predict --require 'prediction.laziness_error < 0.1'[/bold]
     """
-    sink = out_.Sink(format, output, force, require)
+    sink = out_.Sink(format, output, force, require, figure)
     budget = o.parse_memory(memory)
     source = said.source()
+    _check_prediction(predict, checkpoint, size, outputs, figure)
     count = o.parse_size(size)
     if scratch is not None and not scratch.is_dir():
         raise InputError(f"no directory {scratch}", "create it first")
     if eigenvalues < 1:
         raise InputError(f"--eigenvalues {eigenvalues} is too small", "give at least 1")
-    from lplr_cli.analysis import probe_checkpoint
+    from lplr_cli.analysis import predict_run, probe_checkpoint
 
     with counting_progress("products with K") as progress:
         probe = probe_checkpoint(
@@ -80,7 +89,77 @@ def probe_ntk(
             f"float32: λ_min can have about {probe.record['lambda_min']['digits']:.1f} decimal digits here; "
             "float64 is the default for a reason"
         )
-    sink.emit(out_.Result(probe.record, probe.to_frame(), _grids(probe, eigenvalues)))
+    result = out_.Result(probe.record, probe.to_frame(), _grids(probe, eigenvalues))
+    if predict:
+        with counting_progress("kernels") as progress:
+            found = predict_run(checkpoint, source=source, pieces=pieces, memory=budget, progress=progress)
+        record = {**probe.record, "prediction": found.to_dict()}
+        result = out_.Result(record, found.to_frame(), [*result.grids, *_prediction_grids(record["prediction"])])
+    sink.emit(result)
+    if predict and figure is not None:
+        from lplr_cli.reporting.figures import prediction_figure, save
+
+        save(prediction_figure(found), figure)
+
+
+def _check_prediction(predict: bool, checkpoint: Path, size: str, outputs: str, figure: Path | None) -> None:
+    """Refuse at once what no prediction can be made of."""
+    if figure is not None and not predict:
+        raise InputError("--figure draws a prediction", "add --predict")
+    if predict and not checkpoint.is_dir():
+        raise InputError(f"{checkpoint} is no run", "give --predict the run directory")
+    if predict and (size != "all" or outputs != "full"):
+        raise InputError("a part of the kernel predicts no loss", "leave out --size and --outputs")
+
+
+def _prediction_grids(p: dict[str, Any]) -> list[Any]:
+    from lplr_cli.reporting import Grid, number
+
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{number(100 * value, 3)} %"
+
+    lazy = {True: "yes", False: "no", None: "unknown"}[p["lazy"]]
+    start, end, final = p["start"], p["end"], p["final"]
+    rows = [
+        ["lazy", lazy, "estimate", f"every predicted loss within {100 * (math.exp(p['threshold']) - 1):.0f} %"],
+        ["laziness error", number(p["laziness_error"]), "estimate", "largest |log L predicted − log L| over the run"],
+        [
+            "last loss",
+            number(final["predicted"]),
+            "estimate",
+            f"predicted from K_0; measured {number(final['measured'])}",
+        ],
+        ["kernel change", percent(p["kernel_change"]), "measured", f"‖K_t − K_0‖/‖K_0‖ at step {end['step']:,}"],
+    ]
+    for name, at in (("start", start), (f"step {end['step']:,}", end)):
+        rows += [
+            [f"alignment, {name}", number(at["alignment"]), "computed", "r'Kr/(‖K‖_F ‖r‖²)"],
+            [f"participation, {name}", number(at["participation"]), "computed", "(tr K)²/‖K‖_F², directions of K"],
+            [f"90 % of ‖r‖², {name}", number(at["directions_90"]), "computed", "fewest eigendirections that hold it"],
+        ]
+    pieces = [
+        [number(q["step"]), number(q["until"]), number(q["error"]), number(q["error_to_end"])] for q in p["pieces"]
+    ]
+    held = [
+        [number(d["rank"]), number(d["eigenvalue"]), percent(d["share"]), percent(d["cumulative"]),
+         number(d["rate"], 6), number(d["half_life"], 3)]
+        for d in p["directions"]
+    ]  # fmt: skip
+    return [
+        Grid("Prediction by the kernel", ("quantity", "value", "kind", "meaning"), rows, right=(1,)),
+        Grid(
+            "Predicted from the kernel at",
+            ("step", "until", "error", "error to the end"),
+            pieces,
+            right=(0, 1, 2, 3),
+        ),
+        Grid(
+            "Residual at the start by eigendirection",
+            ("rank", "eigenvalue", "share of ‖r‖²", "together", "rate a step", "half-life"),
+            held,
+            right=(0, 1, 2, 3, 4, 5),
+        ),
+    ]
 
 
 def _grids(probe: KernelProbe, shown: int) -> list[Any]:

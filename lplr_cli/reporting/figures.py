@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lplr_cli.analysis import HessianProbe, HessianSeries
+    from lplr_cli.analysis import HessianProbe, HessianSeries, LazyPrediction
     from lplr_cli.diagnostics import Convergence, PLRatio, Window
 
 # Okabe and Ito's palette, told apart by the colour-blind and in grey.
@@ -176,6 +176,41 @@ def sharpness_figure(series: HessianSeries) -> Figure:
             axes.plot(table["step"], table["threshold"], "-", color=VERMILION, label="largest stable curvature")
         axes.set_ylabel("curvature")
         _log_axis(axes)
+    return figure
+
+
+def prediction_axes(axes: Axes, prediction: LazyPrediction) -> None:
+    """Draw measured and predicted loss onto ``axes``."""
+    table = prediction.to_frame()
+    _curve(axes, table, "loss", color=BLACK, label="L measured")
+    _curve(axes, table, "predicted", color=VERMILION, ls="--", label="predicted from K_0")
+    if len(prediction.pieces) > 1:
+        _curve(axes, table, "predicted_piecewise", color=BLUE, ls=":", label="from the last of the kernels")
+    axes.set_ylabel("loss")
+    _log_axis(axes)
+
+
+def prediction_figure(prediction: LazyPrediction) -> Figure:
+    """Measured and predicted loss; the residual's energy beside the eigenvalues, at the start and end."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        prediction_axes(left, prediction)
+        looks = (
+            (prediction.start, "start", BLUE, "o"),
+            (prediction.end, f"step {prediction.parameters_step}", VERMILION, "v"),
+        )
+        for modes, name, colour, marker in looks:
+            energy = modes.residual**2
+            seen = (modes.eigenvalues > 0) & (energy > 0)
+            right.plot(modes.eigenvalues[seen], energy[seen], marker, ms=2.5, color=colour, alpha=0.6, label=name)
+        right.set_xscale("log")
+        right.set_yscale("log")
+        right.set_xlabel("eigenvalue of K")
+        right.set_ylabel("energy of the residual")
+        right.legend()
     return figure
 
 
