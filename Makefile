@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all check mutants bench docs clean
 
 # One stamp an extra, so that a demo need not wait for the test tools.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -30,6 +30,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Every proof with a term less must fail a test; hours.
+mutants: $(VENV)/.installed-test
+	$(BIN)/python -m tools.mutants
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
