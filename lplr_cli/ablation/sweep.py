@@ -16,7 +16,7 @@ from lplr_cli.ablation.grid import Cell, distinct, grid_cells
 from lplr_cli.ablation.recover import smaller_step
 from lplr_cli.errors import InputError
 from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
-from lplr_cli.runs.atomic import output_errors, write_text
+from lplr_cli.runs.atomic import clear_temporaries, output_errors, write_text
 from lplr_cli.runs.tables import write_parquet
 from lplr_cli.training import Progress, TrainConfig
 
@@ -160,6 +160,7 @@ def _definition(
 
 def _claim(out: Path, definition: dict[str, Any], continue_: bool) -> None:
     """Make the sweep directory, or check that it is this sweep's."""
+    clear_temporaries(out)
     path = out / "sweep.json"
     if path.exists():
         if not continue_:

@@ -8,7 +8,7 @@ from lplr_cli.analysis.offline import probe_checkpoints
 from lplr_cli.analysis.recompute import recompute_gradients
 from lplr_cli.analysis.spectrum import KernelProbe, probe_checkpoint
 from lplr_cli.analysis.subject import OWN, Source, Subject, find_checkpoint, open_subject
-from lplr_cli.analysis.summary import Certified, Summary, run_facts, summarize
+from lplr_cli.analysis.summary import Certified, Summary, run_facts, summarize, summary_of
 from lplr_cli.analysis.trajectory import plain_step, trajectory_of
 
 __all__ = [
@@ -38,5 +38,6 @@ __all__ = [
     "recompute_gradients",
     "run_facts",
     "summarize",
+    "summary_of",
     "trajectory_of",
 ]

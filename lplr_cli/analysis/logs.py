@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lplr_cli.analysis.summary import Summary, run_facts, summarize
+from lplr_cli.analysis.summary import Summary, run_facts, summary_of
 from lplr_cli.diagnostics import NO_FACTS, LossSeries, RunFacts, clean_series
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory
@@ -67,7 +67,7 @@ def read_log(source: str | Path, columns: Mapping[str, str] | None = None, run: 
             option = "--column" if columns else "--run"
             raise InputError(f"{source} is a run of lplr, whose columns are known", f"leave out {option}")
         own = RunDirectory.open(path)
-        return LogInput(str(path), own.log(), own, summarize(own))
+        return LogInput(str(path), own.log(), own, summary_of(own))
     if not path.exists():
         raise InputError(f"no run or log {source}", "give a run directory, a log or -")
     return _foreign(str(path), read_foreign_log(path, columns, run))

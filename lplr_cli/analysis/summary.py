@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from lplr_cli.diagnostics import (
     clean_series,
     envelope,
 )
+from lplr_cli.errors import OutputError
 from lplr_cli.runs import NORMALISATION, SCHEMA_VERSION, Manifest, RunDirectory, plain
 
 _EMPTY = envelope(np.empty(0))
@@ -278,6 +280,22 @@ def summarize(run: RunDirectory, certified: Certified | None = None) -> Summary:
         sharpness=_sharpness([v for _, v in facts.sharpness], manifest.optimizer.lr),
         dropped_rows=series.dropped,
     )
+
+
+def summary_of(run: RunDirectory) -> Summary:
+    """The figures of a run, made from its logs, and kept in summary.json where a run that has ended lacks them.
+
+    A process that is killed after the last row writes no summary, and a recorder never does: whoever reads the run next
+    does it for them, where the directory may be written.
+
+    Raises:
+        InputError: as :func:`summarize`.
+    """
+    summary = summarize(run)
+    if summary.manifest.status != "running" and not run.is_summarized():
+        with contextlib.suppress(OutputError):
+            run.write_summary(summary.to_dict())
+    return summary
 
 
 def run_facts(run: RunDirectory, summary: Summary) -> RunFacts:

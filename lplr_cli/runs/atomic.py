@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lplr_cli.errors import OutputError
+
+# As write_atomically names them; earlier versions did not name the process.
+_TEMPORARY = re.compile(r"\..+\.(?:(?P<process>\d{1,10})-)?\w{8}\.tmp", re.DOTALL)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -18,7 +23,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         OutputError: the disk is full, or the directory is missing or read-only; ``path`` is as it was.
     """
     with output_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}-", suffix=".tmp", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -34,6 +39,27 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
             raise
         _sync_directory(path.parent)
+
+
+def clear_temporaries(directory: Path) -> None:
+    """Remove what processes left in ``directory`` that died while they wrote; files of living ones stay."""
+    for path in directory.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _is_alive(int(match["process"] or 0)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    if not process or os.name != "posix":
+        return bool(process)
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

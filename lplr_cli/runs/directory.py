@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lplr_cli.errors import InputError, OutputError
-from lplr_cli.runs.atomic import output_errors, write_text
+from lplr_cli.runs.atomic import clear_temporaries, output_errors, write_text
 from lplr_cli.runs.manifest import SCHEMA_VERSION, STATUSES, Manifest
 from lplr_cli.runs.tables import (
     LOG_COLUMNS,
@@ -93,7 +93,10 @@ class RunDirectory:
         return run
 
     def lock(self) -> None:
-        """Hold the directory for this process; the system frees it when the process ends, however it ends."""
+        """Hold the directory for this process; the system frees it when the process ends, however it ends.
+
+        Temporary files of processes that died in it are removed.
+        """
         with output_errors(self.path):
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -106,6 +109,8 @@ class RunDirectory:
             os.close(handle)
             raise InputError(f"{self.path} is in use by another process", "wait for it or stop it") from error
         self._lock = handle
+        for directory in (self.path, self.path / "checkpoints"):
+            clear_temporaries(directory)
 
     def unlock(self) -> None:
         """Free the directory."""
@@ -151,6 +156,11 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """The content of summary.json, None before the end of the run."""
         return self._read_json("summary.json") if (self.path / "summary.json").exists() else None
+
+    def is_summarized(self) -> bool:
+        """Whether summary.json is there and of the last step of the log; a process may have died before it wrote it."""
+        kept, log = self.summary(), self.log()
+        return kept is not None and len(log) > 0 and kept.get("steps") == int(log["step"].iloc[-1])
 
     def write_summary(self, record: dict[str, Any]) -> None:
         """Write summary.json atomically."""

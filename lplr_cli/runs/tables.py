@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
+import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -48,38 +52,66 @@ def format_value(value: Any) -> str:
 
 
 class Appender:
-    """A CSV file that grows by whole, flushed lines.
+    """A CSV file that grows by whole lines.
 
     Args:
         path: created with its header when it does not exist, else continued.
         columns: of every row.
-        lag: seconds that a row may wait in memory before it is flushed; 0 flushes each.
+        lag: seconds that a row may wait in memory before it is written; 0 writes each at once. Waiting rows are written
+            by a thread, so that a loop which stops appending loses none; what cannot be written waits on, and is told
+            by the next :meth:`append` or :meth:`close`.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], lag: float = 0.0) -> None:
         self.path, self.columns = path, tuple(columns)
-        self._lag, self._flushed = lag, time.monotonic()
+        self._lag, self._written = lag, time.monotonic()
+        self._waiting, self._guard = bytearray(), threading.Lock()
+        self._timer: threading.Timer | None = None
         with output_errors(path):
             fresh = not path.exists() or path.stat().st_size == 0
-            self._stream = path.open("a", encoding="utf-8", newline="")
+            self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            # Also where nobody closes it: at the end of the process, but not in a forked child.
+            self._release = weakref.finalize(self, _release, self._handle, self._waiting, os.getpid())
             if fresh:
-                self._stream.write(",".join(self.columns) + "\n")
-                self._stream.flush()
+                self._waiting += f"{','.join(self.columns)}\n".encode()
+                self._write()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row, flushed at once unless it may wait; columns that ``row`` lacks stay empty."""
+        """Write one row, at once unless it may wait; columns that ``row`` lacks stay empty."""
         line = ",".join(format_value(row.get(c)) for c in self.columns) + "\n"
-        with output_errors(self.path):
-            self._stream.write(line)
-            if self._lag and time.monotonic() - self._flushed < self._lag:
-                return
-            self._stream.flush()
-            self._flushed = time.monotonic()
+        with self._guard, output_errors(self.path):
+            self._waiting += line.encode()
+            if self._lag and time.monotonic() - self._written < self._lag:
+                self._wake()
+            else:
+                self._write()
+
+    def _wake(self) -> None:
+        if self._timer is None:
+            self._timer = threading.Timer(self._lag, self._write_late)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _write_late(self) -> None:
+        with self._guard, contextlib.suppress(OSError):
+            self._timer = None
+            if self._release.alive:
+                self._write()
+
+    def _write(self) -> None:
+        _drain(self._handle, self._waiting)
+        self._written = time.monotonic()
 
     def close(self) -> None:
-        """Close the file."""
-        with output_errors(self.path):
-            self._stream.close()
+        """Write what waits and close the file."""
+        with self._guard, output_errors(self.path):
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._release.detach():
+                try:
+                    self._write()
+                finally:
+                    os.close(self._handle)
 
     def __enter__(self) -> Appender:
         return self
@@ -88,6 +120,19 @@ class Appender:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _drain(handle: int, waiting: bytearray) -> None:
+    """Write all of ``waiting``; what a full disk took is taken out of it, so that nothing is written twice."""
+    while waiting:
+        del waiting[: os.write(handle, waiting)]
+
+
+def _release(handle: int, waiting: bytearray, owner: int) -> None:
+    with contextlib.suppress(OSError):
+        if os.getpid() == owner:
+            _drain(handle, waiting)
+        os.close(handle)
 
 
 def exact_floats() -> dict[str, Any]:

@@ -51,7 +51,7 @@ def lightning_callback(out: str | Path, **options: Any) -> Any:
 
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
             if self.recorder is not None:
-                self.recorder.close("interrupted")
+                self.recorder.__exit__(type(exception), exception, exception.__traceback__)
 
     return LplrCallback()
 

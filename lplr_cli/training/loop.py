@@ -114,6 +114,8 @@ def _manifest(config: TrainConfig, trainer: Trainer, lr_rule: str) -> Manifest:
 def resume(path: Path, *, word: Word = SILENT, on_progress: Callable[[Progress], None] | None = None) -> Outcome:
     """Continue an interrupted run from its last checkpoint; rows after it are computed again, bit by bit the same.
 
+    One that has ended, but was killed before its summary was written, comes back as it is, to be summarized.
+
     Args:
         path: the run directory.
         word: what the user says of code that run.json names; none of it runs unnamed.
@@ -127,7 +129,10 @@ def resume(path: Path, *, word: Word = SILENT, on_progress: Callable[[Progress],
     if manifest.recorded:
         raise InputError(f"{path} was recorded from another program", "resume it there")
     if manifest.status in ("finished", "diverged"):
-        raise InputError(f"{path} is {manifest.status}", "there is nothing to resume")
+        if run.is_summarized():
+            raise InputError(f"{path} is {manifest.status}", "there is nothing to resume")
+        # Its process died between the last row and the summary, which is all that is left to do.
+        return Outcome(run, manifest.status, int(run.log()["step"].iloc[-1]), f"the run {manifest.status} before")
     run.lock()
     try:
         config = TrainConfig.from_dict(manifest.config, str(path / "run.json")).vouched(word)

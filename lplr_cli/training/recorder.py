@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
@@ -31,10 +32,10 @@ from lplr_cli.runs import (
 from lplr_cli.runs.checkpoint import Checkpoint
 from lplr_cli.training.described import loss_facts, optimizer_facts
 from lplr_cli.training.probes import Prober, ProbeSettings
+from lplr_cli.training.tracked import DTYPES, TrackedParameters, square_norm
 
-# Seconds that rows may wait in memory: flushing each would cost more than measuring it.
-_LAG = 0.5
-_DTYPES = {torch.float64: "float64", torch.float32: "float32"}
+# Seconds that rows may wait in memory: writing each would cost more than measuring it.
+LAG = 0.5
 
 
 class Recorder:
@@ -54,7 +55,12 @@ class Recorder:
     The run is one of lplr: ``pl-ratio``, ``fit-rate``, ``audit`` and ``report`` read it, and the commands that need the
     network do where ``model`` and ``dataset`` name it (or with ``--model`` and ``--data`` later). The loss is in every
     row, gradient norm and drift in every ``norms_every``-th. An exception inside the block leaves a readable run with
-    status ``interrupted``.
+    status ``interrupted``, and is never hidden by one of closing, which becomes a note of it. A last loss or drift that
+    is not finite makes the run ``diverged``. Rows reach the disk within half a second, so that neither ``os._exit`` nor
+    ``kill -9`` costs more.
+
+    Measured are the parameters that train when the recorder is made. One that is frozen later stays among them; one
+    that is replaced, added, unfrozen or moved is an error at the next row with norms. A forked child may not record.
 
     Wrappers of ``torch.compile``, DataParallel and DistributedDataParallel are looked through. With several processes
     only rank 0 writes; every rank must call :meth:`record`, as the logged loss is the mean over ranks. With gradient
@@ -127,13 +133,10 @@ class Recorder:
         targets = None if data is None else data[1]
         self._loss = loss_facts(loss, loss_fn, loss_scale, targets, exact=exact_every > 0)
         self._log_format = log_format
-        self._named = [(k, p) for k, p in self.module.named_parameters() if p.requires_grad]
-        if not self._named:
-            raise InputError("the model has no trainable parameter", "nothing to record")
-        self._start = [p.detach().clone() for _, p in self._named]
-        self._step, self._status = 0, "running"
+        self._tracked = TrackedParameters(self.module)
+        self._step, self._status, self._finite = 0, "running", True
+        self._process = os.getpid()
         self._held: dict[str, Any] | None = None
-        self._scratch: Tensor | None = None
         self._distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._writes = not self._distributed or torch.distributed.get_rank() == 0
         self._spec = None if model is None else ModelSpec(kind=model, arguments=dict(model_arguments or {}))
@@ -141,20 +144,21 @@ class Recorder:
         self._described = None if optimizer is None else described_optimizer(optimizer)
         self._optimizer: OptimizerFacts | None = None
         self._clock = Clock()
-        self.path = Path(out)
+        # A loop may change its working directory.
+        self.path = Path(out).absolute()
         self._prober: Prober | None = None
         if not self._writes:
             return
         self._run = RunDirectory.create(self.path)
         self._write_manifest()
-        self._log = Appender(self._run.log_path, LOG_COLUMNS, lag=_LAG)
+        self._log = Appender(self._run.log_path, LOG_COLUMNS, lag=LAG)
         self._probes = Appender(self._run.probes_path, PROBE_COLUMNS) if probe_every else None
         self._save()
         if probe_every and data is not None:
             size = min(probe_size, len(data[0]))
             self._prober = Prober(
                 self.module,
-                {k: p.detach() for k, p in self._named},
+                self._tracked.state(),
                 data[0],
                 data[1].reshape(len(data[0]), -1),
                 ProbeSettings(size=size, sharpness=probe_sharpness and self._loss.squared_scale == 1.0),
@@ -166,7 +170,14 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close("finished" if kind is None else "interrupted")
+        if os.getpid() != self._process:
+            return  # a child that was forked inside the block leaves it: the run is its parent's
+        try:
+            self.close("finished" if kind is None else "interrupted")
+        except Exception as closing:
+            if error is None:
+                raise
+            error.add_note(f"lplr: the run in {self.path} could not be closed: {closing}")
 
     def record(
         self, loss: Tensor | float, optimizer: torch.optim.Optimizer | None = None, *, scaler: Any = None
@@ -183,11 +194,14 @@ class Recorder:
 
     def hold(self, optimizer: torch.optim.Optimizer | None = None, *, scaler: Any = None) -> None:
         """The first half of :meth:`record`, for loops that learn the loss after the update: measures this step."""
+        self._refuse_children()
         if self._status != "running":
             raise InputError("the recorder is closed", "record inside the with block")
         if self._held is not None:
-            self.release(math.nan)
+            self.release(None)
         step = self._step
+        if self._due(self.norms_every, step) or self._due(self.probe_every, step):
+            self._tracked.check()
         if scaler is not None and optimizer is not None:
             _unscale(scaler, optimizer)
         if self._optimizer is None and optimizer is not None:
@@ -204,12 +218,13 @@ class Recorder:
                 self._save()
         self._step += 1
 
-    def release(self, loss: Tensor | float) -> None:
-        """The second half of :meth:`record`: logs the step that was held, with its loss."""
+    def release(self, loss: Tensor | float | None) -> None:
+        """The second half of :meth:`record`: logs the step that was held, with its loss; None where it is unknown."""
+        self._refuse_children()
         held, self._held = self._held, None
         if held is None or not held.pop("logged"):
             return
-        value = self._mean_over_ranks(loss)
+        value = None if loss is None else self._mean_over_ranks(loss)
         if not self._writes:
             return
         row = held if self.exact_every else {**held, "loss": value}
@@ -217,38 +232,63 @@ class Recorder:
 
     def finish(self, loss: Tensor | float | None = None) -> None:
         """Log the loss at the last parameters (their gradient is unknown, unless exact values are on) and close."""
+        self._refuse_children()
         if self._held is not None:
-            self.release(math.nan)
+            self.release(None)
         if self._status == "running" and (loss is not None or self.exact_every):
-            value = self._mean_over_ranks(math.nan if loss is None else loss)
+            value = None if loss is None else self._mean_over_ranks(loss)
             if self._writes:
-                row = {"step": self._step, "loss": value, "drift": self._drift(), "seconds": self._clock()}
+                row = {"step": self._step, "loss": value, "drift": self._tracked.drift(), "seconds": self._clock()}
                 if self.exact_every:
                     row["loss"], row["grad_norm_sq"] = self._exact()
                 self._write(row)
         self.close()
 
     def close(self, status: str = "finished") -> None:
-        """End the run; called by the ``with`` block. A last checkpoint is kept."""
+        """End the run; called by the ``with`` block. A last checkpoint is kept.
+
+        Whatever fails on the way, the rows are written, the tables closed, the status set and the directory freed.
+
+        Args:
+            status: ``finished`` or ``interrupted``; the run is ``diverged`` where its last loss or drift is not finite.
+        """
+        self._refuse_children()
         if self._status != "running":
             return
-        self._status = status
+        self._status = status if self._finite else "diverged"
         if not self._writes:
             return
-        try:
-            if self._held is not None and self._held.pop("logged"):
-                self._write(self._held)
-            if self._step:
-                self._save()
-                if self._prober is not None and status == "finished":
-                    self._probe(self._step)
-        finally:
-            self._log.close()
+        with contextlib.ExitStack() as always:
+            always.callback(self._run.unlock)
+            always.callback(lambda: self._run.set_status(self._status))
+            always.callback(self._run.finish_tables, self._log_format)
             if self._probes is not None:
-                self._probes.close()
-            self._run.finish_tables(self._log_format)
-            self._run.set_status(status)
-            self._run.unlock()
+                always.callback(self._probes.close)
+            always.callback(self._log.close)
+            try:
+                self._keep_the_end()
+            except BaseException:
+                self._status = "interrupted" if self._finite else "diverged"
+                raise
+
+    def _keep_the_end(self) -> None:
+        """The row that waits for its loss, a checkpoint and a probe of the last parameters."""
+        if self._held is not None and self._held.pop("logged"):
+            self._write(self._held)
+        if not self._step:
+            return
+        self._tracked.check()
+        self._save()
+        if self._prober is not None and self._status == "finished":
+            self._probe(self._step)
+
+    def _refuse_children(self) -> None:
+        """A forked process has a copy of the recorder, whose rows would be written twice, and of the parameters."""
+        if os.getpid() != self._process:
+            raise InputError(
+                f"the recorder of {self.path} belongs to process {self._process}, not to its child",
+                "record in the process that made it",
+            )
 
     @staticmethod
     def _due(every: int, step: int) -> bool:
@@ -257,7 +297,7 @@ class Recorder:
     def _mean_over_ranks(self, loss: Tensor | float) -> float:
         if not self._distributed or torch.distributed.get_world_size() == 1:
             return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
-        device = self._start[0].device
+        device = self._tracked.reference.device
         value = loss.detach().double().to(device) if isinstance(loss, Tensor) else torch.tensor(loss, device=device)
         value = value.double().reshape(()).clone()
         torch.distributed.all_reduce(value)
@@ -274,36 +314,24 @@ class Recorder:
         if exact:
             row["loss"], row["grad_norm_sq"] = self._exact()
         elif not self.exact_every and norms:
-            grads = [p.grad for _, p in self._named if p.grad is not None]
-            row["grad_norm_sq"] = _square_norm(grads) if grads else None
+            row["grad_norm_sq"] = self._tracked.grad_norm_sq()
         if exact or norms:
-            row["drift"] = self._drift()
+            row["drift"] = self._tracked.drift()
         if optimizer is not None:
             row["lr"] = float(optimizer.param_groups[0]["lr"])
         return row
 
     def _write(self, row: dict[str, Any]) -> None:
+        measured = [v for v in (row.get("loss"), row.get("drift")) if v is not None]
+        if measured:
+            self._finite = all(map(math.isfinite, measured))
         self._log.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
-
-    def _drift(self) -> float:
-        """||θ − θ_0||, through one buffer that is kept: fresh memory for each difference costs more than the sum."""
-        total = 0.0
-        with torch.no_grad():
-            if any(s.device.type != "cpu" for s in self._start):
-                return float(get_total_norm([p - s for (_, p), s in zip(self._named, self._start, strict=True)]))
-            for (_, p), s in zip(self._named, self._start, strict=True):
-                if self._scratch is None or self._scratch.dtype != s.dtype or self._scratch.numel() < s.numel():
-                    self._scratch = torch.empty(s.numel(), dtype=s.dtype)
-                difference = self._scratch[: s.numel()].view(s.shape)
-                torch.sub(p, s, out=difference)
-                total += _square_norm([difference])
-        return math.sqrt(total)
 
     def _exact(self, micro_batch: int = 1024) -> tuple[float, float]:
         """Loss and ||∇L||² over all data, in evaluation mode and micro-batches; the gradients of the loop stay."""
         assert self.data is not None
         inputs, targets = self.data
-        parameters = [p for _, p in self._named]
+        parameters = [p for _, p in self._tracked.named if p.requires_grad]
         total = 0.0
         sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
         modes = [(m, m.training) for m in self.module.modules()]
@@ -323,14 +351,14 @@ class Recorder:
         finally:
             for m, mode in modes:
                 m.training = mode
-        return total, _square_norm(sums)
+        return total, square_norm(sums)
 
     def _probe(self, step: int) -> None:
         if self._prober is not None and self._probes is not None:
-            self._probes.append(self._prober.measure(step, {k: p.detach() for k, p in self._named}))
+            self._probes.append(self._prober.measure(step, self._tracked.state()))
 
     def _save(self) -> None:
-        reference = self._start[0]
+        reference = self._tracked.reference
         self._run.save(
             Checkpoint(
                 model=self._spec,
@@ -338,7 +366,7 @@ class Recorder:
                 data_sha256="",
                 input_shape=() if self.data is None else tuple(self.data[0].shape[1:]),
                 outputs=0 if self.data is None else self.data[1].reshape(len(self.data[1]), -1).shape[1],
-                dtype=_DTYPES.get(reference.dtype, "float32"),
+                dtype=DTYPES.get(reference.dtype, "float32"),
                 seed=0,
                 step=self._step,
                 parameters=self.module.state_dict(),
@@ -364,17 +392,10 @@ class Recorder:
             ),
             config={name: getattr(self, name) for name in schedules},
             model={**model, "parameters": parameter_count(self.module)},
-            dtype=str(self._start[0].dtype).removeprefix("torch."),
-            device=str(self._start[0].device),
+            dtype=str(self._tracked.reference.dtype).removeprefix("torch."),
+            device=str(self._tracked.reference.device),
         )
         self._run.write_manifest(manifest)
-
-
-def _square_norm(tensors: Sequence[Tensor]) -> float:
-    """Sum of squares; on an accelerator with one wait for it, on the CPU with the least calls."""
-    if all(t.device.type == "cpu" and t.dtype in _DTYPES for t in tensors):
-        return sum(float(torch.dot(flat, flat)) for flat in (t.detach().reshape(-1) for t in tensors))
-    return float(get_total_norm(tensors)) ** 2
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
