@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lplr_cli.data import files, sources
+from lplr_cli.data import files, labels, sources
 from lplr_cli.data.download import download
 from lplr_cli.errors import InputError
 from lplr_cli.factories import Word, import_factory, is_factory_reference, refuse_unnamed
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 TARGETS = ("pm1", "01", "onehot", "raw")
+
+_CLASSES = {"mnist": (3, 8), "cifar10": (0, 1, 2, 3, 4)}
+IMAGES = tuple(_CLASSES)
 
 # Channel statistics of the CIFAR-10 training set, on the scale 0 to 1 (Krizhevsky 2009).
 _CIFAR_MEAN = np.array([0.4914, 0.4822, 0.4465])
@@ -36,18 +39,21 @@ class DataSpec:
         classes: labels to keep, in the order of the targets; None means the default of the source.
         samples: how many samples, the classes taking turns; None means all at hand.
         targets: ``pm1`` (-1, +1), ``01``, ``onehot``, ``raw`` (as they are), or None for the default of the
-            source: ``01`` for two classes of images, ``onehot`` for more, ``raw`` for the user's own data.
+            source: ``01`` for two classes, ``onehot`` for more, ``raw`` for numbers.
         target_columns: target columns of a table.
+        task: ``regression`` or ``classification`` for the user's own targets; None decides by
+            :mod:`lplr_cli.data.labels`.
         data_dir: directory of the original IDX or CIFAR-10 files, or None for the embedded subset.
         told_by: the file that this was read from; code that it names does not run until :meth:`vouched`.
     """
 
     source: str
-    classes: tuple[int, ...] | None = None
+    classes: tuple[int | str, ...] | None = None
     samples: int | None = None
     targets: str | None = None
     target_columns: tuple[str, ...] = ()
     data_dir: str | None = None
+    task: str | None = None
     told_by: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +85,9 @@ class DataSpec:
         if not isinstance(record, Mapping) or not set(record) <= known or "source" not in record:
             keys = sorted(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
             raise InputError(f"data specification with keys {keys}", "it comes from another version")
-        return cls(**record, told_by=told_by)
+        # Before there were tasks, the user's own targets were numbers unless --targets said otherwise.
+        old = "classification" if record.get("targets") not in (None, "raw") else "regression"
+        return cls(**{"task": None if record["source"] in IMAGES else old, **record}, told_by=told_by)
 
     @property
     def code(self) -> str | None:
@@ -114,6 +122,7 @@ class Dataset:
         spec: how to load it again.
         fingerprint: SHA-256 of shapes, inputs and targets.
         origin: where the samples came from, for people.
+        note: what was decided of the targets, for people; "" where nothing was to decide.
     """
 
     inputs: NDArray[np.float64] | NDArray[np.int64]
@@ -121,6 +130,7 @@ class Dataset:
     spec: DataSpec
     fingerprint: str
     origin: str
+    note: str = ""
 
     @property
     def n(self) -> int:
@@ -179,7 +189,9 @@ def load_dataset(spec: DataSpec, *, fetch: bool = False) -> Dataset:
         raise InputError(f"targets {spec.targets!r} are unknown", f"choose from {', '.join(TARGETS)}")
     if spec.samples is not None and spec.samples < 1:
         raise InputError(f"{spec.samples} samples asked for", "ask for at least 1")
-    if spec.source in ("mnist", "cifar10"):
+    if spec.source in IMAGES:
+        if spec.task is not None:
+            raise InputError(f"--task does not go with {spec.source}, whose targets are classes", "choose --targets")
         return _load_images(spec, fetch)
     if fetch or spec.data_dir is not None:
         raise InputError(f"--data-dir and --download do not go with {spec.source}", "they serve mnist and cifar10 only")
@@ -195,7 +207,9 @@ def _load_images(spec: DataSpec, fetch: bool) -> Dataset:
     else:
         reader = sources.read_mnist if spec.source == "mnist" else sources.read_cifar10
         source = reader(Path(spec.data_dir))
-    classes = spec.classes or ((3, 8) if spec.source == "mnist" else (0, 1, 2, 3, 4))
+    classes = tuple(c for c in spec.classes or _CLASSES[spec.source] if isinstance(c, int))
+    if spec.classes is not None and len(classes) < len(spec.classes):
+        raise InputError(f"--classes {spec.classes} of {spec.source} are no numbers", "give numbers, such as 3,8")
     order = sources.balanced_order(source.labels, classes, spec.samples)
     scaled = source.images[order].astype(np.float64) / 255.0
     if spec.source == "mnist":
@@ -208,57 +222,77 @@ def _load_images(spec: DataSpec, fetch: bool) -> Dataset:
 
 
 def _load_user(spec: DataSpec) -> Dataset:
+    spec, held, origin = _held(spec)
+    # Whole numbers of 64 bits from a factory are token indices.
+    tokens = held.name is None and held.inputs.dtype == np.int64
+    inputs: NDArray[Any] = held.inputs if tokens else _numeric(held.inputs, "inputs", origin)
+    if inputs.ndim < 2:
+        raise InputError(f"inputs of {origin} have shape {inputs.shape}", "give them as (n, features) or (n, …)")
+    if held.targets.ndim not in (1, 2) or len(held.targets) != len(inputs):
+        raise InputError(
+            f"targets of {origin} have shape {held.targets.shape}, inputs {inputs.shape}",
+            "give targets as (n,) or (n, C) with the same n",
+        )
+    if _as_classes(held, spec):
+        return _classified(inputs, held, spec, origin)
+    targets = _numeric(held.targets, "targets", origin)
+    if spec.classes is not None:
+        raise InputError("--classes needs targets that are labels", "add --targets pm1, 01 or onehot")
+    keep = slice(None, spec.samples)
+    if spec.samples is not None and spec.samples > len(inputs):
+        raise InputError(f"{spec.samples} samples asked for, {len(inputs)} at hand", "lower --samples")
+    encoded = targets[keep].reshape(len(targets[keep]), -1)
+    return _finish(inputs[keep], encoded, replace(spec, task="regression"), origin)
+
+
+def _held(spec: DataSpec) -> tuple[DataSpec, files.Arrays, str]:
+    """What a factory makes or a file holds, with the specification made absolute, and where it is from."""
     if spec.code is not None:
         refuse_unnamed(spec.told_by, spec.code)
         produced = import_factory(spec.source)()
         try:
-            raw_inputs, raw_targets = (_to_numpy(part) for part in produced)
+            inputs, targets = (_to_numpy(part) for part in produced)
         except (TypeError, ValueError) as error:
             raise InputError(f"{spec.source} returned no pair (inputs, targets)", "return two arrays") from error
-        origin = f"factory {spec.source}"
-        tokens = raw_inputs.dtype == np.int64
-    else:
-        path = Path(spec.source)
-        if not path.exists():
-            raise InputError(
-                f"no data set {spec.source!r}",
-                "name mnist, cifar10, an existing .npz, .csv or .parquet file, or module:factory",
-            )
-        path = path.resolve()
-        if path.suffix == ".npz":
-            raw_inputs, raw_targets = files.read_npz(path)
-        elif path.suffix in (".csv", ".parquet"):
-            raw_inputs, raw_targets = files.read_table(path, spec.target_columns)
-        else:
-            raise InputError(f"{path} is no .npz, .csv or .parquet file", "convert it to one of these")
-        spec = replace(spec, source=str(path))
-        origin, tokens = str(path), False
-    inputs: NDArray[Any] = raw_inputs if tokens else _numeric(raw_inputs, "inputs", origin)
-    targets = _numeric(raw_targets, "targets", origin)
-    if inputs.ndim < 2:
-        raise InputError(f"inputs of {origin} have shape {inputs.shape}", "give them as (n, features) or (n, …)")
-    if targets.ndim not in (1, 2) or len(targets) != len(inputs):
+        return spec, files.Arrays(inputs, targets, None), f"factory {spec.source}"
+    path = Path(spec.source)
+    if not path.exists():
         raise InputError(
-            f"targets of {origin} have shape {targets.shape}, inputs {inputs.shape}",
-            "give targets as (n,) or (n, C) with the same n",
+            f"no data set {spec.source!r}",
+            "name mnist, cifar10, an existing .npz, .csv or .parquet file, or module:factory",
         )
-    kind = spec.targets or "raw"
-    if kind == "raw":
-        if spec.classes is not None:
-            raise InputError("--classes needs targets that are labels", "add --targets pm1, 01 or onehot")
-        keep = slice(None, spec.samples)
-        if spec.samples is not None and spec.samples > len(inputs):
-            raise InputError(f"{spec.samples} samples asked for, {len(inputs)} at hand", "lower --samples")
-        encoded = targets[keep].reshape(len(targets[keep]), -1)
-        return _finish(inputs[keep], encoded, spec, origin)
-    if targets.ndim == 2 and targets.shape[1] == 1:
-        targets = targets[:, 0]
-    if targets.ndim != 1 or not np.array_equal(targets, np.round(targets)):
-        raise InputError(f"targets of {origin} are no integer labels", "use --targets raw")
-    labels = targets.astype(np.int64)
-    classes = spec.classes or tuple(int(c) for c in np.unique(labels))
-    order = sources.balanced_order(labels, classes, spec.samples)
-    return _finish(inputs[order], encode_targets(labels[order], kind, classes), spec, origin)
+    path = path.resolve()
+    if path.suffix == ".npz":
+        held = files.read_npz(path)
+    elif path.suffix in (".csv", ".parquet"):
+        held = files.read_table(path, spec.target_columns)
+    else:
+        raise InputError(f"{path} is no .npz, .csv or .parquet file", "convert it to one of these")
+    return replace(spec, source=str(path)), held, str(path)
+
+
+def _as_classes(held: files.Arrays, spec: DataSpec) -> bool:
+    """Whether targets are classes: by ``--targets`` or ``--task``, else by what they are."""
+    asked = None if spec.targets is None else "regression" if spec.targets == "raw" else "classification"
+    if None not in (asked, spec.task) and asked != spec.task:
+        raise InputError(f"--targets {spec.targets} does not go with --task {spec.task}", "leave out one of them")
+    return labels.are_classes(held.targets, held.name or "", spec.task or asked)
+
+
+def _classified(inputs: NDArray[Any], held: files.Arrays, spec: DataSpec, origin: str) -> Dataset:
+    """Samples whose targets encode their classes, which take turns."""
+    found = labels.find_labels(held.targets, spec.classes, origin)
+    at_hand = int((found.index >= 0).sum())
+    if spec.samples is not None and spec.samples > at_hand:
+        raise InputError(f"{spec.samples} samples asked for, {at_hand} at hand", "lower --samples")
+    every = tuple(range(len(found.classes)))
+    order = sources.balanced_order(found.index, every, spec.samples)
+    kind = spec.targets or ("01" if len(every) == 2 else "onehot")
+    note = "" if spec.targets else f"{found.describe(held.name)}, as {kind}"
+    if note and spec.task is None and not isinstance(found.classes[0], str):
+        note += "; --task regression takes them as numbers"
+    encoded = encode_targets(found.index[order], kind, every)
+    return _finish(inputs[order], encoded, replace(spec, task="classification"), origin, note)
 
 
 def _to_numpy(part: Any) -> NDArray[Any]:
@@ -288,7 +322,7 @@ def encode_targets(labels: NDArray[np.int64], kind: str, classes: tuple[int, ...
     return encoded
 
 
-def _finish(inputs: NDArray[Any], targets: NDArray[np.float64], spec: DataSpec, origin: str) -> Dataset:
+def _finish(inputs: NDArray[Any], targets: NDArray[np.float64], spec: DataSpec, origin: str, note: str = "") -> Dataset:
     if len(inputs) == 0 or inputs.size == 0:
         raise InputError(f"{origin} holds no samples", "give at least one")
     for name, array in (("inputs", inputs), ("targets", targets)):
@@ -304,4 +338,4 @@ def _finish(inputs: NDArray[Any], targets: NDArray[np.float64], spec: DataSpec, 
     for array in (inputs, targets):
         digest.update(repr(array.shape).encode())
         digest.update(array.astype("<i8" if array.dtype.kind == "i" else "<f8", copy=False).tobytes())
-    return Dataset(inputs, targets, spec, digest.hexdigest(), origin)
+    return Dataset(inputs, targets, spec, digest.hexdigest(), origin, note)
