@@ -14,6 +14,7 @@ from lplr_cli.ablation.cell import RESULT_COLUMNS
 from lplr_cli.ablation.executors import Executor, InProcess, Job
 from lplr_cli.ablation.grid import Cell, distinct, grid_cells
 from lplr_cli.ablation.recover import smaller_step
+from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
 from lplr_cli.runs.atomic import clear_temporaries, output_errors, write_text
@@ -57,13 +58,12 @@ def run_sweep(
         fails is a row with its status and error, and the others go on.
 
     Raises:
-        InputError: the directory holds something else, or another grid.
+        InputError: the directory holds something else, or another grid; or the data of a cell cannot be loaded.
     """
     cells = distinct([*(grid_cells(axes) if axes else []), *single])
     if not cells:
         raise InputError("the sweep has no runs", "give a list of values, or a grid")
-    for cell in cells:
-        base.with_(**cell.values)  # refuses what is out of range before anything is written
+    _check_data(base, cells)
     _claim(out, _definition(base, axes, single, recover, preset), continue_)
     where = executor or InProcess()
     if isinstance(where, InProcess):
@@ -136,6 +136,22 @@ class _Sweep:
         columns = [c for c in frame.columns if c not in RESULT_COLUMNS and c not in ("run", "follows")]
         frame = frame[["run", *columns, *RESULT_COLUMNS, "follows"]]
         return frame.astype(dict.fromkeys(_TEXT, "string"))
+
+
+def _check_data(base: TrainConfig, cells: Sequence[Cell]) -> None:
+    """Refuse what is out of range, and load each data set once, before anything is written.
+
+    Raises:
+        InputError: naming the cell, where it is its data.
+    """
+    data: dict[DataSpec, str] = {}
+    for cell in cells:
+        data.setdefault(base.with_(**cell.values).data, cell.name)
+    for spec, name in data.items():
+        try:
+            load_dataset(spec)
+        except InputError as error:
+            raise InputError(f"{name}: {error.what}", error.remedy) from error
 
 
 def _definition(

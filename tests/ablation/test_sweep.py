@@ -56,13 +56,20 @@ def test_local_processes_give_the_same_table(tmp_path: Path, reference: pd.DataF
 
 
 def test_a_failed_cell_is_a_row(tmp_path: Path) -> None:
-    single = [Cell("wild", {"lr": 1e4}), Cell("wrong", {"classes": (0, 1)})]
+    single = [Cell("wild", {"lr": 1e4}), Cell("wrong", {"kind": "nowhere:model"})]
     frame, status = run_sweep(BASE, {}, tmp_path / "s", single=single, executor=LocalProcesses(2))
     assert status == "finished"
     assert frame["status"].tolist() == ["diverged", "failed"]
     assert frame["regime"].fillna("").tolist() == ["left", ""]
     assert [name for name, _ in failures(frame)] == ["wild", "wrong"]
-    assert "class 0" in frame["error"][1]
+    assert "nowhere" in frame["error"][1]
+
+
+def test_wrong_data_are_found_before_the_first_cell(tmp_path: Path) -> None:
+    single = [Cell("fine", {}), Cell("wrong", {"classes": (0, 1)})]
+    with pytest.raises(InputError, match="wrong: class 0 has no samples here"):
+        run_sweep(BASE, {}, tmp_path / "s", single=single)
+    assert not (tmp_path / "s").exists()
 
 
 # Stands for Python: a worker that dies by SIGKILL once, right after the checkpoint of step 4.
