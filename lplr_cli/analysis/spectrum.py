@@ -42,6 +42,11 @@ def _duplicate(dataset: Dataset, n: int) -> list[int] | None:
     return list(pair) if pair is not None and pair[1] < n else None
 
 
+def _rank_bound(parameters: int, count: int, outputs: str) -> int:
+    """What the rank of K cannot exceed: J has a column a parameter, and the trace kernel is a sum over outputs."""
+    return parameters * (count if outputs == "trace" else 1)
+
+
 def probe_checkpoint(
     path: Path,
     *,
@@ -108,6 +113,7 @@ def probe_checkpoint(
         "outputs": str(kernel.outputs),
         "rows": spectrum.size,
         "parameters": network.parameter_count,
+        "rank_at_most": min(spectrum.size, _rank_bound(network.parameter_count, dataset.outputs, outputs)),
         "engine": kernel.engine,
         "fallback": list(kernel.fallback),
         "dtype": dtype,

@@ -147,7 +147,15 @@ def open_subject(path: Path, source: Source = OWN, *, step: int | None = None) -
     else:
         module, spec, assumption = _mlp(weights.tensors, dataset, source, weights.origin)
     check_outputs(module.eval(), dataset)
-    return Subject(path, module, dataset, weights.step, spec, (assumption, f"data {dataset.origin}"))
+    note = f" ({dataset.note})" if dataset.note else ""
+    return Subject(
+        path,
+        module,
+        dataset,
+        weights.step,
+        spec,
+        (assumption, f"data {dataset.origin}{note}"),
+    )
 
 
 def _named(data: DataSpec | None, path: Path) -> DataSpec:

@@ -13,6 +13,7 @@ from lplr_cli.analysis import (
     OWN,
     LogInput,
     Source,
+    Summary,
     certificate_of_run,
     open_subject,
     probe_checkpoints,
@@ -173,7 +174,7 @@ class _Evidence:
     why_no_eta: str
     scale: float | None
     check: Any
-    duplicate: tuple[int, int] | None
+    why_singular: str
 
 
 def audit(
@@ -280,18 +281,23 @@ def _gather(
         why,
         facts.loss_scale,
         check,
-        _duplicate(run, foreign) if full else None,
+        _why_singular(run, foreign, summary) if full else "",
     )
 
 
-def _duplicate(run: RunDirectory | None, foreign: Source) -> tuple[int, int] | None:
-    """A pair of equal inputs, where the data can be had."""
+def _why_singular(run: RunDirectory | None, foreign: Source, summary: Summary | None) -> str:
+    """Why K of all samples must be singular: more rows than parameters, or equal inputs where the data can be had."""
+    if summary is not None and summary.parameters is not None:
+        rows, parameters = (summary.manifest.data.n or 0) * (summary.manifest.data.outputs or 1), summary.parameters
+        if rows > parameters:
+            return f"K has {rows:,} rows and the network {parameters:,} parameters, so that it must be singular"
     if run is None or not run.checkpoint_steps():
-        return None
+        return ""
     try:
-        return open_subject(run.path, foreign).dataset.duplicate()
+        pair = open_subject(run.path, foreign).dataset.duplicate()
     except (InputError, NumericalError):
-        return None
+        return ""
+    return "" if pair is None else f"samples {pair[0]} and {pair[1]} have equal inputs"
 
 
 def _certificate(run: RunDirectory, foreign: Source, memory: int) -> tuple[Any, str]:
@@ -338,8 +344,9 @@ def _positivity(e: _Evidence) -> Finding:
     resolution = 10 * np.finfo(np.float64).eps * float(first["lambda_max"]) * math.sqrt(float(first["probe_size"]))
     if value > resolution:
         return _finding("H1", ESTIMATED, value, 0.0, f"λ_min = {value:.4g} on {where}, positivity not proved")
-    pair = None if e.duplicate is None else f": samples {e.duplicate[0]} and {e.duplicate[1]} have equal inputs"
-    reason = f"λ_min = {value:.4g} on {where} is zero within rounding ({resolution:.1g}){pair or ''}"
+    reason = f"λ_min = {value:.4g} on {where} is zero within rounding ({resolution:.1g})"
+    if e.why_singular:
+        reason += f": {e.why_singular}"
     return _finding("H1", FAILS, value, 0.0, reason)
 
 

@@ -87,6 +87,7 @@ class Shared:
     model_arg: o.ModelArg = None
     classes: o.Classes = None
     target: o.Target = None
+    task: o.Task = None
     data_dir: o.DataDir = None
     loss: o.Loss = "squared"
     probe_every: o.ProbeEvery = 50
@@ -229,6 +230,7 @@ def _of_grid(
             raise InputError(f"{', '.join(sorted(twice))} both in {grid} and on the line", "give each once")
         axes = {**more, **axes}
     config = _base(dataset, axes, base, shared)
+    o.say_targets(config.data)
     # What has one value is shared, and stays out of the names of the runs.
     axes = {k: v for k, v in axes.items() if len(v) > 1}
     if not axes and not single:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,22 @@ DatasetName = Annotated[
 Samples = Annotated[
     int | None, typer.Option(help="Samples, classes taking turns; all by default.", rich_help_panel=DATA)
 ]
-Classes = Annotated[str | None, typer.Option(help="Labels to keep, e.g. 3,8.", rich_help_panel=DATA)]
+Classes = Annotated[str | None, typer.Option(help="Labels to keep, e.g. 3,8 or cat,dog.", rich_help_panel=DATA)]
 Targets = Annotated[
     str | None,
-    typer.Option(help="pm1, 01, onehot or raw. Default: 01 or onehot for images, raw for files.", rich_help_panel=DATA),
+    typer.Option(help="pm1, 01, onehot or raw; by default 01 or onehot for classes, else raw.", rich_help_panel=DATA),
 ]
 Target = Annotated[
     list[str] | None,
     typer.Option("--target", help="Target column of a table; repeatable.", rich_help_panel=DATA),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="regression or classification, of targets in a file. Default: text and truth values are classes, and few "
+        "whole numbers called label, class, species, category, target or y.",
+        rich_help_panel=DATA,
+    ),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Original IDX or CIFAR-10 files.", rich_help_panel=DATA)]
 Download = Annotated[
@@ -106,6 +115,27 @@ def parse_list(text: str, name: str, kind: Callable[[str], Any]) -> list[Any]:
     return values
 
 
+def parse_label(text: str) -> int | str:
+    """A class: a whole number where it is one, else its name."""
+    text = text.strip()
+    return int(text) if re.fullmatch(r"-?\d{1,15}", text) else text
+
+
+def say_targets(data: DataSpec) -> None:
+    """Say on stderr what is decided of the targets of a file.
+
+    Raises:
+        InputError: the data cannot be loaded.
+    """
+    from lplr_cli.cli.output import note
+    from lplr_cli.data import load_dataset
+
+    if Path(data.source).is_file():
+        decided = load_dataset(data).note
+        if decided:
+            note(f"{data.source}: {decided}")
+
+
 def parse_arguments(pairs: list[str] | None) -> dict[str, Any]:
     """``key=value`` pairs; see :func:`lplr_cli.factories.parse_argument` for the values."""
     arguments: dict[str, Any] = {}
@@ -125,6 +155,7 @@ def make_config(
     targets: str | None,
     target: list[str] | None,
     data_dir: Path | None,
+    task: str | None,
     model: str,
     model_arg: list[str] | None,
     width: int,
@@ -153,7 +184,8 @@ def make_config(
     return TrainConfig(
         data=DataSpec(
             source=dataset,
-            classes=None if classes is None else tuple(parse_list(classes, "classes", int)),
+            classes=None if classes is None else tuple(parse_list(classes, "classes", parse_label)),
+            task=task,
             samples=samples,
             targets=targets,
             target_columns=tuple(target or ()),
@@ -258,6 +290,7 @@ class SourceOptions:
     target: Annotated[list[str] | None, _said("--target", help="Target column of a table in --data; repeatable.")] = (
         None
     )
+    task: Annotated[str | None, _said("--task", help="Of --data: regression or classification.")] = None
     data_dir: Annotated[
         Path | None, _said("--data-dir", help="Where the IDX or CIFAR-10 files of the data lie now.")
     ] = None
@@ -289,6 +322,7 @@ class SourceOptions:
                 "--classes": self.classes,
                 "--targets": self.targets,
                 "--target": self.target,
+                "--task": self.task,
             }
             alone = [k for k, v in details.items() if v]
             if alone:
@@ -298,7 +332,8 @@ class SourceOptions:
 
         return DataSpec(
             source=self.data,
-            classes=None if self.classes is None else tuple(parse_list(self.classes, "classes", int)),
+            classes=None if self.classes is None else tuple(parse_list(self.classes, "classes", parse_label)),
+            task=self.task,
             samples=self.samples,
             targets=self.targets,
             target_columns=tuple(self.target or ()),

@@ -203,6 +203,11 @@ def _grids(probe: KernelProbe, shown: int) -> list[Any]:
     if r["duplicate_inputs"]:
         one, two = r["duplicate_inputs"]
         notes.append(f"Samples {one} and {two} have equal inputs: λ_min is exactly 0, and no PL region is certified.")
+    if r["rank_at_most"] < r["rows"]:
+        notes.append(
+            f"K has {r['rows']:,} rows and a rank of at most {r['rank_at_most']:,}, the parameters of the network: it "
+            "is singular, λ_min is exactly 0, and no PL region is certified."
+        )
     if r["fallback"]:
         notes.append(f"No structured rule for {', '.join(r['fallback'])}: Jacobian used for these parameters.")
     values = probe.eigenvalues

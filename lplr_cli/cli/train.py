@@ -32,6 +32,7 @@ def train(
     classes: o.Classes = None,
     targets: o.Targets = None,
     target: o.Target = None,
+    task: o.Task = None,
     data_dir: o.DataDir = None,
     download: o.Download = False,
     loss: o.Loss = "squared",
@@ -102,6 +103,7 @@ def train(
             targets=targets,
             target=target,
             data_dir=data_dir,
+            task=task,
             model=model,
             model_arg=model_arg,
             width=width,
@@ -130,6 +132,7 @@ def train(
         from lplr_cli import training
         from lplr_cli.runs import runs_root
 
+        o.say_targets(config.data)
         with training_progress() as progress:
             outcome = training.train(
                 config,

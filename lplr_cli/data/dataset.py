@@ -256,7 +256,7 @@ def _held(spec: DataSpec) -> tuple[DataSpec, files.Arrays, str]:
             raise InputError(f"{spec.source} returned no pair (inputs, targets)", "return two arrays") from error
         return spec, files.Arrays(inputs, targets, None), f"factory {spec.source}"
     path = Path(spec.source)
-    if not path.exists():
+    if not path.is_file():
         raise InputError(
             f"no data set {spec.source!r}",
             "name mnist, cifar10, an existing .npz, .csv or .parquet file, or module:factory",

@@ -91,7 +91,8 @@ def find_labels(targets: NDArray[Any], chosen: tuple[int | str, ...] | None, ori
             raise InputError(f"targets of {origin} are no integer labels", "use --targets raw or --task regression")
         values = numbers.astype(np.int64)
     present = [v.item() for v in np.unique(values)]
-    classes = tuple(present) if chosen is None else tuple(type(present[0])(c) for c in chosen)
+    as_text = isinstance(present[0], str)
+    classes = tuple(present) if chosen is None else tuple(str(c) if as_text else c for c in chosen)
     missing = [c for c in classes if c not in present]
     if missing:
         shown = ", ".join(map(str, present[:MOST_CLASSES]))

@@ -188,7 +188,8 @@ def _check_ends(layers: Sequence[_Layer], input_shape: tuple[int, ...], outputs:
         )
     if gives != outputs:
         raise InputError(
-            f"{origin} has {gives} outputs, the targets of the data {outputs}", "choose --targets or --classes to fit"
+            f"{origin} has {gives} outputs, the targets of the data {outputs}",
+            "choose --targets or --classes to fit; --targets onehot gives an output a class",
         )
 
 

@@ -239,4 +239,5 @@ def check_outputs(module: nn.Module, dataset: Dataset) -> None:
     if not isinstance(out, Tensor):
         raise InputError(f"the model returns {type(out).__name__}", "return one tensor of shape (n, C)")
     if out.reshape(1, -1).shape[1] != dataset.outputs:
-        raise InputError(f"the model has {out.numel()} outputs, the targets {dataset.outputs}", "make them agree")
+        remedy = "make them agree" + ("; --targets onehot gives an output a class" if dataset.outputs == 1 else "")
+        raise InputError(f"the model has {out.numel()} outputs, the targets {dataset.outputs}", remedy)
