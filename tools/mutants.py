@@ -16,6 +16,7 @@ import copy
 import importlib.abc
 import importlib.util
 import os
+import re
 import signal
 import sys
 import time
@@ -252,7 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the mutants of the files given; exit 1 when one survives that the table does not excuse."""
     parser = argparse.ArgumentParser(prog="python -m tools.mutants")
     parser.add_argument("files", nargs="*", help="of tests/mutants.toml; all by default")
-    parser.add_argument("--only", default=":", help="a slice of the mutants of each file, START:STOP")
+    parser.add_argument(
+        "--only", default=":", help="a slice of the mutants of each file, START:STOP or START:STOP:STEP"
+    )
+    parser.add_argument("--functions", default="", help="a regular expression that the function's name must match")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds a mutant")
     parser.add_argument("--list", action="store_true", help="name the mutants and run none")
     parser.add_argument("--named", action="store_true", help="run only those that the table spells out")
@@ -265,11 +269,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _preload()
     if given.named:
         return _judge("named", [(f, m, table["file"][f]["tests"]) for f, m in named(table)], given.timeout)
-    start, stop = (int(v) if v else None for v in given.only.split(":"))
+    part = slice(*(int(v) if v else None for v in given.only.split(":")))
     bad = 0
     for file in given.files or table["file"]:
         equivalent = {e["mutant"] for e in table["file"][file].get("equivalent", [])}
-        chosen = mutants((ROOT / file).read_text(encoding="utf-8"))[start:stop]
+        every = mutants((ROOT / file).read_text(encoding="utf-8"))
+        chosen = [m for m in every if re.search(given.functions, m.function)][part]
         left = [(file, m, table["file"][file]["tests"]) for m in chosen if m.name not in equivalent]
         bad |= _judge(file, left, given.timeout)
     return bad
@@ -288,6 +293,8 @@ def _judge(title: str, chosen: Sequence[tuple[str, Mutant, Sequence[str]]], time
         counts[found] += 1
         if found == "survived":
             print(f"{file}: survived: {mutant.name}", flush=True)
+        if sum(counts.values()) % 50 == 0:
+            print(f"{title}: {dict(counts)} of {len(chosen)}", flush=True)
     print(f"{title}: {dict(counts)}", flush=True)
     return int(counts["survived"] > 0)
 

@@ -143,8 +143,8 @@ def certify(
         raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
     chosen = Network.from_module(module, names=names)
     network = SmoothMLP.from_module(module, names)
-    if not len(inputs):
-        raise InputError("no samples", "give the whole training set")
+    if inputs.dim() < 2 or not len(inputs):
+        raise InputError(f"inputs of shape {tuple(inputs.shape)} hold no samples", "give the whole training set")
     x = inputs.flatten(1).double()
     network.check(module, x)
     ball = BallBounds(network, x, method=method)
@@ -217,8 +217,8 @@ def singular_values(lambda_lower: float, lambda_upper: float, jacobian_error: fl
         lambda_upper: likewise.
         jacobian_error: ≥ ||Ĵ - J||_op/√n, by which Weyl brings singular values from Ĵ to J.
     """
-    lowest = _down(_down(math.sqrt(max(0.0, lambda_lower))) - _up(jacobian_error))
-    return max(0.0, lowest), _up(_up(math.sqrt(_up(lambda_upper))) + jacobian_error)
+    lowest = _down(math.sqrt(max(0.0, lambda_lower))) - jacobian_error
+    return max(0.0, lowest), _up(math.sqrt(lambda_upper) + jacobian_error)
 
 
 def sqrt_loss_upper(f: Tensor, f_error: Tensor, targets: Tensor) -> float:
@@ -237,15 +237,18 @@ def sqrt_loss_upper(f: Tensor, f_error: Tensor, targets: Tensor) -> float:
     residual = f - targets
     # The rounding of the subtraction is counted with the error of f.
     error = f_error + residual.abs() * 2**-52
-    return _up(_up(frobenius_upper(residual) + frobenius_upper(error)) / math.sqrt(len(f)))
+    return _up((frobenius_upper(residual) + frobenius_upper(error)) / math.sqrt(len(f)))
 
 
 def at_radius(start: AtStart, l_j: float, r: float) -> AtRadius:
-    """What follows on the ball of radius r from L_J there, every number rounded outwards."""
-    beyond = _up(start.norm + _up(l_j * r))
+    """What follows on the ball of radius r from L_J there, every number rounded outwards.
+
+    Products are moved outwards before they are subtracted, as a difference may be far below its terms.
+    """
+    beyond = _up(start.norm + l_j * r)
     l_k = _up(2 * beyond * l_j)
-    slack = _down(start.sigma - _up(l_j * r))
-    mu_kernel = _down(2 * _down(_down(start.sigma * start.sigma) - _up(l_k * r)))
+    slack = start.sigma - _up(l_j * r)
+    mu_kernel = _down(2 * (_down(start.sigma * start.sigma) - _up(l_k * r)))
     mu_jacobian = _down(2 * slack * slack)
     return AtRadius(
         r,
@@ -253,7 +256,7 @@ def at_radius(start: AtStart, l_j: float, r: float) -> AtRadius:
         l_k,
         mu_kernel if mu_kernel > 0 else None,
         mu_jacobian if slack > 0 and mu_jacobian > 0 else None,
-        _up(2 * _up(beyond * beyond + _up(l_j * start.root))),
+        _up(2 * (beyond * beyond + l_j * start.root)),
     )
 
 
@@ -287,13 +290,12 @@ def contain(on: Callable[[float], AtRadius], sigma: float, root: float, limit: f
     """Search R with R (σ_0 - L_J R) ≥ 2 √L_0 below the certified radius, else the R that comes nearest."""
 
     def reach(at: AtRadius) -> float:
-        value = _down(at.radius * _down(sigma - _up(at.l_j * at.radius)))
-        return value / (2 * root) if root > 0 else math.inf
+        return at.radius * (sigma - _up(at.l_j * at.radius)) / (2 * root) if root > 0 else math.inf
 
     def answer(at: AtRadius) -> Containment:
         value = _down(reach(at))
         # Steps of at most τ/β need 2 √L_0 / (2 - τ): solved for τ.
-        fraction = min(1.0, _down(2 - _up(1 / value))) if value > 0.5 else 0.0
+        fraction = min(1.0, _down(2 - 1 / value)) if value > 0.5 else 0.0
         holds = fraction > _LEAST_STEP and at.mu_jacobian is not None
         limit_step = _down(fraction / at.beta) if at.beta > 0 else math.inf
         return Containment(holds, value, at, fraction if holds else 0.0, limit_step if holds else 0.0)

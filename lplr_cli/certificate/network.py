@@ -106,7 +106,7 @@ class SmoothMLP:
         """Forward pass of x (n, d) with its rounding, a :class:`Pass` for each layer.
 
         Raises:
-            NoCertificateError: magnitudes outside the range of docs/theory.md, section 7.
+            NoCertificateError: sizes that do not agree, or magnitudes outside the range of docs/theory.md, section 7.
         """
         self._check_range(x)
         phi, u = self.activation, torch.finfo(torch.float64).eps
@@ -129,6 +129,12 @@ class SmoothMLP:
         return found
 
     def _check_range(self, x: Tensor) -> None:
+        features = [x.shape[1], *(len(layer.weight) for layer in self.layers[:-1])]
+        expected = [layer.weight.shape[1] for layer in self.layers]
+        if features != expected:
+            raise NoCertificateError(
+                f"no certificate for layers of {expected} inputs that meet {features}", "their sizes must agree"
+            )
         check_magnitude(x, "inputs")
         for layer in self.layers[:-1]:
             check_magnitude(layer.weight.flatten(), "weights")
@@ -145,8 +151,14 @@ class SmoothMLP:
             NoCertificateError: they differ by more than the rounding of both.
         """
         whole = Network.from_module(module, names=[name for name, _ in module.named_parameters()])
-        with torch.no_grad(), evaluation_mode(module):
-            outputs = whole.forward(x)
+        try:
+            with torch.no_grad(), evaluation_mode(module):
+                outputs = whole.forward(x)
+        except (RuntimeError, IndexError) as error:
+            raise NoCertificateError(
+                f"no certificate for this {type(module).__name__}, which refuses inputs of {x.shape[1]} numbers",
+                "bounds are proved for smooth MLPs alone",
+            ) from error
         last = self.passes(x)[-1]
         if outputs.shape != last.z.shape or not bool(((outputs - last.z).abs() <= 2 * last.z_error).all()):
             raise NoCertificateError(

@@ -18,6 +18,8 @@ from lplr_cli.certificate.certify import (
     AtRadius,
     AtStart,
     Containment,
+    _down,
+    _up,
     at_radius,
     contain,
     singular_values,
@@ -45,6 +47,16 @@ def below(found: float, exact: Any, scale: Any) -> bool:
 def draws(seed: int, count: int) -> list[float]:
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(count, generator=generator, dtype=torch.float64) + 0.1).tolist()
+
+
+@pytest.mark.parametrize("value", [1.5, -1.5, 1e-300, -1e300, 0.0])
+def test_outwards_is_up_and_down_for_either_sign(value: float) -> None:
+    assert _down(value) < value < _up(value) if value else _down(value) == value == _up(value)
+    with mpmath.workdps(DIGITS):
+        for found in (_up(value), _down(value)):
+            assert abs(mpf(found) - mpf(value)) <= mpf("1.001e-12") * abs(mpf(value))
+    assert _down(math.inf) == math.inf
+    assert _down(-math.inf) == -math.inf
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -355,6 +367,23 @@ def test_a_kernel_that_underflows_is_never_certified_too_high() -> None:
             assert found is None or mpf(found) <= low
 
 
+@pytest.mark.parametrize("radius", [-1.0, -1e-300, math.inf, math.nan])
+def test_a_radius_that_is_none(radius: float) -> None:
+    module, x, y = case()
+    with pytest.raises(InputError, match="radius"):
+        certify(module, x, y, radius=radius)
+    with pytest.raises(InputError, match="radius"):
+        BallBounds(SmoothMLP.from_module(module), x).over(radius)
+
+
+def test_radius_zero_is_the_centre() -> None:
+    module, x, y = case()
+    found = certify(module, x, y, radius=0.0)
+    assert found.given is not None
+    assert found.given.l_j == found.l_j_start
+    assert certify(module, x, y).given is None
+
+
 def test_nothing_trained_and_no_samples_are_one_line() -> None:
     module, x, y = case()
     for arguments, match in (
@@ -363,8 +392,13 @@ def test_nothing_trained_and_no_samples_are_one_line() -> None:
     ):
         with pytest.raises(InputError, match=match):
             certify(module, x, y, **arguments)
-    with pytest.raises(InputError, match="no samples"):
-        certify(module, x[:0], y[:0])
+    for inputs in (x[:0], x[0]):
+        with pytest.raises(InputError, match="no samples"):
+            certify(module, inputs, y[: len(inputs)])
+    with pytest.raises(InputError, match="refuses inputs of 4 numbers"):
+        certify(module, x[:, :4], y)
+    with pytest.raises(InputError, match=r"layers of \[5, 6, 6\] inputs that meet \[4, 6, 6\]"):
+        BallBounds(SmoothMLP.from_module(module), x[:, :4])
     for p in module.parameters():
         p.requires_grad_(False)
     with pytest.raises(InputError, match="no trainable parameter"):

@@ -266,6 +266,9 @@ def test_a_sequential_is_the_mlp_of_its_layers(activation: str, module: Callable
         [nn.Linear(5, 4), nn.Linear(4, 1)],
         [nn.Linear(5, 4), nn.Tanh()],
         [nn.Tanh(), nn.Linear(5, 1)],
+        [nn.Linear(5, 4), nn.Tanh(), nn.Linear(3, 1)],
+        [nn.Flatten(0), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)],
+        [nn.Flatten(2), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)],
         [],
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate import BallBounds, SmoothMLP, centre, network, shared
+from lplr_cli.certificate import BallBounds, NoCertificateError, SmoothMLP, centre, network, shared
 from lplr_cli.certificate.centre import Centre
 from lplr_cli.certificate.shared import LayerAt, shared_curvature
 from lplr_cli.linalg import gamma
@@ -158,6 +158,93 @@ def test_the_error_of_each_layer_is_its_formula() -> None:
     assert bool((last.z_error >= expected).all())
     assert torch.allclose(last.z_error, expected, rtol=1e-7)
     assert torch.allclose(last.a_norm, torch.linalg.vector_norm(a, dim=1))
+
+
+@pytest.mark.parametrize("parametrization", ["standard", "ntk"])
+def test_the_error_of_the_backward_pass_is_its_formula(parametrization: str) -> None:
+    """ê, ŝ and the blocks of J, layer by layer, from the numbers that they are made of."""
+    module, x = smooth("silu", depth=2, parametrization=parametrization)
+    found = at(module, x)
+    layers, phi, eps = found.network.layers, found.network.activation, 2.0**-52
+    last = layers[2]
+    assert torch.equal(found.backs[1].e[0], last.scale * last.weight)
+    assert torch.equal(found.backs[1].e_error, eps * found.backs[1].e.abs())
+    wrong = torch.zeros((3, 2), dtype=torch.float64)
+    squares = torch.zeros((3, 2), dtype=torch.float64)
+
+    def block(level: int, s: Tensor, s_error: Tensor) -> None:
+        """Errors of s ⊗ fl(c a) and of s, and the squared norm of both."""
+        here, c = found.passes[level], layers[level].scale
+        error = here.a_error + (eps * here.a_norm if parametrization == "ntk" else 0.0)
+        size, size_error = s.norm(dim=2), s_error.norm(dim=2)
+        weight = c * (size_error * (here.a_norm + error)[:, None] + size * error[:, None])
+        wrong.add_(weight.square() + size_error.square())
+        squares.add_(((c * here.a_norm).square() + 1)[:, None] * size.square())
+
+    ones = torch.eye(2, dtype=torch.float64).expand(3, 2, 2)
+    block(2, ones, torch.zeros_like(ones))
+    for level in (1, 0):
+        here, e, e_error = found.passes[level], found.backs[level].e, found.backs[level].e_error
+        slope = phi.first(here.z)
+        bend = phi.sup_second(here.z - here.z_error, here.z + here.z_error)
+        slope_error = bend * here.z_error + 32 * eps * (1 + here.z.abs())
+        s = slope[:, None] * e
+        s_error = slope_error[:, None] * (e.abs() + e_error) + slope.abs()[:, None] * e_error + 2 * eps * s.abs()
+        given, given_error = found._through(level, e, e_error)
+        assert torch.equal(given, s)
+        assert bool((given_error >= s_error).all())
+        assert torch.allclose(given_error, s_error, rtol=2e-8, atol=0)
+        block(level, s, s_error)
+        if level:
+            w, c = layers[level].weight, layers[level].scale
+            below = c * ((s_error + gamma(9, torch.float64) * (s.abs() + s_error)) @ w.abs())
+            assert torch.equal(found.backs[0].e, c * (s @ w))
+            assert bool((found.backs[0].e_error >= below).all())
+            assert torch.allclose(found.backs[0].e_error, below, rtol=4e-8, atol=0)
+    exact = wrong.sum(dim=1).sqrt()
+    assert bool((found.jacobian_error >= exact).all())
+    assert torch.allclose(found.jacobian_error, exact, rtol=1e-7, atol=0)
+    gradients = squares.sqrt() + wrong.sqrt()
+    assert bool((found.gradients >= gradients).all())
+    assert torch.allclose(found.gradients, gradients, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_only_trained_blocks_have_errors(trained: str) -> None:
+    module, x = smooth("silu", depth=1, parametrization="ntk")
+    found = at(module, x, [f"layers.0.{trained}"])
+    s, s_error = found._through(0, found.backs[0].e, found.backs[0].e_error)
+    size, size_error, here, c = s.norm(dim=2), s_error.norm(dim=2), found.passes[0], found.network.layers[0].scale
+    error = 2.0**-52 * here.a_norm[:, None]
+    weight = c * (size_error * (here.a_norm[:, None] + error) + size * error)
+    expected = weight if trained == "weight" else size_error
+    assert torch.allclose(found.jacobian_error, expected.norm(dim=1), rtol=1e-7, atol=0)
+    own = (c * here.a_norm).square() if trained == "weight" else torch.ones(3).double()
+    assert torch.allclose(found.own(0, here.a_norm), own)
+    assert not found.own(1, here.a_norm).any()
+
+
+@pytest.mark.parametrize(("scale", "refused"), [(1e-50, False), (1e-40, True), (1e40, True)])
+def test_gradients_outside_the_range_are_refused(scale: float, refused: bool) -> None:
+    """Of one hidden layer inside, of two outside: each layer multiplies by its weights."""
+    module, x = smooth(depth=2 if refused else 1)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.mul_(scale if name.endswith("weight") and "layers.0" not in name else 0 if "layers.0" not in name else 1)
+    if not refused:
+        assert math.isfinite(BallBounds(SmoothMLP.from_module(module), x).l_j(1e-3))
+        return
+    with pytest.raises(NoCertificateError, match="of magnitude"):
+        BallBounds(SmoothMLP.from_module(module), x)
+
+
+def test_derivatives_outside_the_range_are_refused() -> None:
+    module, x = smooth(depth=2)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.mul_(1e-40 if "layers.1" in name else 1e-30 if name == "layers.0.weight" else 1)
+    with pytest.raises(NoCertificateError, match="derivatives of magnitude"):
+        BallBounds(SmoothMLP.from_module(module, ["layers.0.weight"]), 1e-25 * x)
 
 
 # -- norms at θ_0 -----------------------------------------------------------------------------------------------------
