@@ -107,7 +107,11 @@ def certify_checkpoint(
         "checkpoint": str(path),
         "step": subject.step,
         "assumptions": list(subject.assumptions),
-        "normalisation": {"loss": _formula(trajectory), **NORMALISATION},
+        "normalisation": {
+            "loss": _formula(trajectory),
+            "loss_scale": 1.0 if trajectory is None else trajectory.scale,
+            **NORMALISATION,
+        },
         **_record(own),
         "estimates": estimates,
         "run": None,

@@ -24,6 +24,8 @@ def probe_checkpoints(
 ) -> pd.DataFrame:
     """The probe log that the run would have, a row a checkpoint; the run directory is not changed.
 
+    The sharpness is that of the run's own loss, and missing where that is not known.
+
     Args:
         run: with a checkpoint of its start.
         size: samples, the first ones; all by default.
@@ -47,7 +49,7 @@ def probe_checkpoints(
         {k: p.detach() for k, p in module.named_parameters()},
         inputs,
         targets,
-        ProbeSettings(count, memory=memory),
+        ProbeSettings(count, loss=run.manifest().loss.known, memory=memory),
     )
     rows = []
     for done, step in enumerate(steps, start=1):

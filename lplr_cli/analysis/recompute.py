@@ -9,7 +9,6 @@ import torch
 
 from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.errors import InputError
-from lplr_cli.losses import SQUARED
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loss import accumulate_gradient
@@ -23,6 +22,8 @@ def recompute_gradients(
 ) -> pd.DataFrame:
     """Exact full-data loss and ||∇L||² at every checkpoint, in float64: a row a checkpoint (step, loss, grad_norm_sq).
 
+    Of the loss that the run had, which must be known.
+
     Args:
         run: with checkpoints.
         progress: called with (done, total) after each.
@@ -30,11 +31,18 @@ def recompute_gradients(
         source: what the user says of a run that does not tell its model or data.
 
     Raises:
-        InputError: no checkpoint, or data that have changed.
+        InputError: no checkpoint, a loss that is not known, or data that have changed.
     """
     steps = run.checkpoint_steps()
     if not steps:
         raise InputError(f"{run.path} has neither gradient norms nor checkpoints", "log ||grad L||^2 beside the loss")
+    facts = run.manifest().loss
+    loss = facts.known
+    if loss is None:
+        raise InputError(
+            f"{run.path} has no gradient norms, and those of its loss cannot be computed ({facts.label})",
+            "log ||grad L||^2 beside the loss",
+        )
     subject = open_subject(run.path, source, step=steps[0])
     module = subject.module.to(torch.float64)
     flat = FlatParameters(module)
@@ -43,8 +51,8 @@ def recompute_gradients(
     for done, step in enumerate(steps, start=1):
         subject.move_to(run, step)
         flat.grad.zero_()
-        loss = accumulate_gradient(SQUARED, module, inputs, targets, micro_batch)
-        rows.append({"step": step, "loss": loss, "grad_norm_sq": flat.grad_norm_sq()})
+        value = accumulate_gradient(loss, module, inputs, targets, micro_batch)
+        rows.append({"step": step, "loss": value, "grad_norm_sq": flat.grad_norm_sq()})
         if progress is not None:
             progress(done, len(steps))
     return pd.DataFrame(rows)

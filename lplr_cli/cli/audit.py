@@ -14,8 +14,9 @@ from lplr_cli.cli.logs import Columns, RunName, Source, WindowOption, open_log
 from lplr_cli.errors import InputError, OutputError
 
 if TYPE_CHECKING:
+    from lplr_cli.audit.findings import Finding
     from lplr_cli.audit.requirements import Failure
-    from lplr_cli.audit.run import Audit, Finding
+    from lplr_cli.audit.run import Audit
     from lplr_cli.reporting import Grid
     from lplr_cli.reporting.junit import TestCase
 
@@ -164,7 +165,7 @@ def _grids(result: Audit) -> list[Grid]:
     columns = ("key", "statement", "status", "figure", "reason")
     verdict = f"Local PL regime: {result.verdict} ({result.explanation})."
     grids = [
-        Grid(f"Audit of {result.source}", columns, rows(result.findings), (3,), (verdict,)),
+        Grid(f"Audit of {result.source}: {result.scope.line}.", columns, rows(result.findings), (3,), (verdict,)),
         Grid("The run itself", ("check", *columns[1:]), rows(result.sanity), (3,)),
     ]
     if result.baseline is not None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
 from lplr_cli.cli.groups import expanded
+
+if TYPE_CHECKING:
+    from lplr_cli.reporting import Grid
 
 
 @expanded
@@ -54,24 +57,36 @@ def certify(
     sink.emit(out_.Result(record, out_.key_value_frame(record), _grids(record)))
 
 
-def _grids(r: dict[str, Any]) -> list[Any]:
-    from lplr_cli.reporting import Grid, number
+def _grids(r: dict[str, Any]) -> list[Grid]:
+    from lplr_cli.reporting import Grid
 
-    def ball(at: dict[str, Any], name: str) -> list[list[str]]:
-        none = "none: not positive"
-        return [
-            [f"L_J on {name}", number(at["l_j"], 5), "bound", "5", "Jacobian, Lipschitz"],
-            [f"L_K on {name}", number(at["l_k"], 5), "bound", "3", "2 (‖J̃‖ + L_J R) L_J"],
-            [f"μ on {name}, Kernel-Weyl", number(at["mu_kernel"], 5), "verified", "3", "2(λ0 − L_K R)"]
-            if at["mu_kernel"] is not None
-            else [f"μ on {name}, Kernel-Weyl", "–", none, "3", "2(λ0 − L_K R)"],
-            [f"μ on {name}, Jacobian-Weyl", number(at["mu_jacobian"], 5), "verified", "3", "2(σ0 − L_J R)²"]
-            if at["mu_jacobian"] is not None
-            else [f"μ on {name}, Jacobian-Weyl", "–", none, "3", "2(σ0 − L_J R)²"],
-        ]
+    rows = [*_start_rows(r), *_ball_rows(r), *_containment_rows(r), *_estimate_rows(r)]
+    notes = [f"Verdict: {r['verdict']}."]
+    if r["assumptions"]:
+        notes.append(f"Assumed: {'; '.join(r['assumptions'])}.")
+    if r["run"] is not None:
+        rows += _run_rows(r["run"], _two(r))
+        check = r["run"]["check"]
+        done = f"{check['steps']} steps, {check['violations']} violations" if check["applies"] else "not applicable"
+        notes.append(f"Run against the certificate: {done} ({check['reason']}).")
+    title = f"Certificate at {r['checkpoint']} (step {r['step']}), {r['n']:,} samples, P = {r['parameters']:,}"
+    if r["normalisation"]["loss_scale"] != 1:
+        title += f", {r['normalisation']['loss']}"
+    return [Grid(title, ("quantity", "value", "kind", "section", "meaning"), rows, right=(1,), note=tuple(notes))]
+
+
+def _two(r: dict[str, Any]) -> str:
+    """The factor 2s of μ and β."""
+    scale = r["normalisation"]["loss_scale"]
+    return "2" if scale in (1, None) else f"2·{scale:g}"
+
+
+def _start_rows(r: dict[str, Any]) -> list[list[str]]:
+    """At θ0, and the largest radii."""
+    from lplr_cli.reporting import number
 
     free = "unbounded" if r["unbounded"] else None
-    rows = [
+    return [
         ["λ0 ≥", number(r["lambda_0_lower"], 5), "verified", "7", f"λ_min(K) on all {r['n']:,} samples"],
         ["σ0 ≥", number(r["sigma_0_lower"], 5), "verified", "3", "√λ0"],
         ["‖J̃(θ0)‖ ≤", number(r["norm_upper"], 5), "verified", "3", "√λ_max(K)"],
@@ -80,43 +95,66 @@ def _grids(r: dict[str, Any]) -> list[Any]:
         ["R Kernel-Weyl", free or number(r["radius_kernel"], 5), "verified", "3", "largest found with L_K R < λ0"],
         ["R Jacobian-Weyl", free or number(r["radius_jacobian"], 5), "verified", "3", "largest found with L_J R < σ0"],
     ]
-    if r["given"] is not None:
-        rows += ball(r["given"], f"R = {r['given']['radius']:.4g}")
-    c = r["containment"]
-    rows.append(
-        [
-            "containment",
-            number(c["reach"], 4),
-            "verified" if c["holds"] else "not proved",
-            "4",
-            "R (σ0 − L_J R) / 2√L0: above ½ for small steps, 1 for η = 1/β",
-        ]
-    )
+
+
+def _ball_rows(r: dict[str, Any]) -> list[list[str]]:
+    """On the ball that was asked for."""
+    from lplr_cli.reporting import number
+
+    at, two = r["given"], _two(r)
+    if at is None:
+        return []
+    name, none = f"R = {at['radius']:.4g}", "none: not positive" if at["beta"] is not None else "none: another loss"
+    return [
+        [f"L_J on {name}", number(at["l_j"], 5), "bound", "5", "Jacobian, Lipschitz"],
+        [f"L_K on {name}", number(at["l_k"], 5), "bound", "3", "2 (‖J̃‖ + L_J R) L_J"],
+        *(
+            [f"μ on {name}, {way}", number(mu, 5), none if mu is None else "verified", "3", formula]
+            for way, mu, formula in (
+                ("Kernel-Weyl", at["mu_kernel"], f"{two}(λ0 − L_K R)"),
+                ("Jacobian-Weyl", at["mu_jacobian"], f"{two}(σ0 − L_J R)²"),
+            )
+        ),
+    ]
+
+
+def _containment_rows(r: dict[str, Any]) -> list[list[str]]:
+    from lplr_cli.reporting import number
+
+    c, two = r["containment"], _two(r)
+    if c["at"]["beta"] is None:
+        return []
+    root = "√L0" if two == "2" else "‖r̃0‖"
+    meaning = f"R (σ0 − L_J R) / 2{root}: above ½ for small steps, 1 for η = 1/β"
+    rows = [["containment", number(c["reach"], 4), "verified" if c["holds"] else "not proved", "4", meaning]]
     if c["holds"]:
+        beta = f"{c['step_fraction']:.3g}/β, β = {two}(B² + L_J {root})"
         rows += [
             ["R contained", number(c["at"]["radius"], 5), "verified", "4", "every iterate stays within"],
             ["μ", number(c["at"]["mu_jacobian"], 5), "verified", "4", "L_t ≤ (1 − ημ)^t L0"],
-            ["η ≤", number(c["eta_max"], 5), "verified", "4", f"{c['step_fraction']:.3g}/β, β = 2(B² + L_J √L0)"],
+            ["η ≤", number(c["eta_max"], 5), "verified", "4", beta],
         ]
-    if r["estimates"] is not None:
-        e = r["estimates"]
-        where = f"largest over {e['directions']} directions with {e['ascents']} ascents each, R = {e['radius']:.3g}"
-        rows += [
-            ["L_J ≥", number(e["L_J_sampled"], 5), "estimate", "3", where],
-            ["L_K ≥", number(e["L_K_sampled"], 5), "estimate", "3", where],
-        ]
-    notes = [f"Verdict: {r['verdict']}."]
-    if r["assumptions"]:
-        notes.append(f"Assumed: {'; '.join(r['assumptions'])}.")
-    if r["run"] is not None:
-        run = r["run"]
-        rows += [
-            ["drift of the run", number(run["drift_max"], 5), "measured", "", "largest ‖θ_t − θ_0‖"],
-            ["L_J ≥", number(run["L_J_probes"], 5), "estimate", "3", "probes of the run"],
-            ["μ estimated", number(run["mu_estimated"], 5), "estimate", "3", "2(λ0 − L_K R) with L_K from probes"],
-        ]
-        check = run["check"]
-        done = f"{check['steps']} steps, {check['violations']} violations" if check["applies"] else "not applicable"
-        notes.append(f"Run against the certificate: {done} ({check['reason']}).")
-    title = f"Certificate at {r['checkpoint']} (step {r['step']}), {r['n']:,} samples, P = {r['parameters']:,}"
-    return [Grid(title, ("quantity", "value", "kind", "section", "meaning"), rows, right=(1,), note=tuple(notes))]
+    return rows
+
+
+def _estimate_rows(r: dict[str, Any]) -> list[list[str]]:
+    from lplr_cli.reporting import number
+
+    e = r["estimates"]
+    if e is None:
+        return []
+    where = f"largest over {e['directions']} directions with {e['ascents']} ascents each, R = {e['radius']:.3g}"
+    return [
+        ["L_J ≥", number(e["L_J_sampled"], 5), "estimate", "3", where],
+        ["L_K ≥", number(e["L_K_sampled"], 5), "estimate", "3", where],
+    ]
+
+
+def _run_rows(run: dict[str, Any], two: str) -> list[list[str]]:
+    from lplr_cli.reporting import number
+
+    return [
+        ["drift of the run", number(run["drift_max"], 5), "measured", "", "largest ‖θ_t − θ_0‖"],
+        ["L_J ≥", number(run["L_J_probes"], 5), "estimate", "3", "probes of the run"],
+        ["μ estimated", number(run["mu_estimated"], 5), "estimate", "3", f"{two}(λ0 − L_K R) with L_K from probes"],
+    ]

@@ -12,6 +12,8 @@ from lplr_cli.cli import output as out_
 if TYPE_CHECKING:
     from lplr_cli.runs import RunDirectory
 
+_NUMBERS = ("steps", "parameters", "loss", "drift", "pl_ratio_min", "rate")
+
 
 def list_runs(
     folder: Annotated[
@@ -38,9 +40,14 @@ def list_runs(
     record: dict[str, Any] = plain(
         {"command": "list", "schema_version": SCHEMA_VERSION, "folder": str(root), "count": len(rows), "runs": rows}
     )
-    shown = COLUMNS if any(r["error"] for r in rows) else COLUMNS[:-1]
+    # Columns that would say nothing: errors where there are none, names where every loss is the squared one.
+    told = {
+        "error": any(r["error"] for r in rows),
+        "loss_name": any(r["loss_name"] not in (None, "squared") for r in rows),
+    }
+    shown = tuple(c for c in COLUMNS if told.get(c, True))
     cells = [[number(r[c], 7 if c == "rate" else 4) for c in shown] for r in rows]
-    grid = Grid(f"{len(rows)} runs below {root}", shown, cells, (2, 3, 4, 5, 6, 7))
+    grid = Grid(f"{len(rows)} runs below {root}", shown, cells, tuple(shown.index(c) for c in _NUMBERS))
     sink.emit(out_.Result(record, frame_of(rows, COLUMNS), [grid]))
 
 

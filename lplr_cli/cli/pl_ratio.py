@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from lplr_cli.cli.logs import Columns, RunName, Source, WindowOption, open_log
 
 if TYPE_CHECKING:
     from lplr_cli.analysis import LogInput
-    from lplr_cli.diagnostics import LossSeries, PLRatio
+    from lplr_cli.diagnostics import LossSeries, PLRatio, RunFacts
     from lplr_cli.reporting import Grid
 
 
@@ -51,15 +52,19 @@ def pl_ratio(
     from lplr_cli.runs import SCHEMA_VERSION, plain
 
     bounds = parse_window(window) if window else None
-    series = _with_gradients(source, said)
-    facts = source.facts()
+    series, facts = _with_gradients(source, said)
     result = analyse_pl_ratio(series, l_star=l_star, window=bounds, rolling=rolling, facts=facts)
     record: dict[str, Any] = plain(
         {
             "command": "pl-ratio",
             "schema_version": SCHEMA_VERSION,
             "source": source.name,
-            "normalisation": {"pl": "0.5 ||grad L||^2 >= mu (L - L*)", "loss_scale": facts.loss_scale},
+            "normalisation": {
+                "pl": "0.5 ||grad L||^2 >= mu (L - L*)",
+                "loss": facts.loss_name,
+                "loss_scale": facts.loss_scale,
+                "exact": facts.exact,
+            },
             "rows": len(series.loss),
             "dropped_rows": series.dropped,
             "reordered_rows": series.reordered,
@@ -76,18 +81,19 @@ def pl_ratio(
         save(pl_ratio_figure(result, source.name), figure)
 
 
-def _with_gradients(source: LogInput, said: o.SourceOptions) -> LossSeries:
-    """The series of the log, or of the checkpoints where the log has no gradient norms."""
-    series = source.series()
+def _with_gradients(source: LogInput, said: o.SourceOptions) -> tuple[LossSeries, RunFacts]:
+    """The series of the log, or of the checkpoints where the log has no gradient norms; and what is known of it."""
+    series, facts = source.series(), source.facts()
     if series.has_gradients or source.run is None or not source.run.checkpoint_steps():
-        return series
+        return series, facts
     from lplr_cli.analysis import recompute_gradients
     from lplr_cli.cli.progress import counting_progress
     from lplr_cli.diagnostics import clean_series
 
     out_.note(f"{source.name} logs no gradient norms: computing them at its checkpoints")
     with counting_progress("gradients") as progress:
-        return clean_series(recompute_gradients(source.run, progress, source=said.source()))
+        again = recompute_gradients(source.run, progress, source=said.source())
+    return clean_series(again), replace(facts, exact=True)
 
 
 def _suboptimality_chart(result: PLRatio) -> str:
@@ -111,10 +117,12 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
     facts = result.facts
     where = "on the window" if result.window else "over all rows"
     l_star = f"L* = {number(result.l_star)} ({result.l_star_rule})"
+    above = "" if facts.exact is False else ": from above"
+    loss = f", {facts.other_loss}" if facts.other_loss else ""
     rows = [
-        _envelope_row("pl_ratio_star", result.pl_ratio_star, f"½‖∇L‖²/L {where}: valid from below, whatever L* is"),
+        _envelope_row("pl_ratio_star", result.pl_ratio_star, f"½‖∇L‖²/L {where}: {facts.bound}"),
         _envelope_row("pl_ratio", result.pl_ratio, f"½‖∇L‖²/(L − L*) on the window, {l_star}"),
-        _envelope_row("pl_ratio_proxy", result.pl_ratio_proxy, "½‖∇L‖²/(L − min L) on the window: from above"),
+        _envelope_row("pl_ratio_proxy", result.pl_ratio_proxy, f"½‖∇L‖²/(L − min L) on the window{above}"),
     ]
     for title, mu, factor, meaning in (
         ("μ estimated", facts.mu_estimated, result.over(facts.mu_estimated), "2(λ0 − L_K·R), estimate from probes"),
@@ -140,7 +148,9 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
         notes.append(f"{result.undefined:,} rows of the window have L ≤ L* and no ratio.")
     if series.counts():
         notes.append(series.counts())
-    return Grid(f"PL ratio of {name}", ("quantity", "min", "5 %", "median", "meaning"), rows, (1, 2, 3), tuple(notes))
+    return Grid(
+        f"PL ratio of {name}{loss}", ("quantity", "min", "5 %", "median", "meaning"), rows, (1, 2, 3), tuple(notes)
+    )
 
 
 def _envelope_row(name: str, envelope: Any, meaning: str) -> list[str]:

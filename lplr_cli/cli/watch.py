@@ -83,13 +83,15 @@ def view(run: RunDirectory) -> str:
     try:
         series = clean_series(log)
         ratio = pl_ratio(series.loss, series.grad_norm_sq, 0.0)
-        rows = [("loss", series.loss.tolist()), ("PL ratio*", ratio.tolist())]
+        name = "loss" if manifest.loss.name in (None, "squared") else manifest.loss.name
+        rows = [(name, series.loss.tolist()), ("PL ratio*", ratio.tolist())]
     except InputError:
         rows = []
     rows.append(("drift", log["drift"].dropna().tolist()))
     if not probes.empty:
         rows.append(("λ_min", probes["lambda_min"].tolist()))
+    width = max(10, *(len(name) for name, _ in rows))
     for name, values in rows:
         if values:
-            lines.append(f"{name:<10} {number(float(values[-1])):>11}  {sparkline(values)}")
+            lines.append(f"{name:<{width}} {number(float(values[-1])):>11}  {sparkline(values)}")
     return "".join(f"{escape.line(line)}\n" for line in lines)

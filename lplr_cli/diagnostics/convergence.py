@@ -186,6 +186,8 @@ def _notes(
     fit: RateFit, sensitivity: dict[str, float | None], lr: tuple[float, float] | None, facts: RunFacts
 ) -> list[str]:
     notes = []
+    if facts.other_loss:
+        notes.append(f"the loss is {facts.other_loss}: the theory's rate is for the squared loss")
     if fit.verdict == "undecided":
         notes.append("undecided: the constants are those of the linear law, not evidence for it")
     if lr is not None and lr[0] != lr[1]:

@@ -36,5 +36,18 @@ class RunFacts:
     eta: float | None = None
     momentum: float | None = None
 
+    @property
+    def other_loss(self) -> str | None:
+        """The name of a loss that is known, and no squared one."""
+        return None if self.loss_name == "squared" else self.loss_name
+
+    @property
+    def bound(self) -> str:
+        """What ½||∇L||²/L along the log is to the ratio on the region: it takes gradients of all data to bound it."""
+        if self.exact is False:
+            return "gradients of mini-batches: biased upwards, no bound"
+        where = "" if self.exact else ", where the log has gradients of all data"
+        return f"valid from below, whatever L* is{where}"
+
 
 NO_FACTS = RunFacts()

@@ -94,6 +94,7 @@ def _section(report: RunReport, index: int) -> str:
         f'<section id="run{index}"><h2>{escape.html(report.name)}</h2>',
         f'<p class="verdict {a.verdict}"><strong>Local PL regime: {a.verdict}.</strong> '
         f"{escape.html(a.explanation)}.</p>",
+        f'<p class="scope">{escape.html(a.scope.line)}.</p>',
         "<h3>Hypotheses and conclusions</h3>",
         _findings(a.findings),
         "<h3>The run itself</h3>",
@@ -152,18 +153,17 @@ def _comparison(reports: Sequence[RunReport]) -> str:
     rows = []
     for i, r in enumerate(reports):
         f = r.audit.figures
-        rate = f["rate"] or {}
         rows.append(
             [
                 _Raw(f'<a href="#run{i}">{escape.html(r.name)}</a>'),
                 r.audit.verdict,
-                number(f["loss"]["last"]),
-                number((f["pl_ratio"] or {}).get("min")),
-                number((f["pl_ratio_star"] or {}).get("min")),
-                number(rate.get("rate"), 7),
-                number(f["drift"]["max"]),
-                number(f["certified_radius"]),
-                number(f["sharpness"]["lr_over_stable"]),
+                number(f.loss.last),
+                number(f.pl_ratio.min if f.pl_ratio else None),
+                number(f.pl_ratio_star.min if f.pl_ratio_star else None),
+                number(f.rate.rate if f.rate else None, 7),
+                number(f.drift_max),
+                number(f.certified_radius),
+                number(f.sharpness.lr_over_stable),
             ]
         )
     columns = ("run", "local PL", "loss", "PL min", "PL* min", "rate ρ", "drift", "certified R", "η·sharpness/2")

@@ -119,7 +119,7 @@ def diagnostics_figure(report: RunReport) -> Figure:
         if "drift" in log and log["drift"].notna().any():
             known = log[log["drift"].notna()]
             drift.plot(known["step"], known["drift"], color=draw.BLUE, label="measured")
-            radius = report.audit.figures["certified_radius"]
+            radius = report.audit.figures.certified_radius
             if radius is not None and math.isfinite(radius):
                 drift.axhline(radius, color=draw.GREEN, label="certified radius")
             drift.legend()

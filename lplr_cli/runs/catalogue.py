@@ -10,7 +10,7 @@ from lplr_cli.errors import InputError, LplrError
 from lplr_cli.runs.directory import RunDirectory
 from lplr_cli.runs.manifest import STATUSES
 
-COLUMNS = ("run", "status", "steps", "parameters", "loss", "drift", "pl_ratio_min", "rate", "error")
+COLUMNS = ("run", "status", "steps", "parameters", "loss_name", "loss", "drift", "pl_ratio_min", "rate", "error")
 
 
 def catalogue(
@@ -46,7 +46,7 @@ def _row(path: Path, summarize: Callable[[RunDirectory], Mapping[str, Any]]) -> 
     try:
         run = RunDirectory.open(path)
         manifest = run.manifest()
-        row["status"], row["parameters"] = manifest.status, manifest.parameters
+        row["status"], row["parameters"], row["loss_name"] = manifest.status, manifest.parameters, manifest.loss.name
         log = run.log()
         known = log["loss"].dropna()
         row["steps"] = int(log["step"].max()) if len(log) else None

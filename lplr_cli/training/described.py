@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lplr_cli.errors import InputError
 from lplr_cli.losses import LOSSES, Loss
+from lplr_cli.ntk import evaluation_mode
 from lplr_cli.runs import BATCHES, EXACT, LossFacts, OptimizerFacts
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -95,6 +96,17 @@ def _mean_scale(name: str, targets: Tensor) -> float | None:
     classes = not targets.is_floating_point()
     plain = targets.dim() == 1 and bool((targets >= 0).all()) if classes else targets.dim() == 2
     return 1.0 if plain else None
+
+
+def target_matrix(module: nn.Module, inputs: Tensor, targets: Tensor, loss: LossFacts) -> Tensor:
+    """Targets as the losses of lplr take them, (n, C): the classes of a cross-entropy as one-hot rows."""
+    if loss.name != "cross-entropy" or targets.is_floating_point() or targets.dim() != 1:
+        return targets.reshape(len(targets), -1)
+    with torch.no_grad(), evaluation_mode(module):
+        classes = module(inputs[:1]).reshape(1, -1).shape[1]
+    if bool((targets < 0).any()) or bool((targets >= classes).any()):
+        return targets.reshape(len(targets), -1)  # classes that the loss ignores have no row
+    return functional.one_hot(targets, classes).to(next(module.parameters()))
 
 
 def optimizer_facts(optimizer: torch.optim.Optimizer, given: OptimizerFacts | None) -> OptimizerFacts:

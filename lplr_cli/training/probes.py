@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lplr_cli import ntk
 from lplr_cli.curvature import sharpness
+from lplr_cli.losses import SQUARED, Loss
 from lplr_cli.ntk import Kernel, Network
 
 Row = dict[str, Any]
@@ -27,6 +28,7 @@ class ProbeSettings:
         engine: see :func:`lplr_cli.ntk.empirical_ntk`.
         verify: whether the lower bound of λ_min is proved as well.
         sharpness: whether the sharpness of the loss over all samples is measured.
+        loss: whose sharpness; None where the loss is not known, and no sharpness is.
         memory: bytes for work space.
     """
 
@@ -35,6 +37,7 @@ class ProbeSettings:
     engine: str = "auto"
     verify: bool = True
     sharpness: bool = True
+    loss: Loss | None = SQUARED
     memory: int = ntk.DEFAULT_MEMORY
 
 
@@ -105,7 +108,9 @@ class Prober:
                 memory=s.memory,
             )
             jacobian_change = math.sqrt(max(0.0, ntk.operator_norm(change)))
-        sharp = sharpness(network, self.inputs, self.targets).value if s.sharpness else None
+        sharp = None
+        if s.sharpness and s.loss is not None:
+            sharp = sharpness(network, self.inputs, self.targets, loss=s.loss).value
         return {
             "step": step,
             "probe_size": s.size,
@@ -125,11 +130,14 @@ class Prober:
         }
 
     def _rayleigh(self, network: Network, kernel: Kernel) -> float | None:
-        """rᵀK r / ||r||² of the residual on the probe's samples; None for other than full outputs."""
+        """rᵀK r / ||r||² of the residual on the samples of the probe; None without all outputs, and targets of them."""
         if kernel.outputs != "full":
             return None
         with torch.no_grad(), ntk.evaluation_mode(self.module):
             f = network.forward(network.cast(self.subset))
-        r = (f - self.targets[: len(f)].to(f)).reshape(-1)
+        targets = self.targets[: len(f)].to(f)
+        if targets.shape != f.shape:
+            return None
+        r = (f - targets).reshape(-1)
         square = float(r @ r)
         return float(r @ (kernel.matrix @ r)) / square if square > 0 else None

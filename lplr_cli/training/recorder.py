@@ -30,7 +30,7 @@ from lplr_cli.runs import (
     described_optimizer,
 )
 from lplr_cli.runs.checkpoint import Checkpoint
-from lplr_cli.training.described import loss_facts, optimizer_facts
+from lplr_cli.training.described import loss_facts, optimizer_facts, target_matrix
 from lplr_cli.training.probes import Prober, ProbeSettings
 from lplr_cli.training.tracked import DTYPES, TrackedParameters, square_norm
 
@@ -132,6 +132,9 @@ class Recorder:
         self._loss_fn = loss_fn
         targets = None if data is None else data[1]
         self._loss = loss_facts(loss, loss_fn, loss_scale, targets, exact=exact_every > 0)
+        if exact_every and loss_fn is None and self._loss.known is None:
+            raise InputError(f"exact values of {self._loss.label} need its function", "pass loss_fn")
+        self._targets = None if data is None else target_matrix(self.module, *data, self._loss)
         self._log_format = log_format
         self._tracked = TrackedParameters(self.module)
         self._step, self._status, self._finite = 0, "running", True
@@ -154,14 +157,14 @@ class Recorder:
         self._log = Appender(self._run.log_path, LOG_COLUMNS, lag=LAG)
         self._probes = Appender(self._run.probes_path, PROBE_COLUMNS) if probe_every else None
         self._save()
-        if probe_every and data is not None:
+        if probe_every and data is not None and self._targets is not None:
             size = min(probe_size, len(data[0]))
             self._prober = Prober(
                 self.module,
                 self._tracked.state(),
                 data[0],
-                data[1].reshape(len(data[0]), -1),
-                ProbeSettings(size=size, sharpness=probe_sharpness and self._loss.squared_scale == 1.0),
+                self._targets,
+                ProbeSettings(size=size, sharpness=probe_sharpness, loss=self._loss.known),
             )
 
     def __enter__(self) -> Recorder:
@@ -330,9 +333,10 @@ class Recorder:
     def _exact(self, micro_batch: int = 1024) -> tuple[float, float]:
         """Loss and ||∇L||² over all data, in evaluation mode and micro-batches; the gradients of the loop stay."""
         assert self.data is not None
+        assert self._targets is not None
         inputs, targets = self.data
         parameters = [p for _, p in self._tracked.named if p.requires_grad]
-        total = 0.0
+        known, total = self._loss.known, 0.0
         sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
         modes = [(m, m.training) for m in self.module.modules()]
         self.module.eval()
@@ -341,10 +345,12 @@ class Recorder:
                 for i in range(0, len(inputs), micro_batch):
                     x, y = inputs[i : i + micro_batch], targets[i : i + micro_batch]
                     out = self.module(x)
-                    if self._loss_fn is None:
-                        part = (out.reshape(len(x), -1) - y.reshape(len(x), -1)).square().sum() / len(inputs)
-                    else:
+                    if self._loss_fn is not None:
                         part = self._loss_fn(out, y) * (len(x) / len(inputs))
+                    else:
+                        assert known is not None
+                        rows = self._targets[i : i + micro_batch]
+                        part = known.total(out.reshape(len(x), -1), rows, len(inputs))
                     for s, g in zip(sums, torch.autograd.grad(part, parameters, materialize_grads=True), strict=True):
                         s.add_(g)
                     total += float(part.detach())
@@ -365,7 +371,7 @@ class Recorder:
                 data=self._data_spec,
                 data_sha256="",
                 input_shape=() if self.data is None else tuple(self.data[0].shape[1:]),
-                outputs=0 if self.data is None else self.data[1].reshape(len(self.data[1]), -1).shape[1],
+                outputs=0 if self._targets is None else self._targets.shape[1],
                 dtype=DTYPES.get(reference.dtype, "float32"),
                 seed=0,
                 step=self._step,
@@ -376,7 +382,7 @@ class Recorder:
 
     def _write_manifest(self) -> None:
         spec, data = self._data_spec, self.data
-        outputs = None if data is None else data[1].reshape(len(data[1]), -1).shape[1]
+        outputs = None if self._targets is None else self._targets.shape[1]
         model = {"kind": type(self.module).__name__} if self._spec is None else self._spec.to_dict()
         schedules = ("exact_every", "log_every", "probe_every", "checkpoint_every")
         manifest = Manifest.begin(

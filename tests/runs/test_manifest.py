@@ -155,7 +155,7 @@ def test_what_plain_gradient_descent_is(build: Any, said: dict[str, Any], plain:
     assert found.optimizer.why_not_plain == why
 
 
-C3 = torch.nn.functional.one_hot(torch.arange(len(X)) % 3).double()
+C2 = torch.nn.functional.one_hot(torch.arange(len(X)) % 2).double()
 
 
 @pytest.mark.parametrize(
@@ -163,20 +163,20 @@ C3 = torch.nn.functional.one_hot(torch.arange(len(X)) % 3).double()
     [
         ({}, Y, "squared", 1.0),
         ({"loss_scale": 0.5}, Y, "squared", 0.5),
-        ({"loss_fn": nn.MSELoss()}, C3, "squared", 1 / 3),
+        ({"loss_fn": nn.MSELoss()}, C2, "squared", 1 / 2),
         ({"loss_fn": torch.nn.functional.mse_loss}, Y, "squared", 1 / Y.shape[1]),
         ({"loss_fn": nn.MSELoss(reduction="sum")}, Y, "squared", None),
-        ({"loss_fn": nn.CrossEntropyLoss()}, torch.arange(len(X)) % 3, "cross-entropy", 1.0),
-        ({"loss_fn": nn.CrossEntropyLoss()}, torch.arange(len(X)) % 3 - 100, "cross-entropy", None),
-        ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, C3, "cross-entropy with label_smoothing", None),
-        ({"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(3))}, C3, "cross-entropy with weight", None),
-        ({"loss_fn": nn.BCEWithLogitsLoss()}, C3, "bce", 1 / 3),
+        ({"loss_fn": nn.CrossEntropyLoss()}, torch.arange(len(X)) % 2, "cross-entropy", 1.0),
+        ({"loss_fn": nn.CrossEntropyLoss()}, torch.arange(len(X)) % 2 - 100, "cross-entropy", None),
+        ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, C2, "cross-entropy with label_smoothing", None),
+        ({"loss_fn": nn.CrossEntropyLoss(weight=torch.ones(3))}, C2, "cross-entropy with weight", None),
+        ({"loss_fn": nn.BCEWithLogitsLoss()}, C2, "bce", 1 / 2),
         ({"loss_fn": nn.L1Loss()}, Y, "l1", None),
         ({"loss_fn": torch.nn.functional.huber_loss}, Y, "huber", None),
         ({"loss_fn": lambda a, b: (a - b).abs().mean()}, Y, None, None),
         ({"loss_fn": lambda a, b: (a - b).square().mean(), "loss_scale": 1.0}, Y, "squared", 1.0),
-        ({"loss": "hinge"}, Y, "hinge", None),
-        ({"loss": Loss("bce", 0.5)}, C3, "bce", 0.5),
+        ({"loss": "hinge", "loss_fn": lambda a, b: (a * b).mean()}, Y, "hinge", None),
+        ({"loss": Loss("bce", 0.5)}, C2, "bce", 0.5),
     ],
 )
 def test_losses_are_named_where_they_are_known(
@@ -200,6 +200,8 @@ def test_options_that_contradict_each_other(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=match):
             Recorder(net(), tmp_path / "r", **options)
+    with pytest.raises(InputError, match="exact values of hinge need its function"):
+        Recorder(net(), tmp_path / "r", data=(X.double(), Y), exact_every=1, loss="hinge")
     assert not (tmp_path / "r").exists()
 
 

@@ -1,0 +1,267 @@
+"""Everything that findings are made from, gathered once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lplr_cli.analysis import (
+    OWN,
+    LogInput,
+    Source,
+    certificate_of_run,
+    open_subject,
+    plain_step,
+    probe_checkpoints,
+    recompute_gradients,
+    trajectory_of,
+)
+from lplr_cli.audit.scope import Scope, scope_of
+from lplr_cli.certificate import (
+    Certificate,
+    Estimates,
+    RatioCheck,
+    RunCheck,
+    check_ratio,
+    check_run,
+    data_confirmed,
+    estimate_constants,
+    own_certificate,
+    why_not_of,
+)
+from lplr_cli.diagnostics import (
+    MIN_POINTS,
+    Convergence,
+    LossSeries,
+    PLRatio,
+    RunFacts,
+    analyse_pl_ratio,
+    analyse_rate,
+    clean_series,
+)
+from lplr_cli.errors import InputError, NumericalError
+from lplr_cli.factories import UnnamedCodeError
+from lplr_cli.ntk import DEFAULT_MEMORY
+from lplr_cli.runs import Manifest, RunDirectory
+
+
+@dataclass(frozen=True)
+class Examination:
+    """How to examine a run.
+
+    Attributes:
+        window: first and last step of the stable window; by rule when None.
+        offline: compute from checkpoints what the log lacks.
+        probe_size: samples of offline probes; all by default.
+        foreign: model and data of a run that does not tell them.
+        certificate: whether to compute the certificate at the start.
+        memory: bytes for kernels.
+    """
+
+    window: tuple[float, float] | None = None
+    offline: bool = False
+    probe_size: int | None = None
+    foreign: Source = OWN
+    certificate: bool = True
+    memory: int = DEFAULT_MEMORY
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The certificate of a run's start, and the run held against it.
+
+    Attributes:
+        certificate: in units of the run's own loss; without μ and β where it does not speak of that loss.
+        why_not: why it does not; empty where it does.
+        confirmed: whether its data are known to be those of the run.
+        check: of containment and rate. ratio: of the PL ratio on the ball.
+        dtype: of the run's arithmetic.
+    """
+
+    certificate: Certificate
+    why_not: str
+    confirmed: bool
+    check: RunCheck
+    ratio: RatioCheck
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Rows of the probes, by step.
+
+    Attributes:
+        table: empty when there are none.
+        full: whether they took all samples.
+        own: whether the run itself measured them, on its own data.
+    """
+
+    table: pd.DataFrame
+    full: bool
+    own: bool
+
+    @property
+    def sharpness(self) -> float | None:
+        """The largest sharpness, of the run's own loss."""
+        if self.table.empty or "sharpness" not in self.table:
+            return None
+        known = self.table["sharpness"].dropna()
+        return float(known.max()) if len(known) else None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known; None where it is not.
+
+    Attributes:
+        scope: what the run is.
+        series: the usable rows of the log.
+        ratio, rate: PL ratio and fitted law.
+        probes: of the kernel.
+        estimates: constants from probes.
+        proof: the certificate; no_proof: why there is none.
+        eta: of plain full-batch gradient descent. lr: of any optimiser.
+        scale: s of the squared loss.
+        exact: whether losses and gradient norms are those of all data; None for a log, which does not tell.
+        why_singular: why K of all samples must be singular; empty where nothing says so.
+    """
+
+    scope: Scope
+    series: LossSeries
+    ratio: PLRatio | None
+    rate: Convergence | None
+    probes: Probes
+    estimates: Estimates | None
+    proof: Proof | None
+    no_proof: str
+    eta: float | None
+    lr: float | None
+    scale: float | None
+    exact: bool | None
+    why_singular: str
+
+    @property
+    def drift(self) -> float | None:
+        """The largest logged ‖θ_t − θ_0‖."""
+        known = self.series.drift[np.isfinite(self.series.drift)]
+        return float(known.max()) if len(known) else None
+
+
+def gather(log: LogInput, how: Examination) -> Evidence:
+    """Read, compute and prove what ``how`` asks for.
+
+    Raises:
+        InputError: a damaged run; checkpoints asked of a log that has none.
+        UnnamedCodeError: the certificate or an offline probe needs code that the user does not name.
+    """
+    run, facts = log.run, log.facts()
+    if how.offline and run is None:
+        raise InputError(f"{log.name} is a log without checkpoints", "--offline-probe needs a run directory")
+    manifest = None if run is None else run.manifest()
+    series, exact = _series(log, manifest, how)
+    probes = _probes(run, manifest, how)
+    eta, why = (None, "the optimiser is not known") if manifest is None else plain_step(manifest, log.log)
+    scale = None if manifest is None else manifest.loss.squared_scale
+    proof, no_proof = _proof(run, how)
+    estimates = None
+    if run is not None and "drift" in log.log:
+        estimates = estimate_constants(log.log, probes.table, scale)
+    return Evidence(
+        scope_of(manifest, eta, why),
+        series,
+        _ratio(series, facts, how),
+        analyse_rate(series, window=how.window, facts=facts) if len(series.loss) >= MIN_POINTS else None,
+        probes,
+        estimates,
+        proof,
+        no_proof,
+        eta,
+        _step_size(manifest, series),
+        scale,
+        exact,
+        _why_singular(run, manifest, how.foreign) if probes.full else "",
+    )
+
+
+def _series(log: LogInput, manifest: Manifest | None, how: Examination) -> tuple[LossSeries, bool | None]:
+    """The log, and whether its values are of all data.
+
+    Where the log has no gradients and checkpoints were asked for, those of the checkpoints, if the loss is known.
+    """
+    series = log.series()
+    if log.run is None or manifest is None:
+        return series, None
+    if not how.offline or series.has_gradients or manifest.loss.known is None:
+        return series, manifest.exact
+    return clean_series(recompute_gradients(log.run, source=how.foreign)), True
+
+
+def _ratio(series: LossSeries, facts: RunFacts, how: Examination) -> PLRatio | None:
+    if not series.has_gradients or len(series.loss) < 2:
+        return None
+    return analyse_pl_ratio(series, window=how.window, facts=facts)
+
+
+def _probes(run: RunDirectory | None, manifest: Manifest | None, how: Examination) -> Probes:
+    if run is None or manifest is None:
+        return Probes(pd.DataFrame(), False, False)
+    table = run.probes()
+    if table.empty and how.offline:
+        found = probe_checkpoints(run, size=how.probe_size, source=how.foreign, memory=how.memory)
+        n = manifest.data.n
+        full = how.probe_size is None or (n is not None and how.probe_size >= n)
+        return Probes(found.sort_values("step"), full, not manifest.recorded)
+    if table.empty:
+        return Probes(table, False, False)
+    size, n = int(table["probe_size"].iloc[0]), manifest.data.n
+    return Probes(table.sort_values("step"), n is not None and size >= n, True)
+
+
+def _step_size(manifest: Manifest | None, series: LossSeries) -> float | None:
+    if manifest is not None and manifest.optimizer.lr is not None:
+        return manifest.optimizer.lr
+    known = series.lr[np.isfinite(series.lr)]
+    return float(known.max()) if len(known) else None
+
+
+def _proof(run: RunDirectory | None, how: Examination) -> tuple[Proof | None, str]:
+    if run is None:
+        return None, "a log alone has no network to certify"
+    if not how.certificate:
+        return None, "not asked for"
+    if 0 not in run.checkpoint_steps():
+        return None, "no checkpoint of the start"
+    try:
+        found, followed = certificate_of_run(run, how.foreign, how.memory), trajectory_of(run)
+    except UnnamedCodeError as error:
+        raise UnnamedCodeError(error.what, f"{error.remedy}, or --no-certificate") from error
+    except (InputError, NumericalError) as error:
+        return None, error.what
+    why = why_not_of(found, followed)
+    proof = Proof(
+        own_certificate(found, followed),
+        why,
+        data_confirmed(found, followed),
+        check_run(found, followed),
+        RatioCheck(0, None, 0) if why else check_ratio(found, followed),
+        followed.dtype,
+    )
+    return proof, ""
+
+
+def _why_singular(run: RunDirectory | None, manifest: Manifest | None, foreign: Source) -> str:
+    """More rows than parameters, or equal inputs where the data can be had."""
+    if run is None or manifest is None:
+        return ""
+    n, outputs, parameters = manifest.data.n, manifest.data.outputs, manifest.parameters
+    if n is not None and outputs is not None and parameters is not None and n * outputs > parameters:
+        return f"K has {n * outputs:,} rows and the network {parameters:,} parameters, so that it must be singular"
+    if not run.checkpoint_steps():
+        return ""
+    try:
+        pair = open_subject(run.path, foreign).dataset.duplicate()
+    except (InputError, NumericalError):
+        return ""
+    return "" if pair is None else f"samples {pair[0]} and {pair[1]} have equal inputs"
