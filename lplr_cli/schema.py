@@ -19,7 +19,10 @@ from lplr_cli.errors import InputError
 # Of whole numbers: what float64 counts exactly. Of characters in one text, of entries in one list or table.
 MOST = 2**53
 LONGEST = 4096
+# The order of an epoch is drawn from (seed << 32) + epoch, which torch takes up to 64 bits.
+MOST_SEED = 2**32 - 1
 MANY = 100_000
+_DEEPEST = 32
 _NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -59,7 +62,12 @@ def matches(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and len(value) <= MANY and all(matches(v, get_args(hint)[0]) for v in value)
     if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and len(value) <= MANY and all(matches(k, str) for k in value)
+        inner = get_args(hint)[1]
+        return (
+            isinstance(value, Mapping)
+            and len(value) <= MANY
+            and all(matches(k, str) and matches(v, inner) for k, v in value.items())
+        )
     return _is_scalar(value, hint)
 
 
@@ -82,6 +90,28 @@ def _is_finite(value: numbers.Real) -> bool:
         return math.isfinite(float(value))
     except OverflowError:
         return False
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is what JSON could hold, and small however often its parts are repeated."""
+    left, level = MANY, [value]
+    for _ in range(_DEEPEST):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.values()
+                if not all(matches(k, str) for k in item):
+                    return False
+            elif isinstance(item, list):
+                below += item
+            elif item is not None and not any(matches(item, kind) for kind in (bool, int, float, str)):
+                return False
+            if len(below) > left:
+                return False
+        if not below:
+            return True
+        left, level = left - len(below), below
+    return False
 
 
 def describe(hint: Any) -> str:

@@ -26,7 +26,7 @@ LAYERS = [
     "models",
     "data",
 ]
-BASE = {"errors", "escape", "factories", "losses", "schema"}
+BASE = {"errors", "escape", "factories", "losses", "reading", "schema"}
 
 
 def imports(path: Path) -> set[str]:

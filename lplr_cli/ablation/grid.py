@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from lplr_cli.data import DataSpec
-from lplr_cli.errors import InputError, first_line
+from lplr_cli.errors import InputError
 from lplr_cli.factories import is_factory_reference, refuse_unnamed
 from lplr_cli.models import ModelSpec
+from lplr_cli.reading import read_toml
 from lplr_cli.training import TrainConfig
 
 # What a grid may vary: every option of train but where its data and results lie.
@@ -98,12 +98,7 @@ def read_grid(path: Path, model: str = "mlp") -> tuple[dict[str, Any], dict[str,
     Raises:
         InputError: unreadable, something that is no option of train, or code that the user does not name.
     """
-    try:
-        record = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})", "give a TOML file with [grid]") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no valid TOML ({first_line(error)})", "see docs on --grid") from error
+    record = read_toml(path, "give a TOML file with [grid]")
     base, axes, single = record.pop("base", {}), record.pop("grid", {}), record.pop("run", [])
     if record or not isinstance(base, dict) or not isinstance(axes, dict) or not isinstance(single, list):
         raise InputError(

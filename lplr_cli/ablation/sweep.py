@@ -16,6 +16,7 @@ from lplr_cli.ablation.grid import Cell, distinct, grid_cells
 from lplr_cli.ablation.recover import smaller_step
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
+from lplr_cli.reading import read_json
 from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
 from lplr_cli.runs.atomic import clear_temporaries, output_errors, write_text
 from lplr_cli.runs.tables import write_parquet
@@ -197,13 +198,7 @@ def read_sweep(out: Path) -> dict[str, Any]:
     Raises:
         InputError: none, or damaged.
     """
-    try:
-        record = json.loads((out / "sweep.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {out / 'sweep.json'}", "give a sweep directory of lplr ablate") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{out / 'sweep.json'} holds no JSON object", "the sweep directory is damaged")
-    return record
+    return read_json(out / "sweep.json", "give a sweep directory of lplr ablate")
 
 
 def failures(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ from lplr_cli.models import (
     infer_mlp,
     load_weights,
     mlp_names,
+    refuse_other_size,
     refuse_unnamed_code,
     unwrap,
 )
@@ -198,6 +199,7 @@ def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
         names = mlp_names(unwrap(checkpoint.parameters))
         return Subject(path, module.eval(), dataset, checkpoint.step, spec, (assumption,), names)
     spec = model or ModelSpec(kind=source.model or "", arguments=dict(source.arguments))
+    refuse_other_size(spec, dataset, checkpoint.parameters, str(path))
     built = build_model(spec, shape, dataset.outputs, seed=checkpoint.seed, dtype=DTYPES[checkpoint.dtype])
     # Buffers and frozen parameters, which training leaves alone, are those of the module as built.
     load_weights(built, checkpoint.parameters, str(path), partial=True)

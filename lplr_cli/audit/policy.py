@@ -11,10 +11,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
-from lplr_cli.errors import InputError, first_line
+from lplr_cli.errors import InputError
+from lplr_cli.reading import read_toml
 
 
 def read_policy(reference: str) -> list[str]:
@@ -25,12 +25,7 @@ def read_policy(reference: str) -> list[str]:
     """
     path, _, name = reference.partition(":")
     name = name or "default"
-    try:
-        sets = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})", "give a TOML file of requirement sets") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no valid TOML ({first_line(error)})", "see the docs of --policy") from error
+    sets = read_toml(Path(path), "give a TOML file of requirement sets")
     if name not in sets:
         raise InputError(f"{path} has no set {name!r}", f"it has {', '.join(sets) or 'none'}: write FILE.toml:SET")
     chosen = sets[name]

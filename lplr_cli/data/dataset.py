@@ -226,6 +226,8 @@ def _load_user(spec: DataSpec) -> Dataset:
     # Whole numbers of 64 bits from a factory are token indices.
     tokens = held.name is None and held.inputs.dtype == np.int64
     inputs: NDArray[Any] = held.inputs if tokens else _numeric(held.inputs, "inputs", origin)
+    if not inputs.size or not held.targets.size:
+        raise InputError(f"{origin} holds no samples", "give at least one")
     if inputs.ndim < 2:
         raise InputError(f"inputs of {origin} have shape {inputs.shape}", "give them as (n, features) or (n, …)")
     if held.targets.ndim not in (1, 2) or len(held.targets) != len(inputs):

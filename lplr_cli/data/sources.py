@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lplr_cli.errors import InputError
+from lplr_cli.reading import BULK, open_regular
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,12 @@ class LabelledImages:
     origin: str
 
 
-def _open(path: Path) -> IO[bytes]:
-    stream: Any = (gzip.open if path.suffix == ".gz" else open)(path, "rb")
-    opened: IO[bytes] = stream
-    return opened
-
-
 def _read(path: Path, limit: int) -> bytes:
     """At most ``limit`` bytes of a file, gzipped or not; more is refused, so that no gzip bomb unpacks."""
     try:
-        with _open(path) as stream:
-            content = stream.read(limit + 1)
+        with open_regular(path, BULK, "check the file") as stream:
+            unpacked: IO[bytes] = gzip.GzipFile(fileobj=stream) if path.suffix == ".gz" else stream  # type: ignore[assignment]
+            content = unpacked.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path} ({error})", "check the file") from error
     if len(content) > limit:
@@ -160,13 +156,13 @@ def _cifar_members(directory: Path) -> list[tuple[str, bytes, _Parser]]:
             continue
         members: list[tuple[str, bytes, _Parser]] = []
         try:
-            with tarfile.open(directory / archive) as tar:
+            with open_regular(directory / archive, BULK) as stream, tarfile.open(fileobj=stream) as tar:
                 for i in range(1, 6):
                     name = f"{folder_name}/data_batch_{i}{suffix}"
-                    stream = tar.extractfile(name)
-                    if stream is None:
+                    member = tar.extractfile(name)
+                    if member is None:
                         raise KeyError(f"{name} is no file")
-                    members.append((name, stream.read(_CIFAR_BATCH_LIMIT), parser))
+                    members.append((name, member.read(_CIFAR_BATCH_LIMIT), parser))
         except (tarfile.TarError, OSError, EOFError, KeyError, zlib.error) as error:
             raise InputError(f"cannot read {directory / archive} ({error})", "fetch the archive again") from error
         return members

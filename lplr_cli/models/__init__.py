@@ -9,8 +9,8 @@ from lplr_cli.models.spec import (
     ModelSpec,
     build_model,
     check_outputs,
-    expected_parameters,
     parameter_count,
+    refuse_other_size,
     refuse_unnamed_code,
 )
 
@@ -27,12 +27,12 @@ __all__ = [
     "activation_of",
     "build_model",
     "check_outputs",
-    "expected_parameters",
     "infer_mlp",
     "load_weights",
     "make_activation",
     "mlp_names",
     "parameter_count",
+    "refuse_other_size",
     "refuse_unnamed_code",
     "unwrap",
 ]

@@ -15,7 +15,7 @@ from lplr_cli.errors import InputError, first_line
 from lplr_cli.factories import Word, import_factory, is_factory_reference, model_options, refuse_unnamed
 from lplr_cli.models.mlp import MLP, initialise
 from lplr_cli.models.resnet import ResNet
-from lplr_cli.schema import check_fields
+from lplr_cli.schema import check_fields, is_plain
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # A network of lplr's own beyond these is refused before anything is allocated: 8 GiB of float64.
@@ -90,6 +90,8 @@ class ModelSpec:
         if not isinstance(record, Mapping) or not set(record) <= known or "kind" not in record:
             keys = sorted(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
             raise InputError(f"model specification with keys {keys}", "it comes from another version")
+        if not is_plain(record.get("arguments")):
+            raise InputError(f"{told_by} has arguments that are no plain values", "it comes from another program")
         return cls(**record, told_by=told_by)
 
     @property
@@ -167,11 +169,20 @@ def build_model(
     return model
 
 
-def expected_parameters(spec: ModelSpec, input_shape: tuple[int, ...], outputs: int) -> int | None:
-    """Parameters of a model of lplr's own, trained or not, without allocating any; None for a factory."""
+def refuse_other_size(spec: ModelSpec, dataset: Dataset, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse to build a network of lplr's own that is larger than the weights it is to be given.
+
+    Raises:
+        InputError: with both sizes.
+    """
     if is_factory_reference(spec.kind):
-        return None
-    return sum(p.numel() for p in _bare(spec, input_shape, outputs, torch.device("meta")).parameters())
+        return
+    size = parameter_count(_bare(spec, tuple(dataset.inputs.shape[1:]), dataset.outputs, torch.device("meta")))
+    held = sum(t.numel() for t in tensors.values())
+    if size > held:
+        raise InputError(
+            f"{origin} holds {held:,} parameters, the model that it names {size:,}", "it belongs to another model"
+        )
 
 
 def _from_factory(spec: ModelSpec, seed: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
-from lplr_cli.models import ModelSpec
+from lplr_cli.models import DTYPES, ModelSpec
 from lplr_cli.runs.atomic import write_atomically
-from lplr_cli.runs.foreign_weights import read_record
+from lplr_cli.runs.foreign_weights import read_record, refuse_strange
+from lplr_cli.schema import MOST_SEED, check_fields
 
 FORMAT = "lplr-checkpoint"
+_LONGEST_RNG = 1 << 20
 SCHEMA_VERSION = 1
 
 
@@ -96,20 +98,34 @@ def parse_checkpoint(record: Any, path: Path) -> Checkpoint:
             f"{path} has schema version {record.get('schema_version')!r}",
             f"this lplr reads version {SCHEMA_VERSION}",
         )
-    try:
-        return Checkpoint(
-            model=None if record["model"] is None else ModelSpec.from_dict(record["model"], str(path)),
-            data=None if record["data"] is None else DataSpec.from_dict(record["data"], str(path)),
-            data_sha256=str(record["data_sha256"]),
-            input_shape=tuple(int(v) for v in record["input_shape"]),
-            outputs=int(record["outputs"]),
-            dtype=str(record["dtype"]),
-            seed=int(record["seed"]),
-            step=int(record["step"]),
-            parameters={str(k): v for k, v in record["parameters"].items()},
-            optimizer={str(k): v for k, v in record["optimizer"].items()},
-            rng=record["rng"],
-            loss_scale=None if record["loss_scale"] is None else float(record["loss_scale"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} lacks or garbles {error}", "the file is damaged") from error
+    missing = [f.name for f in fields(Checkpoint) if f.name not in record]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}", "the file is damaged")
+    values = {f.name: record[f.name] for f in fields(Checkpoint)}
+    if isinstance(values["input_shape"], list):
+        values["input_shape"] = tuple(values["input_shape"])
+    for name, kind in (("model", ModelSpec), ("data", DataSpec)):
+        if values[name] is not None:
+            values[name] = kind.from_dict(values[name], str(path))
+    checkpoint = Checkpoint(**values)
+    check_fields(checkpoint, str(path), "the file is damaged")
+    _refuse_values(checkpoint, path)
+    return checkpoint
+
+
+def _refuse_values(checkpoint: Checkpoint, path: Path) -> None:
+    """Values of the right type that no checkpoint has."""
+    c = checkpoint
+    wrong = {
+        "dtype": c.dtype not in DTYPES,
+        "seed": not 0 <= c.seed <= MOST_SEED,
+        "step": c.step < 0,
+        "outputs": c.outputs < 0,
+        "input_shape": min(c.input_shape, default=0) < 0,
+        "loss_scale": c.loss_scale is not None and c.loss_scale <= 0,
+        "rng": c.rng is not None and (c.rng.dtype != torch.uint8 or c.rng.ndim != 1 or len(c.rng) > _LONGEST_RNG),
+    }
+    found = [name for name, is_wrong in wrong.items() if is_wrong]
+    if found:
+        raise InputError(f"{path} has a {found[0]} that no run has", "the file is damaged")
+    refuse_strange({**c.parameters, **{f"optimizer.{k}": v for k, v in c.optimizer.items()}}, str(path))

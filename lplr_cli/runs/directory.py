@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from lplr_cli.errors import InputError, OutputError
+from lplr_cli.reading import read_json
 from lplr_cli.runs.atomic import clear_temporaries, output_errors, write_text
 from lplr_cli.runs.manifest import SCHEMA_VERSION, STATUSES, Manifest
 from lplr_cli.runs.tables import (
@@ -230,16 +231,7 @@ class RunDirectory:
         return load_checkpoint(self.checkpoint_path(step))
 
     def _read_json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read {path} ({error.strerror})", "give a run directory of lplr") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is no valid JSON", "the run directory is damaged") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{path} holds no JSON object", "the run directory is damaged")
-        return record
+        return read_json(self.path / name, "give a run directory of lplr, not damaged")
 
     def _write_json(self, name: str, record: dict[str, Any]) -> None:
         if not self.path.is_dir():

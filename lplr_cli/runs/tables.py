@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from lplr_cli import escape
+from lplr_cli import escape, reading
 from lplr_cli.errors import InputError, first_line
 from lplr_cli.runs.atomic import output_errors, write_atomically
 
@@ -147,10 +147,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     Raises:
         InputError: the file is missing, has no header, or its lines do not fit the header.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})", "give a run directory") from error
+    content = reading.read_bytes(path, remedy="give a run directory")
     whole = content[: content.rfind(b"\n") + 1]
     try:
         frame: pd.DataFrame = pd.read_csv(io.BytesIO(whole), **exact_floats())
@@ -161,10 +158,8 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 def read_parquet(path: Path) -> pd.DataFrame:
     """A Parquet table; InputError when it cannot be read."""
-    try:
-        return pd.read_parquet(path)
-    except Exception as error:
-        raise InputError(f"cannot read {path} ({first_line(error)})", "the file is no Parquet table") from error
+    with reading.open_regular(path, remedy="give a run directory") as stream:
+        return reading.read_parquet(stream, str(path))[0]
 
 
 def checked(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:
@@ -207,8 +202,8 @@ def truncate_before(path: Path, columns: Sequence[str], step: int) -> None:
     if not path.exists():
         return
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = reading.read_bytes(path, remedy="the run directory is damaged").decode("utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"cannot read {path} ({error})", "the run directory is damaged") from error
     lines = content[: content.rfind("\n") + 1].splitlines(keepends=True)
     if not lines:

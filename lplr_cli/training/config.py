@@ -11,13 +11,11 @@ from lplr_cli.errors import InputError
 from lplr_cli.factories import Word, is_factory_reference
 from lplr_cli.models import DTYPES, ModelSpec, refuse_unnamed_code
 from lplr_cli.runs import LOG_FORMATS
-from lplr_cli.schema import check_fields
+from lplr_cli.schema import MOST_SEED, check_fields
 
 OPTIMIZERS = ("gd", "sgd")
 SCHEDULES = ("constant", "cosine")
 LOSSES = ("squared",)
-# The order of an epoch is drawn from (seed << 32) + epoch, which torch takes up to 64 bits.
-MOST_SEED = 2**32 - 1
 AUTO_PROBE_ROWS = 1024
 AUTO_PROBE_SAMPLES = 100
 

@@ -49,17 +49,25 @@ class FlatParameters:
         Raises:
             InputError: names or shapes that do not match, listing them.
         """
+        with torch.no_grad():
+            self.theta.copy_(self.flattened(values))
+
+    def flattened(self, values: dict[str, Tensor]) -> Tensor:
+        """θ of a dictionary, in the order, dtype and place of this one.
+
+        Raises:
+            InputError: names or shapes that do not match, listing them.
+        """
         missing = sorted(set(self.names) - set(values))
         if missing:
             raise InputError(f"the checkpoint lacks {', '.join(missing)}", "it belongs to another model")
-        with torch.no_grad():
-            for name, p in zip(self.names, self.parameters, strict=True):
-                if values[name].shape != p.shape:
-                    raise InputError(
-                        f"{name} has shape {tuple(values[name].shape)}, the model {tuple(p.shape)}",
-                        "the checkpoint belongs to another model",
-                    )
-                p.copy_(values[name])
+        for name, p in zip(self.names, self.parameters, strict=True):
+            if values[name].shape != p.shape:
+                raise InputError(
+                    f"{name} has shape {tuple(values[name].shape)}, the model {tuple(p.shape)}",
+                    "the checkpoint belongs to another model",
+                )
+        return torch.cat([values[k].detach().reshape(-1).to(self.theta) for k in self.names])
 
     def grad_norm_sq(self) -> float:
         """||∇L||², accumulated in float64."""

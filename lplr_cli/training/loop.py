@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lplr_cli.curvature import sharpness
-from lplr_cli.data import load_dataset
+from lplr_cli.data import Dataset, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.factories import SILENT, Word
-from lplr_cli.models import parameter_count, refuse_unnamed_code
+from lplr_cli.models import parameter_count, refuse_other_size, refuse_unnamed_code
 from lplr_cli.runs import (
     EXACT,
     LOG_COLUMNS,
@@ -32,6 +33,9 @@ from lplr_cli.training.config import TrainConfig
 from lplr_cli.training.observers import Checkpoints, Divergence, Log, Probes, Progress, Reporter, Signals
 from lplr_cli.training.probes import Prober, ProbeSettings
 from lplr_cli.training.trainer import Observer, Trainer
+
+# A run may say with how many threads it ran; more than this a core says something else.
+_THREADS_PER_CORE = 4
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,7 @@ def resume(path: Path, *, word: Word = SILENT, on_progress: Callable[[Progress],
         return Outcome(run, manifest.status, int(run.log()["step"].iloc[-1]), f"the run {manifest.status} before")
     run.lock()
     try:
-        config = TrainConfig.from_dict(manifest.config, str(path / "run.json")).vouched(word)
-        dataset = load_dataset(config.data)
-        if dataset.fingerprint != manifest.data.sha256:
-            raise InputError(f"the data of {path} changed since it began", "restore the data or start a new run")
-        trainer = Trainer(config, dataset)
+        trainer = Trainer(*_same(run, word))
         step = _restore(trainer, run)
         run.restore_csv()
         truncate_before(run.log_path, LOG_COLUMNS, step)
@@ -149,6 +149,22 @@ def resume(path: Path, *, word: Word = SILENT, on_progress: Callable[[Progress],
         return _run(trainer, run, step, Clock(float(elapsed) if elapsed == elapsed else 0.0), on_progress)
     finally:
         run.unlock()
+
+
+def _same(run: RunDirectory, word: Word) -> tuple[TrainConfig, Dataset]:
+    """Configuration and data of a run, once more.
+
+    Raises:
+        InputError: data that changed, a network larger than the run's, or code that the user does not name.
+    """
+    manifest = run.manifest()
+    config = TrainConfig.from_dict(manifest.config, str(run.path / "run.json")).vouched(word)
+    dataset = load_dataset(config.data)
+    if dataset.fingerprint != manifest.data.sha256:
+        raise InputError(f"the data of {run.path} changed since it began", "restore the data or start a new run")
+    if 0 in run.checkpoint_steps():
+        refuse_other_size(config.model, dataset, run.load(0).parameters, str(run.checkpoint_path(0)))
+    return config, dataset
 
 
 def _restore(trainer: Trainer, run: RunDirectory) -> int:
@@ -183,15 +199,14 @@ def repeat(
     Raises:
         InputError: no run of lplr's own, data that changed since, or code that the user does not name (``word``).
     """
-    manifest = RunDirectory.open(path).manifest()
+    run = RunDirectory.open(path)
+    manifest = run.manifest()
     if manifest.recorded:
         raise InputError(f"{path} was recorded from another program", "repeat it there")
-    config = TrainConfig.from_dict(manifest.config, str(path / "run.json")).vouched(word)
-    if load_dataset(config.data).fingerprint != manifest.data.sha256:
-        raise InputError(f"the data of {path} changed since it began", "restore the data")
+    config, _ = _same(run, word)
     former = torch.get_num_threads()
     if manifest.threads:
-        torch.set_num_threads(manifest.threads)
+        torch.set_num_threads(min(manifest.threads, _THREADS_PER_CORE * (os.cpu_count() or 1)))
     try:
         where = out or _free_name((root or Path("runs")) / path.resolve().name)
         return train(config, where, on_progress=on_progress)
@@ -220,7 +235,10 @@ def _run(
         run.save(trainer.checkpoint(0))
         start, first_loss = trainer.flat.state(), None
     else:
-        start, first_loss = run.load(0).parameters, float(run.log()["loss"].iloc[0])
+        known = run.log()["loss"].dropna()
+        if known.empty:
+            raise InputError(f"{run.log_path} has no loss", "the run directory is damaged")
+        start, first_loss = run.load(0).parameters, float(known.iloc[0])
     trainer.begin_at(start)
     signals = Signals(run, trainer)
     with (

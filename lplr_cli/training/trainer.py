@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.data import Dataset
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 from lplr_cli.losses import Loss
 from lplr_cli.models import DTYPES, build_model, check_outputs
 from lplr_cli.ntk import Network
@@ -28,8 +28,8 @@ def resolve_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).tolist()  # the meta device has no values
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {name!r} is not there", "use cpu, or cuda where torch sees a GPU") from error
     return device
 
@@ -189,13 +189,23 @@ class Trainer:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from ``checkpoint``."""
+        """Continue from ``checkpoint``.
+
+        Raises:
+            InputError: it belongs to another model, or is damaged.
+        """
         self.flat.load(checkpoint.parameters)
-        if self.momentum is not None and "momentum" in checkpoint.optimizer:
-            self.momentum.copy_(checkpoint.optimizer["momentum"])
-        if checkpoint.rng is not None:
-            torch.set_rng_state(checkpoint.rng)
+        try:
+            if self.momentum is not None and "momentum" in checkpoint.optimizer:
+                self.momentum.copy_(checkpoint.optimizer["momentum"])
+            if checkpoint.rng is not None:
+                torch.set_rng_state(checkpoint.rng)
+        except RuntimeError as error:
+            raise InputError(
+                f"the checkpoint of step {checkpoint.step} does not fit ({first_line(error)})",
+                "it belongs to another run",
+            ) from error
 
     def begin_at(self, start: dict[str, Tensor]) -> None:
         """Measure the drift from θ_0 = ``start``."""
-        self._reference = torch.cat([start[k].reshape(-1) for k in self.flat.names]).to(self.flat.theta, copy=True)
+        self._reference = self.flat.flattened(start).clone()

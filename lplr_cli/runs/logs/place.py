@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import os
-import stat
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,11 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from lplr_cli.errors import InputError, first_line
+from lplr_cli.reading import LOG, UNPACKED, open_regular
 
-# A log longer than this is not read.
-MAX_BYTES = 4 << 30
-# A compressed log that unpacks to more than this is not read.
-_UNPACKED = 1 << 30
 # Kept in memory while it is unpacked or piped; what is longer goes to a temporary file.
 _IN_MEMORY = 64 << 20
 _HEAD = 64 << 10
@@ -92,30 +87,12 @@ def opened(path: Path) -> Iterator[Place]:
         yield Place(str(path), path, None, b"")
         return
     try:
-        with open_regular(path) as raw:
-            size = os.fstat(raw.fileno()).st_size
-            if size > MAX_BYTES:
-                raise InputError(f"{path} has {size:,} bytes", f"logs up to {MAX_BYTES:,} are read; write fewer rows")
-            with _placed(raw, str(path), path) as place:
-                yield place
+        with open_regular(path, LOG, "give a run directory, a log or -") as raw, _placed(raw, str(path), path) as place:
+            yield place
     except OSError as error:
         raise InputError(
             f"cannot read {path} ({error.strerror or first_line(error)})", "give a readable log"
         ) from error
-
-
-def open_regular(path: Path) -> IO[bytes]:
-    """A regular file for reading; pipes and devices, which may never end, are refused.
-
-    Raises:
-        InputError: something else than a regular file.
-        OSError: it cannot be opened.
-    """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise InputError(f"{path} is no file", "give a run directory, a log or -")
-    return os.fdopen(descriptor, "rb")
 
 
 @contextmanager
@@ -130,7 +107,7 @@ def piped(stream: IO[bytes], name: str) -> Iterator[Place]:
             yield place
         return
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as kept:
-        _copy(stream, kept, MAX_BYTES, name)
+        _copy(stream, kept, LOG, name)
         with _placed(kept, name, None) as place:
             yield place
 
@@ -146,7 +123,7 @@ def _placed(raw: IO[bytes], name: str, path: Path | None) -> Iterator[Place]:
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as plain:
         try:
             with unpacker(raw) as unpacked:
-                _copy(unpacked, plain, _UNPACKED, name)
+                _copy(unpacked, plain, UNPACKED, name)
         except (OSError, EOFError, zlib.error, ValueError) as error:
             raise InputError(f"cannot unpack {name} ({first_line(error)})", "the compressed file is damaged") from error
         head = plain.read(_HEAD)

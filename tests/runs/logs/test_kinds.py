@@ -238,7 +238,7 @@ def test_databases_run_nothing_of_their_own(make: Callable[[Path], Path], tmp_pa
 
 
 def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "_UNPACKED", 1 << 20)
+    monkeypatch.setattr(place, "UNPACKED", 1 << 20)
     with pytest.raises(InputError, match="holds more than"):
         read_foreign_log(written(gzip.compress(b"0" * (3 << 20)))(tmp_path))
     monkeypatch.setattr(json_document, "_MOST_BYTES", 1000)
