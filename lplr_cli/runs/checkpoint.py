@@ -86,16 +86,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def is_checkpoint(record: Any) -> bool:
     """Whether a record read from a file claims to be a checkpoint of lplr."""
-    return isinstance(record, dict) and record.get("format") == FORMAT
+    return isinstance(record, dict) and isinstance(record.get("format"), str) and record["format"] == FORMAT
 
 
 def parse_checkpoint(record: Any, path: Path) -> Checkpoint:
     """A checkpoint from its record; see :func:`load_checkpoint`."""
     if not is_checkpoint(record):
         raise InputError(f"{path} is no checkpoint of lplr", "give a file written by lplr train")
-    if record.get("schema_version") != SCHEMA_VERSION:
+    version = record.get("schema_version")
+    if not isinstance(version, int) or version != SCHEMA_VERSION:
         raise InputError(
-            f"{path} has schema version {record.get('schema_version')!r}",
+            f"{path} has schema version {str(version)[:20]}",
             f"this lplr reads version {SCHEMA_VERSION}",
         )
     missing = [f.name for f in fields(Checkpoint) if f.name not in record]
