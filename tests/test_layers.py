@@ -8,7 +8,7 @@ from pathlib import Path
 import lplr_cli
 
 ROOT = Path(lplr_cli.__file__).parent
-# From the top down; a layer may import those after it. `errors`, `escape`, `factories` and `losses` are below all.
+# From the top down; a layer may import those after it. What stands in BASE is below all.
 LAYERS = [
     "cli",
     "api",

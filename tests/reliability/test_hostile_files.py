@@ -225,6 +225,8 @@ WRONG: list[dict[str, Any]] = [
     {"parameters": {"layers.0.weight": 1}},
     {"rng": torch.zeros(3)},
     {"optimizer": {"momentum": "m"}},
+    {"schema_version": torch.zeros(2, 2)},
+    {"format": torch.zeros(2)},
 ]
 
 
