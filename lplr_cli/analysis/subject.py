@@ -23,6 +23,7 @@ from lplr_cli.models import (
     mlp_names,
     refuse_other_size,
     refuse_unnamed_code,
+    take_logits,
     unwrap,
 )
 from lplr_cli.ntk import Network
@@ -110,11 +111,31 @@ def find_checkpoint(path: Path, step: int | None = None) -> Path:
     """``path`` itself, or of a run directory the checkpoint of ``step``, the last one by default."""
     if not path.is_dir():
         return path
+    if not (path / "run.json").exists():
+        saved = _saved_model(path)
+        if saved is not None:
+            return saved
     run = RunDirectory.open(path)
     steps = run.checkpoint_steps()
     if not steps:
         raise InputError(f"{path} has no checkpoint", "give a run with checkpoints, or a file")
     return run.checkpoint_path(steps[-1] if step is None else step)
+
+
+def _saved_model(folder: Path) -> Path | None:
+    """The weights in a folder of Hugging Face's, its last checkpoint where it holds several; None in other folders.
+
+    Raises:
+        InputError: they are spread over several files.
+    """
+    numbered = {int(p.name[11:]): p for p in folder.glob("checkpoint-*") if p.name[11:].isdecimal() and p.is_dir()}
+    for place in (folder, *([numbered[max(numbered)]] if numbered else [])):
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if (place / name).is_file():
+                return place / name
+            if (place / f"{name}.index.json").is_file():
+                raise InputError(f"{place} holds its weights in several files", "save it with max_shard_size='50GB'")
+    return None
 
 
 def open_subject(path: Path, source: Source = OWN, *, step: int | None = None) -> Subject:
@@ -147,7 +168,9 @@ def open_subject(path: Path, source: Source = OWN, *, step: int | None = None) -
         assumption = f"code of {source.model}, weights of {weights.origin}"
     else:
         module, spec, assumption = _mlp(weights.tensors, dataset, source, weights.origin)
-    check_outputs(module.eval(), dataset)
+    taken = take_logits(module.eval(), dataset)
+    check_outputs(module, dataset)
+    assumption += ", its logits" if taken else ""
     note = f" ({dataset.note})" if dataset.note else ""
     return Subject(
         path,
@@ -203,7 +226,8 @@ def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
     built = build_model(spec, shape, dataset.outputs, seed=checkpoint.seed, dtype=DTYPES[checkpoint.dtype])
     # Buffers and frozen parameters, which training leaves alone, are those of the module as built.
     load_weights(built, checkpoint.parameters, str(path), partial=True)
-    check_outputs(built.eval(), dataset)
+    take_logits(built.eval(), dataset)
+    check_outputs(built, dataset)
     return Subject(path, built, dataset, checkpoint.step, spec)
 
 

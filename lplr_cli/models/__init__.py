@@ -12,6 +12,7 @@ from lplr_cli.models.spec import (
     parameter_count,
     refuse_other_size,
     refuse_unnamed_code,
+    take_logits,
 )
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "parameter_count",
     "refuse_other_size",
     "refuse_unnamed_code",
+    "take_logits",
     "unwrap",
 ]

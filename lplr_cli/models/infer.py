@@ -55,7 +55,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, 
     prefixes = {k.split(".", 1)[0] + "." for k in candidates[1] if "." in k}
     candidates += [{k.removeprefix(p): v for k, v in candidates[1].items() if k.startswith(p)} for p in prefixes]
     needed = [k for k, p in module.named_parameters() if p.requires_grad] if partial else list(own)
-    found = max(candidates, key=lambda c: len(c.keys() & set(needed)))
+    found = _with_tied(max(candidates, key=lambda c: len(c.keys() & set(needed))), own)
     missing = [k for k in needed if k not in found]
     if missing:
         raise InputError(
@@ -73,6 +73,13 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, 
         for name, value in own.items():
             if name in found:
                 value.copy_(found[name])
+
+
+def _with_tied(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tied weights, which files such as safetensors keep once, under all their names in the module."""
+    by_memory = {(own[k].data_ptr(), own[k].shape): v for k, v in found.items() if k in own and own[k].numel()}
+    places = {k: (v.data_ptr(), v.shape) for k, v in own.items() if k not in found}
+    return found | {k: by_memory[place] for k, place in places.items() if place in by_memory}
 
 
 def mlp_layers(names: Iterable[str]) -> list[str]:

@@ -228,6 +228,25 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def take_logits(module: nn.Module, dataset: Dataset) -> bool:
+    """Let a module whose answer is a record with ``logits``, as those of transformers are, give these alone.
+
+    Returns:
+        Whether it is such a module.
+    """
+    parameter = next(module.parameters(), None)
+    inputs, _ = dataset.tensors(None if parameter is None else parameter.dtype)
+    try:
+        with torch.no_grad():
+            out = module(inputs[:1])
+    except Exception:  # whatever it is, check_outputs says it
+        return False
+    if not isinstance(out, Mapping) or not isinstance(out.get("logits"), Tensor):
+        return False
+    module.register_forward_hook(lambda _module, _inputs, answer: answer["logits"])
+    return True
+
+
 def check_outputs(module: nn.Module, dataset: Dataset) -> None:
     """Refuse a module that cannot take the samples or has another number of outputs than the targets.
 

@@ -66,8 +66,9 @@ def _unpickled(stream: IO[bytes], path: Path) -> Any:
         what = f"an object of {culprit.group(1)}" if culprit else "objects"
         raise InputError(
             f"{path} holds {what} that only unpickling could read, which may run code",
-            "where you trust it, keep its tensors: "
-            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt')",
+            'where you trust it, keep its tensors, with its code at hand: python -c "import torch; '
+            f"m = torch.load('{path}', weights_only=False); "
+            "torch.save(getattr(m, 'state_dict', lambda: m['state_dict'])(), 'weights.pt')\"",
         ) from error
     except Exception as error:  # what torch raises on garbage is open-ended
         raise InputError(
