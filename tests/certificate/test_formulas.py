@@ -89,6 +89,7 @@ def test_no_mu_where_nothing_is_left(slack: float) -> None:
     assert found.mu_jacobian is None
     assert found.mu_kernel is None
     assert at_radius(AtStart(1.0, 1e-200, 1.0, 1.0), 0.0, 1.0).mu_jacobian is None
+    assert at_radius(AtStart(1.0, 0.0, 1.0, 1.0), 0.0, 1.0).mu_kernel is None
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -123,8 +124,9 @@ def test_losses_of_every_size() -> None:
     for size in (1e-300, 1e-170, 1e170, 1e300):
         assert sqrt_loss_upper(f, none, torch.full((2, 1), size, dtype=torch.float64)) == pytest.approx(size)
     assert sqrt_loss_upper(f, none, f) == 0
-    with pytest.raises(InputError, match="not finite"):
-        sqrt_loss_upper(f, none, f + math.nan)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(InputError, match="not finite"):
+            sqrt_loss_upper(f, none, torch.tensor([[1.0], [bad]], dtype=torch.float64))
     with pytest.raises(InputError, match="shape"):
         sqrt_loss_upper(f, none, f[:1])
 
@@ -134,7 +136,9 @@ def constant(sigma: float, l_j: float, root: float) -> Callable[[float], AtRadiu
     return lambda r: at_radius(AtStart(1.0, sigma, 2.0, root), l_j, r)
 
 
-@pytest.mark.parametrize(("ratio", "holds"), [(0.3, True), (0.999, True), (1.001, True), (1.97, True), (2.0, False)])
+@pytest.mark.parametrize(
+    ("ratio", "holds"), [(0.3, True), (0.999, True), (1.001, True), (1.97, True), (1.995, False), (2.0, False)]
+)
 def test_containment_is_decided_where_the_theorem_says(ratio: float, holds: bool) -> None:
     """R (σ - L_J R) is at most σ²/(4 L_J): solvable for τ where that reaches 2 √L_0/(2 - τ)."""
     sigma, l_j = 0.8, 0.5
@@ -308,7 +312,7 @@ def test_depth_zero_in_ntk_parametrisation_counts_the_rounding_of_the_scale() ->
     assert BallBounds(SmoothMLP.from_module(standard), x).jacobian_error == 0
 
 
-SCALES = [1e-161, 1e-120, 1e-59, 1e-30, 1e30, 1e59, 1e70, 1e100, 1e160, 1e300, math.inf, math.nan]
+SCALES = [1e-161, 1e-59, 1e59, 1e100, 1e160, math.nan]
 
 
 @pytest.mark.parametrize("scale", SCALES)

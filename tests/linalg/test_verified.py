@@ -47,7 +47,7 @@ def nearly_singular(size: int, seed: int, dtype: torch.dtype = torch.float64) ->
 def test_the_bound_at_the_largest_shift_that_cholesky_accepts(size: int, dtype: torch.dtype) -> None:
     """No margin helps there: the shift alone is above λ_min for some matrices, the bound for none."""
     unsound = 0
-    for seed in range(40):
+    for seed in range(20):
         kernel = nearly_singular(size, seed, dtype)
         exact = rational(kernel)
         shift = largest_accepted(kernel, 2 * float(kernel.trace()))
@@ -57,7 +57,7 @@ def test_the_bound_at_the_largest_shift_that_cholesky_accepts(size: int, dtype: 
         unsound += not is_semidefinite(shifted(exact, Fraction(shift)))
         value = math.nextafter(shift - slack, -math.inf)
         assert is_semidefinite(shifted(exact, Fraction(value)))
-    assert unsound >= 4
+    assert unsound >= 2
 
 
 def test_a_two_by_two_matrix_whose_factorisation_is_wrong() -> None:
