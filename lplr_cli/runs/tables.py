@@ -180,6 +180,8 @@ def checked(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataF
             frame[column] = frame[column].astype("float64")
     if not frame["step"].between(0, 2**53).all():
         raise InputError(f"{path} has a row without a step", "the run directory is damaged")
+    if "probe_size" in columns and not frame["probe_size"].between(1, 2**53).all():
+        raise InputError(f"{path} has a probe without samples", "the run directory is damaged")
     return frame
 
 

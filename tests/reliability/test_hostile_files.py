@@ -278,6 +278,18 @@ def test_checkpoints_that_do_not_fit_are_no_fault(work: Path, lplr: Lplr) -> Non
         path.write_text(json.dumps({**json.loads(path.read_text()), "status": "interrupted"}))
 
 
+@pytest.mark.parametrize("value", ["inf", "", "-1", "nan", "text"])
+@pytest.mark.parametrize("column", [0, 1])
+def test_counts_in_tables(value: str, column: int, work: Path, lplr: Lplr) -> None:
+    """Steps and sizes of probes, found by fuzzing."""
+    path = work / "r" / "probes.csv"
+    header, *rows = path.read_text().splitlines()
+    cells = rows[0].split(",")
+    path.write_text("\n".join([header, ",".join([*cells[:column], value, *cells[column + 1 :]]), *rows[1:], ""]))
+    for command in (("pl-ratio", "r"), ("audit", "r")):
+        assert lplr(*command) == 2
+
+
 @pytest.mark.parametrize("seed", ["4294967296", "-1", "99999999999999999999999"])
 def test_seeds_out_of_range(seed: str, lplr: Lplr) -> None:
     assert lplr("train", "mnist", "--samples", "6", "--width", "2", "--seed", seed, "--optimizer", "sgd") == 2
