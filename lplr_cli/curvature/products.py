@@ -13,7 +13,7 @@ sections 1 and 9). Every product is exact to rounding; there are three ways to o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,8 +118,7 @@ class LossCurvature:
         self.products += 1
         direction = self._split(v)
         if self._graph is not None:
-            kept = self._graph
-            return self._summed(lambda _: self._pull(kept, direction, keep=True))
+            return self._vector([self._pull(self._graph, direction, keep=True)])
         return self._summed(lambda part: self._hessian_part(part, direction))
 
     def gauss_newton(self, v: Vector) -> Vector:
@@ -199,12 +198,16 @@ class LossCurvature:
 
     def _summed(self, term: Callable[[slice], Sequence[Tensor]]) -> Vector:
         """The sum of a term over the micro-batches, in float64."""
-        total: Tensor | None = None
         with self._derivatives():
-            for part in self._parts:
-                flat = torch.cat([t.detach().reshape(-1) for t in term(part)]).double()
-                total = flat if total is None else total.add_(flat)
-        assert total is not None
+            return self._vector(term(part) for part in self._parts)
+
+    def _vector(self, terms: Iterable[Sequence[Tensor]]) -> Vector:
+        """The sum of terms of the parameters' shapes as one vector (P,)."""
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.network.device)
+        places = torch.split(total, self._counts)
+        for term in terms:
+            for place, t in zip(places, term, strict=True):
+                place += t.detach().reshape(-1)
         result: Vector = total.cpu().numpy()
         return result
 
@@ -278,3 +281,4 @@ class LossCurvature:
             return torch.zeros_like(u)
         (image,) = torch.autograd.grad(q, leaf, u, materialize_grads=True)
         return image
+

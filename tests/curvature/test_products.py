@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -210,3 +214,20 @@ def test_a_product_that_is_not_finite_is_no_eigenvalue() -> None:
     network, x, y = problem("mlp-softplus")
     with pytest.raises(NumericalError, match="not finite"):
         sharpness(network, x, y, loss=lambda f, t: (f - t).abs().sum(dim=1).log() * torch.inf)
+
+
+@pytest.mark.parametrize(
+    ("case", "n", "mebibytes", "method"),
+    [
+        ("mlp", 3000, 220, "kept graph"),
+        ("mlp", 3000, 160, "forward over reverse"),
+        pytest.param("resnet", 24, 110, "forward over reverse", marks=pytest.mark.slow),
+    ],
+)
+def test_memory_is_a_promise(case: str, n: int, mebibytes: int, method: str) -> None:
+    """Peak resident memory above the interpreter's, the model's and the data's own stays below what was given."""
+    command = [sys.executable, "-m", "tests.curvature.memory_probe", case, str(n), str(mebibytes << 20)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    found = json.loads(done.stdout)
+    assert found["method"] == method
+    assert found["grown"] < mebibytes << 20
