@@ -56,7 +56,9 @@ def products(width, rounds):
     network = Network.from_module(model, dtype=torch.float32)
     ours = LossCurvature(network, x, y, per_sample)
     v = torch.rand(ours.size)
-    parts = [p.view_as(q) for p, q in zip(v.split([q.numel() for q in model.parameters()]), model.parameters())]
+    parts = [
+        p.view_as(q) for p, q in zip(v.split([q.numel() for q in model.parameters()]), model.parameters(), strict=True)
+    ]
     theirs = hessian(model, nn.CrossEntropyLoss(), data=(x, y), cuda=False)
     things = HessianOperator(model, [(x, y)], supervised_loss(nn.CrossEntropyLoss()))
     linops = HessianLinearOperator(
@@ -98,7 +100,7 @@ def accuracy(width):
     found["PyHessian"] = [count, abs(value / truth - 1)]
     things = HessianOperator(model, [(x, y)], supervised_loss(nn.CrossEntropyLoss()))
     count, things.matvec = 0, counted(things.matvec)
-    value = float(lanczos(things, k=1, which="LA").eigenvalues[0])
+    value = float(lanczos(things, k=1, max_iter=100, which="LA").eigenvalues[0])
     found["eigenthings"] = [count, abs(value / truth - 1)]
     linops = HessianLinearOperator(
         model, nn.CrossEntropyLoss(), list(model.parameters()), [(x, y)], check_deterministic=False

@@ -13,16 +13,22 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lplr_cli.analysis.optimizer_state import OptimizerState, optimizer_state
 from lplr_cli.analysis.subject import OWN, Source, Subject, open_subject
 from lplr_cli.curvature import (
     Effort,
     Interval,
+    LossCurvature,
     PerSample,
     SpectralDensity,
     StepRule,
     Survey,
     TraceEstimate,
+    basis_size,
+    largest,
     norm,
+    per_sample,
+    preconditioned,
     survey,
 )
 from lplr_cli.errors import InputError
@@ -83,6 +89,7 @@ class _Case:
     targets: Tensor
     network: Network
     run: RunDirectory | None
+    state: OptimizerState | str
 
     @property
     def loss_record(self) -> dict[str, Any]:
@@ -135,6 +142,7 @@ def probe_hessian(
         share = found.n / case.subject.dataset.n if isinstance(case.loss, Loss) else None
         top = record["gauss_newton"]["lambda_max"]["value"]
         record["gauss_newton"]["lower_bound_full"] = None if share is None else share * top
+    record["preconditioned"] = _preconditioned(case, effort or Effort(), memory)
     record["stability"] = _stability(case, found.extremes.high[-1], found.extremes.high_residuals[-1])
     cleaned: dict[str, Any] = plain(record)
     return HessianProbe(cleaned, _curve(found.density))
@@ -225,7 +233,8 @@ def _open(
     run = _run_of(subject.path)
     inputs, targets = (t[:size] for t in subject.dataset.tensors())
     network = subject.network(DTYPES[dtype], resolve_device(device))
-    return _Case(subject, _loss(subject.path, run, loss), inputs, targets, network, run)
+    state = optimizer_state(read_file(subject.path), subject.module)
+    return _Case(subject, _loss(subject.path, run, loss), inputs, targets, network, run, state)
 
 
 def _run_of(path: Path) -> RunDirectory | None:
@@ -407,20 +416,62 @@ def _rule_name(run: RunDirectory | None) -> str:
     rule = _rule(run, None)
     if isinstance(rule, str):
         return f"unknown: {rule}"
-    return "2/eta" if rule.momentum == 0 else f"(2 + 2 beta)/eta, beta = {rule.momentum:g}"
+    return _formula(rule)
 
 
 def _stability(case: _Case, top: float, residual: float) -> dict[str, Any]:
     """λ_max beside the largest curvature at which the optimiser is stable on a quadratic (theory.md section 13)."""
     rule = _rule(case.run, case.subject.step)
+    name = _rule_name(case.run)
+    if isinstance(rule, str) and not isinstance(case.state, str) and not case.state.rule.adaptive:
+        rule, name = case.state.rule, _formula(case.state.rule)
     threshold = None if isinstance(rule, str) else rule.threshold
     return {
-        "rule": _rule_name(case.run),
+        "rule": name,
         "lr": None if isinstance(rule, str) else rule.lr,
         "threshold": threshold,
         "ratio": None if threshold is None else float(top) / threshold,
         "ratio_error": None if threshold is None else float(residual) / threshold,
     }
+
+
+def _preconditioned(case: _Case, effort: Effort, memory: int) -> dict[str, Any] | None:
+    """λ_max of P^(−½) H P^(−½) beside Adam's threshold; None where the file has no second moments."""
+    state = case.state
+    if isinstance(state, str) or state.second_moments is None:
+        return None
+    vectors = min(memory // 2, 8 * case.network.parameter_count * (effort.products + 2))
+    curvature = LossCurvature(case.network, case.inputs, case.targets, per_sample(case.loss), memory=memory - vectors)
+    shifted = preconditioned(lambda v: curvature.hessian(v) + state.shift * v, state.second_moments, state.epsilon)
+    found = largest(
+        shifted,
+        curvature.size,
+        tolerance=effort.tolerance,
+        max_products=effort.products,
+        basis=basis_size(curvature.size, vectors),
+    )
+    threshold = state.rule.threshold
+    return {
+        "lambda_max": {"value": found.value, "residual": found.residual},
+        "rule": _formula(state.rule),
+        "lr": state.rule.lr,
+        "threshold": threshold,
+        "ratio": None if threshold is None else found.value / threshold,
+    }
+
+
+def _formula(rule: StepRule) -> str:
+    """The threshold of :mod:`lplr_cli.curvature.stability` in words."""
+    if rule.adaptive:
+        decay = f" (2 - eta w)/2, w = {rule.weight_decay:g}" if rule.weight_decay else ""
+        return f"(2 + 2 beta)/((1 - beta) eta){decay}, beta = {rule.momentum:g}"
+    decay = f" - {rule.weight_decay:g}" if rule.weight_decay else ""
+    if rule.momentum == 0:
+        return f"2/eta{decay}"
+    if rule.nesterov:
+        return f"(2 + 2 beta)/((1 + 2 beta) eta){decay}, beta = {rule.momentum:g}"
+    damped = f"((1 - {rule.dampening:g}) eta)" if rule.dampening else "eta"
+    return f"(2 + 2 beta)/{damped}{decay}, beta = {rule.momentum:g}"
 
 
 def _row(case: _Case, step: int, effort: Effort, memory: int) -> dict[str, Any]:

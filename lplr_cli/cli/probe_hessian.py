@@ -191,6 +191,12 @@ def _rows(r: dict[str, Any]) -> list[list[str]]:
             [f"share below {number(negative['threshold'], 2)}", number(negative["share"]["value"], 3), "estimate",
              f"of the eigenvalues by number, {_span(negative['share'])}"],
         ]  # fmt: skip
+    if r["preconditioned"] is not None:
+        p = r["preconditioned"]
+        rows.append(end("λ_max(P^−½ H P^−½)", p["lambda_max"], "as Adam sees it, P = √v̂ + ε frozen"))
+        if p["ratio"] is not None:
+            meaning = f"Adam is stable up to {number(p['threshold'], 4)} = {p['rule']}; an indicator, as P moves"
+            rows.append(["the same / stable", number(p["ratio"], 4), "estimate", meaning])
     return [*rows, *_stability_rows(r["stability"])]
 
 

@@ -281,4 +281,3 @@ class LossCurvature:
             return torch.zeros_like(u)
         (image,) = torch.autograd.grad(q, leaf, u, materialize_grads=True)
         return image
-
