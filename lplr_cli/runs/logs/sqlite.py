@@ -52,7 +52,7 @@ class Mlflow(Reader):
                     query = "SELECT step, value FROM metrics WHERE run_uuid = ? AND key = ? ORDER BY step, timestamp"
                     series[name] = {int(step): float(value) for step, value in _rows(database, query, key, name)}
         notes = (f"read the run {runs[key]}",) if len(runs) > 1 else ()
-        return joined(series, present, notes)
+        return joined(series, present, notes + _unwritten(place))
 
 
 class Trackio(Reader):
@@ -77,7 +77,15 @@ class Trackio(Reader):
                 if not isinstance(record, dict):
                     raise InputError(f"{place.name} holds a row that is no object", "the database is damaged")
                 rows.add({**flatten(record), "_step": step})
-        return rows.table()
+        return rows.table(_unwritten(place))
+
+
+def _unwritten(place: Place) -> tuple[str, ...]:
+    """That rows are still in the journal beside the database, which is not touched and therefore not read."""
+    journal = Path(f"{place.path}-wal")
+    if not journal.is_file() or journal.stat().st_size == 0:
+        return ()
+    return (f"rows that are still in {journal.name} are not read: close the program that writes them",)
 
 
 def joined(series: Mapping[str, Mapping[int, float]], present: Sequence[str], notes: tuple[str, ...] = ()) -> Table:

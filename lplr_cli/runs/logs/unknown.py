@@ -60,6 +60,8 @@ def _are_weights(head: bytes) -> bool:
 
 def _of_folder(folder: Path) -> InputError:
     names = sorted(p.name for p in folder.glob("*"))[:1000]
+    if ".aim" in names or folder.name == ".aim":
+        return InputError(f"{folder} is a repository of Aim", "export the run's metrics as CSV, with step and loss")
     if any(name.endswith(_WEIGHTS) for name in names):
         return InputError(f"{folder} holds weights, and no log", _PROBE)
     return InputError(f"{folder} holds neither a run of lplr nor a log", f"give {FORMATS}")

@@ -159,6 +159,11 @@ def tensors(folder: Path) -> Path:
     return folder / "w.safetensors"
 
 
+def aim(folder: Path) -> Path:
+    (folder / ".aim").mkdir()
+    return folder
+
+
 def weights_folder(folder: Path) -> Path:
     tensors(folder)
     return folder
@@ -185,6 +190,7 @@ def pipe(folder: Path) -> Path:
     [
         (weights, "holds weights, no log; probe them: lplr probe-ntk"),
         (tensors, "holds weights, no log; probe them: lplr probe-ntk"),
+        (aim, "is a repository of Aim; export the run's metrics as CSV"),
         (weights_folder, "holds weights, and no log; probe them: lplr probe-ntk"),
         (other_database, "is an SQLite database with the tables people"),
         (data_set, "no column 'loss'; name it with --column loss=NAME; it has X, y"),
@@ -235,6 +241,12 @@ def test_databases_run_nothing_of_their_own(make: Callable[[Path], Path], tmp_pa
         read_foreign_log(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_rows_in_a_journal_are_said_to_be_missing(tmp_path: Path) -> None:
+    path = sample("trackio/p.db")(tmp_path)
+    Path(f"{path}-wal").write_bytes(b"rows")
+    assert "rows that are still in p.db-wal are not read" in read_foreign_log(path, run="first").notes[-1]
 
 
 def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
