@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lplr_cli.api import (
         ablate,
         certify,
+        certify_path,
         fit_rate,
         pl_ratio,
         predict,
@@ -33,6 +34,7 @@ _HOMES = {
     "lplr_cli.api": (
         "ablate",
         "certify",
+        "certify_path",
         "fit_rate",
         "pl_ratio",
         "predict",
@@ -53,6 +55,7 @@ __all__ = [
     "ablate",
     "audit",
     "certify",
+    "certify_path",
     "fit_rate",
     "lightning_callback",
     "pl_ratio",

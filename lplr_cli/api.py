@@ -21,19 +21,21 @@ from lplr_cli.analysis import (
     KernelProbe,
     LazyPrediction,
     LogInput,
+    PathCertificate,
     Source,
-    certified_columns,
     certify_checkpoint,
+    conclude,
     hessian_along,
     predict_run,
     probe_checkpoint,
     read_log,
-    summarize,
 )
+from lplr_cli.analysis import certify_path as along_path
 from lplr_cli.data import DataSpec
 from lplr_cli.diagnostics import Convergence, PLRatio, analyse_pl_ratio, analyse_rate
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
+from lplr_cli.runs import RunDirectory
 from lplr_cli.training import TrainConfig
 from lplr_cli.training import train as run_training
 
@@ -127,9 +129,7 @@ def train(dataset: str | DataSpec, out: str | Path, **options: Any) -> TrainingR
             ``width``, …) and :class:`lplr_cli.data.DataSpec`.
     """
     outcome = run_training(_config(dataset, options), Path(out))
-    columns = certified_columns(outcome.run, Source.from_word(outcome.word))
-    record = summarize(outcome.run, columns).to_dict()
-    outcome.run.write_summary(record)
+    record = conclude(outcome.run, Source.from_word(outcome.word)).to_dict()
     return TrainingRun(outcome.run.path, outcome.status, record)
 
 
@@ -200,6 +200,11 @@ def probe_hessian(checkpoint: str | Path, *, every: int | None = None, **options
 def certify(checkpoint: str | Path, **options: Any) -> Report:
     """``lplr certify``; options of :func:`lplr_cli.analysis.certificates`."""
     return Report(certify_checkpoint(Path(checkpoint), **options))
+
+
+def certify_path(run: str | Path, **options: Any) -> PathCertificate:
+    """``lplr certify RUN --path``; options of :func:`lplr_cli.analysis.certify_path`."""
+    return along_path(RunDirectory.open(Path(run)), **options)
 
 
 def _log(source: str | Path | pd.DataFrame, columns: dict[str, str] | None) -> LogInput:

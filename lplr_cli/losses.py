@@ -55,6 +55,22 @@ class Loss:
             }[self.name]
         )
 
+    def check_targets(self, targets: Tensor) -> None:
+        """Refuse targets (n, C) that are no probabilities where the loss needs them.
+
+        Raises:
+            InputError: with the option that makes them so.
+        """
+        if self.name == "squared":
+            return
+        if bool((targets < 0).any()) or bool((targets > 1).any()):
+            raise InputError(f"targets outside [0, 1] are none of {self.name}", "give --targets onehot or 01")
+        if self.name == "cross-entropy":
+            if targets.shape[1] < 2:
+                raise InputError("cross-entropy with one output is constant", "give --targets onehot, or --loss bce")
+            if not bool(torch.isclose(targets.sum(dim=1), targets.new_ones(()), rtol=0, atol=1e-6).all()):
+                raise InputError("targets of cross-entropy must sum to 1 in each row", "give --targets onehot")
+
     def values(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """ℓ of each sample, (n,), of outputs and targets (n, C)."""
         if self.name == "squared":
@@ -106,6 +122,37 @@ class Loss:
         """sup ||q|| over all outputs: infinite, √2 s or √C s."""
         exact = {"squared": math.inf, "cross-entropy": math.sqrt(2), "bce": math.sqrt(outputs)}[self.name]
         return exact * self.scale * (1 + 2**-50)
+
+    def gradient_change(self, reach: Tensor) -> Tensor:
+        """sup |q_c(f') − q_c(f)| over |f' − f| ≤ ``reach``, entrywise, (n, C)."""
+        if self.name == "cross-entropy":
+            # ||∇p_c|| ≤ ½.
+            size = torch.linalg.vector_norm(reach, dim=1, keepdim=True)
+            together: Tensor = (self.smoothness * size).expand_as(reach)
+            return together
+        return self.smoothness * reach
+
+    def curvature_over(self, outputs: Tensor, reach: Tensor) -> Tensor:
+        """w with ∇²_f ℓ_i ≤ diag(w_i) for all outputs within ``reach`` of ``outputs``, entrywise, (n, C).
+
+        Squared: 2s. Single logits: s p(1 − p), largest where p is nearest to ½. Softmax: s max_c 2 p_c (1 − p_c), the
+        bound of λ_max by Gershgorin's discs, at most s/2.
+        """
+        if self.name == "squared":
+            return torch.full_like(outputs, 2 * self.scale)
+        # Above the rounding of exponentials and sums.
+        slack = 2**-44 * (1 + outputs.abs().amax(dim=1, keepdim=True) + outputs.shape[1])
+        if self.name == "bce":
+            nearest = (outputs.abs() - reach).clamp_min(0)
+            p = torch.sigmoid(nearest)
+            single: Tensor = (self.scale * (p * (1 - p) + slack)).clamp_max(self.smoothness)
+            return single
+        p = torch.softmax(outputs, dim=1)
+        moved = 0.5 * torch.linalg.vector_norm(reach, dim=1, keepdim=True) + slack
+        nearest = p + (0.5 - p).clamp(min=-moved, max=moved)
+        disc = (2 * nearest * (1 - nearest)).amax(dim=1, keepdim=True) + slack
+        result: Tensor = (self.scale * disc).clamp_max(self.smoothness).expand_as(outputs)
+        return result
 
     @property
     def classifies(self) -> bool:

@@ -41,6 +41,9 @@ RESULT_COLUMNS = (
     "mu_estimated",
     "mu_certified",
     "certified_radius",
+    "mu_path",
+    "mu_path_star",
+    "path_share_certified",
     "departures",
     "error",
 )
@@ -120,6 +123,9 @@ def result_row(summary: Summary) -> dict[str, Any]:
         "mu_estimated": summary.estimates.mu_kernel,
         "mu_certified": summary.certified.mu,
         "certified_radius": summary.certified.radius,
+        "mu_path": None if summary.path is None else summary.path.mu_path,
+        "mu_path_star": None if summary.path is None else summary.path.mu_path_star,
+        "path_share_certified": None if summary.path is None else summary.path.certified_share,
     }
 
 

@@ -1,10 +1,13 @@
 """Finished runs and checkpoints, of lplr and of anyone: what they are, and what can be said of them."""
 
-from lplr_cli.analysis.certificates import certificate_of_run, certified_columns, certify_checkpoint
+from lplr_cli.analysis.certificates import certificate_of_run, certified_columns, certify_checkpoint, certify_run
+from lplr_cli.analysis.conclude import conclude
 from lplr_cli.analysis.curvature import HessianProbe, HessianSeries, hessian_along, probe_hessian
 from lplr_cli.analysis.lazy import LazyPrediction, predict_outputs, predict_run
 from lplr_cli.analysis.logs import LogInput, read_log
 from lplr_cli.analysis.offline import probe_checkpoints
+from lplr_cli.analysis.path import PathCertificate, certify_path
+from lplr_cli.analysis.path_figures import PathFigures, keep, kept_path, kept_rows
 from lplr_cli.analysis.recompute import recompute_gradients
 from lplr_cli.analysis.spectrum import KernelProbe, probe_checkpoint
 from lplr_cli.analysis.subject import OWN, Source, Subject, find_checkpoint, open_subject
@@ -19,14 +22,22 @@ __all__ = [
     "KernelProbe",
     "LazyPrediction",
     "LogInput",
+    "PathCertificate",
+    "PathFigures",
     "Source",
     "Subject",
     "Summary",
     "certificate_of_run",
     "certified_columns",
     "certify_checkpoint",
+    "certify_path",
+    "certify_run",
+    "conclude",
     "find_checkpoint",
     "hessian_along",
+    "keep",
+    "kept_path",
+    "kept_rows",
     "open_subject",
     "plain_step",
     "predict_outputs",

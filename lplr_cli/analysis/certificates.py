@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lplr_cli.analysis.path import PathCertificate, certify_path
 from lplr_cli.analysis.subject import OWN, Source, Subject, open_subject
 from lplr_cli.analysis.summary import Certified
 from lplr_cli.analysis.trajectory import trajectory_of
@@ -120,6 +122,38 @@ def certify_checkpoint(
         record["run"] = _against(found, trajectory, other)
     cleaned: dict[str, Any] = plain(record)
     return cleaned
+
+
+def certify_run(
+    run: RunDirectory,
+    *,
+    radius: float | None = None,
+    method: str = "auto",
+    directions: int = 4,
+    memory: int = DEFAULT_MEMORY,
+    source: Source = OWN,
+    stretch: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], PathCertificate]:
+    """The certificate at the start of a run, as far as there is one, and the region along its path beside it.
+
+    Args:
+        run: the run.
+        radius, method, directions, memory, source: see :func:`certify_checkpoint`.
+        stretch: options of :func:`lplr_cli.analysis.certify_path`.
+
+    Raises:
+        InputError: see there.
+    """
+    along = certify_path(run, memory=memory, source=source, **(stretch or {}))
+    try:
+        record = certify_checkpoint(
+            run.path, radius=radius, method=method, directions=directions, memory=memory, source=source
+        )
+    except (InputError, NumericalError) as error:
+        # The ball has no certificate; the path has at least an estimate.
+        record = {"command": "certify", "schema_version": SCHEMA_VERSION, "checkpoint": str(run.path)}
+        record["verdict"] = error.what
+    return {**record, "path": along.to_dict()}, along
 
 
 def _formula(trajectory: Trajectory | None) -> str:

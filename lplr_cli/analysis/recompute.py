@@ -51,7 +51,7 @@ def recompute_gradients(
     for done, step in enumerate(steps, start=1):
         subject.move_to(run, step)
         flat.grad.zero_()
-        value = accumulate_gradient(loss, module, inputs, targets, micro_batch)
+        value = accumulate_gradient(loss, module, inputs, targets, micro_batch).loss
         rows.append({"step": step, "loss": value, "grad_norm_sq": flat.grad_norm_sq()})
         if progress is not None:
             progress(done, len(steps))

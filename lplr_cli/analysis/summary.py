@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lplr_cli.analysis.path_figures import PathFigures, kept_path, kept_rows
 from lplr_cli.analysis.trajectory import plain_step
 from lplr_cli.certificate import Estimates, estimate_constants
 from lplr_cli.diagnostics import (
@@ -53,6 +54,7 @@ class Certified:
 
 
 NOT_ASKED = Certified(None, None, "not computed: see lplr certify")
+PATH_NOT_ASKED = "not computed: see lplr certify RUN --path"
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Summary:
         ntk_drift_percent: ‖K_T − K_0‖/‖K_0‖.
         estimates: L_K, L_J, R and μ from its probes.
         certified: what is proved.
+        path: what is proved or estimated along the path; None, with ``path_reason``, where nothing is.
         window, pl_ratio, pl_ratio_star: the PL ratio's window and envelopes; None and empty without gradient norms.
         rate: the fitted law; None where the rows are too few.
         dropped_rows: rows left out, by reason.
@@ -152,6 +155,8 @@ class Summary:
     ntk_drift_percent: float | None
     estimates: Estimates
     certified: Certified
+    path: PathFigures | None
+    path_reason: str
     window: Window | None
     pl_ratio: Envelope
     pl_ratio_star: Envelope
@@ -230,6 +235,8 @@ class Summary:
                 "mu_estimated": e.mu_kernel,
                 "mu_estimated_jacobian": e.mu_jacobian,
                 **self.certified.to_dict(),
+                "path": None if self.path is None else self.path.to_dict(),
+                "path_reason": self.path_reason or None,
                 "window": None if self.window is None else self.window.to_dict(),
                 "pl_ratio": self.pl_ratio.to_dict(),
                 "pl_ratio_star": self.pl_ratio_star.to_dict(),
@@ -242,18 +249,19 @@ class Summary:
         return cleaned
 
 
-def summarize(run: RunDirectory, certified: Certified | None = None) -> Summary:
+def summarize(run: RunDirectory, certified: Certified | None = None, path_reason: str = PATH_NOT_ASKED) -> Summary:
     """All figures of a run with at least one logged step.
 
     Args:
         run: the run.
         certified: from :func:`lplr_cli.analysis.certified_columns`; None keeps what summary.json has for the same
             steps.
+        path_reason: why the path has no certificate, where it has none.
 
     Raises:
         InputError: no readable log or manifest.
     """
-    manifest, log, probes = run.manifest(), run.log(), run.probes()
+    manifest, log, probes, path = run.manifest(), run.log(), run.probes(), kept_path(run)
     series = clean_series(log)
     facts = RunFacts(
         loss_scale=manifest.loss.squared_scale, exact=manifest.exact, sharpness=_pairs(probes, "sharpness")
@@ -273,6 +281,8 @@ def summarize(run: RunDirectory, certified: Certified | None = None) -> Summary:
         ntk_drift_percent=_ntk_drift(probes),
         estimates=estimate_constants(log, probes, manifest.loss.squared_scale),
         certified=certified or _kept_certificate(run, manifest, steps),
+        path=path,
+        path_reason="" if path is not None else path_reason,
         window=None if ratio is None else ratio.window,
         pl_ratio=_EMPTY if ratio is None else ratio.pl_ratio,
         pl_ratio_star=_EMPTY if ratio is None else ratio.pl_ratio_star,
@@ -310,12 +320,23 @@ def run_facts(run: RunDirectory, summary: Summary) -> RunFacts:
         mu_certified=summary.certified.mu,
         mu_certified_reason=summary.certified.reason,
         certified_radius=summary.certified.radius,
+        **_path_facts(run, summary),
         sharpness=_pairs(probes, "sharpness"),
         # The identity holds for the kernel of all samples and outputs.
         residual_rayleigh=[] if summary.probe.subset else _pairs(probes, "residual_rayleigh"),
         eta=eta,
         momentum=manifest.optimizer.momentum,
     )
+
+
+def _path_facts(run: RunDirectory, summary: Summary) -> dict[str, Any]:
+    """What is proved along the path; nothing for an estimate."""
+    path = summary.path
+    if path is None or not path.certified:
+        return {}
+    rows = kept_rows(run)
+    around = [(float(s), float(m)) for s, m in zip(rows["step"], rows["mu_star"], strict=True)]
+    return {"mu_path": path.mu_path, "mu_path_star": path.mu_path_star, "path": around}
 
 
 def _diagnosed(series: LossSeries, facts: RunFacts) -> tuple[PLRatio | None, Convergence | None]:

@@ -10,8 +10,10 @@ import pandas as pd
 from lplr_cli.analysis import (
     OWN,
     LogInput,
+    PathFigures,
     Source,
     certificate_of_run,
+    kept_path,
     open_subject,
     plain_step,
     probe_checkpoints,
@@ -126,6 +128,7 @@ class Evidence:
         scale: s of the squared loss.
         exact: whether losses and gradient norms are those of all data; None for a log, which does not tell.
         why_singular: why K of all samples must be singular; empty where nothing says so.
+        path: what was proved along the path, as the run keeps it.
     """
 
     scope: Scope
@@ -141,6 +144,7 @@ class Evidence:
     scale: float | None
     exact: bool | None
     why_singular: str
+    path: PathFigures | None
 
     @property
     def drift(self) -> float | None:
@@ -182,6 +186,7 @@ def gather(log: LogInput, how: Examination) -> Evidence:
         scale,
         exact,
         _why_singular(run, manifest, how.foreign) if probes.full else "",
+        None if run is None else kept_path(run),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from lplr_cli.audit.along import local_pl_along, rate_along, smooth_along
 from lplr_cli.audit.evidence import Evidence, Proof
 from lplr_cli.audit.findings import Finding, Status, Verdict
 from lplr_cli.certificate import AtRadius
@@ -235,6 +236,9 @@ STATEMENTS: tuple[Callable[[Evidence], Finding], ...] = (
     containment,
     local_pl,
     linear_rate,
+    smooth_along,
+    local_pl_along,
+    rate_along,
 )
 
 

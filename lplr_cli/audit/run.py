@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from lplr_cli.analysis import OWN, LogInput, Source, read_log
+from lplr_cli.audit.along import Along, along_of
 from lplr_cli.audit.baseline import Change, compare
 from lplr_cli.audit.evidence import Examination, gather
 from lplr_cli.audit.figures import Figures, figures_of
@@ -29,9 +30,10 @@ class Audit:
     Attributes:
         source: the run or log.
         scope: what it is, and which statements can be asked of it.
-        verdict: ``yes``, ``no`` or ``undetermined``: whether the run lies in a locally PL region by this theory.
+        verdict: ``yes``, ``no`` or ``undetermined``: whether the run lies in a locally PL ball around its start.
         explanation: one sentence.
-        findings: hypotheses and conclusions, H1 to C2.
+        along: the same of the region around its own path.
+        findings: hypotheses and conclusions, H1 to C2, and P1 to P3 along the path.
         sanity: checks of the run itself.
         figures: PL ratio, rate, drift and constants.
         baseline: comparison with an earlier run, by figure.
@@ -42,6 +44,7 @@ class Audit:
     scope: Scope
     verdict: Verdict
     explanation: str
+    along: Along
     findings: tuple[Finding, ...]
     sanity: tuple[Finding, ...]
     figures: Figures
@@ -69,6 +72,7 @@ class Audit:
                 "verdict": str(self.verdict),
                 "local_pl": _LOCAL_PL[self.verdict],
                 "explanation": self.explanation,
+                "along": asdict(self.along),
                 **{f.key: f.to_dict() for f in self.findings},
                 "sanity": {f.key: f.to_dict() for f in self.sanity},
                 **self.figures.to_dict(),
@@ -129,6 +133,7 @@ def audit(
         evidence.scope,
         verdict,
         explanation,
+        along_of(evidence, {f.key: f for f in findings}["P2"]),
         findings,
         tuple(check(evidence) for check in CHECKS),
         figures,

@@ -14,21 +14,35 @@ from lplr_cli.certificate.against import (
 from lplr_cli.certificate.ball import BallBounds, Over
 from lplr_cli.certificate.certify import AtRadius, Certificate, Containment, certify
 from lplr_cli.certificate.estimates import Estimates, estimate_constants, sampled_constants
+from lplr_cli.certificate.loss_ball import CertifiedCurvature
 from lplr_cli.certificate.network import Layer, NoCertificateError, SmoothMLP
+from lplr_cli.certificate.path import CERTIFIED, ESTIMATE, Aim, Curvature, Walk
+from lplr_cli.certificate.pieces import Smoothness
+from lplr_cli.certificate.region import EVIDENCE, Region, StepRow
 
 __all__ = [
+    "CERTIFIED",
+    "ESTIMATE",
+    "EVIDENCE",
+    "Aim",
     "AtRadius",
     "BallBounds",
     "Certificate",
+    "CertifiedCurvature",
     "Containment",
+    "Curvature",
     "Estimates",
     "Layer",
     "NoCertificateError",
     "Over",
     "RatioCheck",
+    "Region",
     "RunCheck",
     "SmoothMLP",
+    "Smoothness",
+    "StepRow",
     "Trajectory",
+    "Walk",
     "certify",
     "check_ratio",
     "check_run",

@@ -37,19 +37,23 @@ class Over:
     Attributes:
         radius: R.
         hessians: h_ic ≥ sup ||∇²f_ic||_op, (n, C).
+        thirds: Lipschitz constants of ∇²f_ic on the ball, (n, C).
         gradients: ≥ sup ||∇f_ic||, (n, C).
         reach: ≥ sup |z_l - ẑ_l|, each (n, m); the last is that of f from ``BallBounds.f``.
         forward: ≥ sup ||Dz_l||_op, each (n,); the last is that of ||J_i||_op, the Jacobian of sample i.
         backward: ≥ sup ||∂f_c/∂z_l||, each (n, C).
+        activations: ≥ sup ||a_{l-1}||, what layer l meets, each (n,).
         l_j: L_J with ||J̃(θ) - J̃(θ')||_op ≤ L_J ||θ - θ'|| on the ball; infinite beyond float64.
     """
 
     radius: float
     hessians: Tensor
+    thirds: Tensor
     gradients: Tensor
     reach: list[Tensor]
     forward: list[Tensor]
     backward: list[Tensor]
+    activations: list[Tensor]
     l_j: float
 
 
@@ -59,6 +63,7 @@ class _Ahead:
 
     Attributes:
         own: sup of the squared norm of the block of Dz_l that belongs to the layer itself, (n,).
+        rows: sup ||Dz_lj||, (n, m).
         reach: sup |z - ẑ|, (n, m).
         swing: sup |φ'(z) - φ'(ẑ)|, (n, m).
         slope: sup |φ'|, (n, m).
@@ -71,6 +76,7 @@ class _Ahead:
     """
 
     own: Tensor
+    rows: Tensor
     reach: Tensor
     swing: Tensor
     slope: Tensor
@@ -90,11 +96,13 @@ class _Behind:
         sensitivity: sup ||∂f/∂z_l||.
         top: sup over the units of the weight |e φ''|.
         more: sup over the units of what that weight exceeds ŵ by.
+        crowd: sup over the units of |e_j| ||Dz_j||.
     """
 
     sensitivity: Tensor
     top: Tensor
     more: Tensor
+    crowd: Tensor
 
 
 class BallBounds:
@@ -112,6 +120,7 @@ class BallBounds:
         f_error: ≥ |f̂ - f|, (n, C).
         jacobian_error_rows: ≥ ||Ĵ_i - J_i||_F plus ||J'_i - J_i||_F, (n,), Ĵ being the Jacobian as computed here and
             J' that of an engine which sums in another order: either, or their distance, is within it.
+        weight_norms: ≥ ||W_l||_op at θ_0, of each layer.
         jacobian_error: the same for ||·||_F of the whole J̃ = J/√n.
 
     Raises:
@@ -129,6 +138,7 @@ class BallBounds:
         # Twice: once for these numbers, once for those of the engine that formed K, in another order.
         self.jacobian_error_rows = 2 * centre.jacobian_error
         self.jacobian_error = frobenius_upper(self.jacobian_error_rows) / math.sqrt(self.n)
+        self.weight_norms = centre.weight_norms
         self._joint = self._joint_moment(x)
         flops = sum(5 * self.n * float(len(layer.weight)) ** 3 for layer in network.layers[1:-1])
         self.method = ("tight" if flops <= _TIGHT_FLOPS else "fast") if method == "auto" else method
@@ -155,16 +165,22 @@ class BallBounds:
         return Over(
             radius=radius,
             hessians=hessians,
+            thirds=_bound(self._thirds(radius, ahead, behind)),
             gradients=gradients,
             reach=[*(_bound(a.reach) for a in ahead), reach],
             forward=[*(_bound(a.dz) for a in ahead), jacobians],
             backward=[*(_bound(b.sensitivity) for b in behind), ones],
+            activations=[_bound(self._centre.passes[0].a_norm), *(_bound(a) for a in self._activations(ahead))],
             l_j=self._joined(hessians, behind),
         )
 
     def l_j(self, radius: float) -> float:
         """L_J alone, see :meth:`over`."""
         return self.over(radius).l_j
+
+    def _activations(self, ahead: list[_Ahead]) -> list[Tensor]:
+        """sup ||a_l|| of each hidden layer, (n,)."""
+        return [at.a_norm + a.a_change for at, a in zip(self._centre.passes[1:], ahead, strict=True)]
 
     def _forward_over(self, radius: float) -> list[_Ahead]:
         found: list[_Ahead] = []
@@ -194,7 +210,7 @@ class BallBounds:
         da_change = swing.amax(dim=1) * norms.dz + steep * change
         da = torch.minimum(norms.da + da_change, steep * bound)
         a_change = da * radius + centre.passes[level + 1].a_error
-        return _Ahead(own, reach, swing, slope, bend, bound, change, da, da_change, a_change)
+        return _Ahead(own, rows, reach, swing, slope, bend, bound, change, da, da_change, a_change)
 
     def _backward_over(self, radius: float, ahead: list[_Ahead]) -> list[_Behind]:
         """The gradients s_l = ∂f/∂z_l, and the weights of the second derivatives, from above."""
@@ -210,12 +226,14 @@ class BallBounds:
             size = back.e.abs()
             # Weights over the ball against those at θ_0: a bound of Σ w (Dz_j u)² by each way.
             hat = size * phi.second(at.z).abs()[:, None]
-            top = (size + e_change[:, :, None]) * here.bend[:, None]
+            most = size + e_change[:, :, None]
+            top = most * here.bend[:, None]
             s_change = euclidean(here.swing[:, None] * size) + here.slope.amax(dim=1)[:, None] * e_change
             sensitivity = euclidean(centre.slopes[level][:, None] * back.e) + s_change
             # A difference needs the rounding of its terms added: no relative margin would cover it.
             more = (top * (1 + 8 * _EPS) - hat).clamp_min(0)
-            found.insert(0, _Behind(sensitivity, top.amax(dim=2), more.amax(dim=2)))
+            crowd = (most * here.rows[:, None]).amax(dim=2)
+            found.insert(0, _Behind(sensitivity, top.amax(dim=2), more.amax(dim=2), crowd))
             moved = radius if layer.weight_trained else 0.0
             e_change = layer.scale * (moved * sensitivity + centre.weight_norms[level] * s_change)
         return found
@@ -239,6 +257,45 @@ class BallBounds:
         near = torch.sqrt(norms.weighted + behind.more * norms.dz.square()[:, None])
         drifted = (near + behind.top.sqrt() * ahead.dz_change[:, None]).square()
         return torch.minimum(behind.top * ahead.dz.square()[:, None], drifted)
+
+    def _thirds(self, radius: float, ahead: list[_Ahead], behind: list[_Behind]) -> Tensor:
+        """sup ||D³f_ic||, (n, C): every term of the derivative of the adjoint form (docs/theory.md, section 9)."""
+        phi, layers = self.network.activation, self.network.layers
+        seconds = self._seconds(radius, ahead)
+        ones = torch.ones((self.n, self.outputs), dtype=torch.float64)
+        total = torch.zeros_like(ones)
+        # sup ||D e_l||, as layer l + 1 hands it down.
+        e_turn = layers[-1].scale * ones if layers[-1].weight_trained else total
+        if self._centre.hidden and layers[-1].weight_trained:
+            total = layers[-1].scale * seconds[-1][1][:, None] * ones
+        for level in range(self._centre.hidden - 1, -1, -1):
+            layer, a, b = layers[level], ahead[level], behind[level]
+            moved = radius if layer.weight_trained else 0.0
+            dz, squeezed = a.dz[:, None], (a.bend * a.rows).amax(dim=1)[:, None]
+            s_turn = b.top * dz + a.slope.amax(dim=1)[:, None] * e_turn
+            total = total + e_turn * squeezed * dz + phi.third * b.crowd * dz.square()
+            total = total + 2 * b.top * dz * seconds[level][0][:, None]
+            if level and layer.weight_trained:
+                below = s_turn * ahead[level - 1].da[:, None] + b.sensitivity * seconds[level - 1][1][:, None]
+                total = total + layer.scale * below
+            e_turn = layer.scale * (self._centre.weight_norms[level] + moved) * s_turn
+            if layer.weight_trained:
+                e_turn = e_turn + layer.scale * b.sensitivity
+        return total * (1 + MARGIN)
+
+    def _seconds(self, radius: float, ahead: list[_Ahead]) -> list[tuple[Tensor, Tensor]]:
+        """sup ||D²z_l|| and sup ||D²a_l|| of each hidden layer, (n,)."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for level, a in enumerate(ahead):
+            layer = self.network.layers[level]
+            z = torch.zeros(self.n, dtype=torch.float64)
+            if level:
+                moved = radius if layer.weight_trained else 0.0
+                z = layer.scale * (self._centre.weight_norms[level] + moved) * found[-1][1]
+                if layer.weight_trained:
+                    z = z + layer.scale * ahead[level - 1].da
+            found.append((z, (a.bend * a.rows).amax(dim=1) * a.dz + a.slope.amax(dim=1) * z))
+        return found
 
     def _jacobian_over(
         self, radius: float, ahead: list[_Ahead], behind: list[_Behind], hessians: Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,16 @@ class SmoothMLP:
         network = cls(tuple(layers), activation or _linear())
         network.check(module, network._probes())
         return network
+
+    def with_trained(self, values: Sequence[Tensor]) -> SmoothMLP:
+        """The same network at another θ: its trained weights and biases, layer by layer from below."""
+        left = list(values)
+        layers = []
+        for layer in self.layers:
+            weight = left.pop(0).double() if layer.weight_trained else layer.weight
+            bias = left.pop(0).double() if layer.bias_trained else layer.bias
+            layers.append(replace(layer, weight=weight, bias=bias))
+        return replace(self, layers=tuple(layers))
 
     def passes(self, x: Tensor) -> list[Pass]:
         """Forward pass of x (n, d) with its rounding, a :class:`Pass` for each layer.
@@ -336,4 +346,4 @@ def _of_torch(child: nn.Module) -> tuple[str, float]:
 
 
 def _linear() -> Smooth:
-    return Smooth("identity", lambda z: z, torch.ones_like, torch.zeros_like, (), ())
+    return Smooth("identity", lambda z: z, torch.ones_like, torch.zeros_like, (), (), 0.0)

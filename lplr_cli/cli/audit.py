@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lplr_cli.reporting import Grid
     from lplr_cli.reporting.junit import TestCase
 
-FAIL_ON = ("no", "undetermined", "never")
+FAIL_ON = ("no", "undetermined", "along", "never")
 
 
 @expanded
@@ -44,7 +44,10 @@ def audit(
     ] = None,
     fail_on: Annotated[
         str,
-        typer.Option(help="Exit 1 on the verdict no, also on undetermined, or never.", rich_help_panel="Verdict"),
+        typer.Option(
+            help="Exit 1 on the verdict no, also on undetermined; unless along the run it is yes; never.",
+            rich_help_panel="Verdict",
+        ),
     ] = "no",
     baseline: Annotated[
         str | None,
@@ -118,13 +121,18 @@ def _failing(result: Audit, fail_on: str, failures: list[Failure]) -> list[str]:
     lines = [str(f) for f in failures]
     if (fail_on == "no" and result.verdict == "no") or (fail_on == "undetermined" and result.verdict != "yes"):
         lines.append(f"verdict {result.verdict}: {result.explanation}")
+    if fail_on == "along" and result.along.verdict != "yes":
+        lines.append(f"along the run {result.along.verdict}: {result.along.explanation}")
     return lines + result.regressions
 
 
 def _append(path: Path, result: Audit, lines: list[str]) -> None:
     from lplr_cli.reporting.junit import markdown_summary
 
-    verdict = f"Local PL regime: {result.verdict} ({result.explanation})."
+    verdict = (
+        f"Around initialisation, local PL regime: {result.verdict} ({result.explanation}). "
+        f"Along the run: {result.along.verdict} ({result.along.explanation})."
+    )
     try:
         with path.open("a", encoding="utf-8") as stream:
             stream.write(markdown_summary(f"lplr audit of {result.source}", verdict, lines, _grids(result)))
@@ -142,6 +150,8 @@ def _cases(result: Audit, fail_on: str, sink: out_.Sink, failures: list[Failure]
     cases = [case("hypotheses", f) for f in result.findings] + [case("sanity", f) for f in result.sanity]
     verdict = {"yes": "passed", "no": "failed", "undetermined": "failed" if fail_on == "undetermined" else "skipped"}
     cases.append(TestCase("verdict", "local PL regime", verdict[result.verdict], result.explanation))
+    held = "passed" if result.along.verdict == "yes" else "failed" if fail_on == "along" else "skipped"
+    cases.append(TestCase("verdict", "local PL region along the run", held, result.along.explanation))
     failed = {str(f.requirement): str(f) for f in failures}
     for requirement in sink.requirements:
         text = str(requirement)
@@ -163,9 +173,12 @@ def _grids(result: Audit) -> list[Grid]:
         return [[f.key, f.title, f.status, number(f.value), f.reason] for f in findings]
 
     columns = ("key", "statement", "status", "figure", "reason")
-    verdict = f"Local PL regime: {result.verdict} ({result.explanation})."
+    verdict = (
+        f"Around initialisation, local PL regime: {result.verdict} ({result.explanation}).",
+        f"Along the run: {result.along.verdict} ({result.along.explanation}).",
+    )
     grids = [
-        Grid(f"Audit of {result.source}: {result.scope.line}.", columns, rows(result.findings), (3,), (verdict,)),
+        Grid(f"Audit of {result.source}: {result.scope.line}.", columns, rows(result.findings), (3,), verdict),
         Grid("The run itself", ("check", *columns[1:]), rows(result.sanity), (3,)),
     ]
     if result.baseline is not None:

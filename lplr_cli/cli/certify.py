@@ -10,6 +10,13 @@ import typer
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
 from lplr_cli.cli.groups import expanded
+from lplr_cli.cli.progress import counting_progress
+from lplr_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from lplr_cli.analysis import Source
+
+PATH = "Along the path of a run"
 
 if TYPE_CHECKING:
     from lplr_cli.reporting import Grid
@@ -28,6 +35,17 @@ def certify(
     bounds: Annotated[
         str, typer.Option(help="auto, tight (a Gram matrix for each sample) or fast (products of norms).")
     ] = "auto",
+    path: Annotated[
+        bool, typer.Option("--path", help="Prove a region along the whole path of a RUN.", rich_help_panel=PATH)
+    ] = False,
+    pieces: Annotated[str, typer.Option(help="Pieces of the path at most, or auto.", rich_help_panel=PATH)] = "auto",
+    radius_path: Annotated[
+        str, typer.Option(help="Radius of the tube around the path, or auto.", rich_help_panel=PATH)
+    ] = "auto",
+    from_step: Annotated[int, typer.Option(help="First step of the stretch.", rich_help_panel=PATH)] = 0,
+    to_step: Annotated[
+        int | None, typer.Option(help="Last step of the stretch; the end by default.", rich_help_panel=PATH)
+    ] = None,
     directions: Annotated[int, typer.Option(help="Random directions for the estimates of L_J and L_K; 0: none.")] = 4,
     memory: Annotated[str, typer.Option(help="Bytes for the kernels, e.g. 2GiB.")] = "2GiB",
     said: o.SourceOptions,
@@ -39,10 +57,15 @@ def certify(
     """Prove μ over a ball: λ0, L_J and L_K with certified radii, and containment of the run.
 
     [bold]lplr certify runs/mnist-mlp64-s0[/bold]
+    [bold]lplr certify runs/mnist-mlp64-s0 --path[/bold]
     """
     sink = out_.Sink(format, output, force, require)
     budget = o.parse_memory(memory)
     source = said.source()
+    if path:
+        stretch = _stretch(pieces, radius_path, from_step, to_step)
+        _certify_path(checkpoint, run, radius, bounds, directions, budget, source, stretch, sink)
+        return
     from lplr_cli.analysis import certify_checkpoint
 
     record = certify_checkpoint(
@@ -55,6 +78,49 @@ def certify(
         source=source,
     )
     sink.emit(out_.Result(record, out_.key_value_frame(record), _grids(record)))
+
+
+def _stretch(pieces: str, radius: str, first: int, last: int | None) -> dict[str, Any]:
+    """The options of the path by the names of :func:`lplr_cli.analysis.certify_path`."""
+    most = None if pieces == "auto" else o.parse_list(pieces, "pieces", int)[0]
+    if most is not None and most < 1:
+        raise InputError(f"--pieces {most} is too few", "give at least 1, or auto")
+    tube = None if radius == "auto" else o.parse_list(radius, "radius-path", float)[0]
+    return {"pieces": most, "radius": tube, "first": first, "last": last}
+
+
+def _certify_path(
+    checkpoint: Path,
+    run: Path | None,
+    radius: float | None,
+    bounds: str,
+    directions: int,
+    memory: int,
+    source: Source,
+    stretch: dict[str, Any],
+    sink: out_.Sink,
+) -> None:
+    from lplr_cli.analysis import certify_run, keep
+    from lplr_cli.reporting import path_grid
+    from lplr_cli.runs import RunDirectory
+
+    if run is not None or not checkpoint.is_dir():
+        raise InputError("--path needs a run directory", "give RUN, whose path it is, as the only argument")
+    directory = RunDirectory.open(checkpoint)
+    with counting_progress("steps certified") as progress:
+        record, along = certify_run(
+            directory,
+            radius=radius,
+            method=bounds,
+            directions=directions,
+            memory=memory,
+            source=source,
+            stretch={**stretch, "progress": progress},
+        )
+    if stretch == {"pieces": None, "radius": None, "first": 0, "last": None}:
+        keep(directory, along.figures, along.to_frame())
+    grids = [*(_grids(record) if "n" in record else []), path_grid(along.figures, record)]
+    sink.emit(out_.Result(record, out_.key_value_frame(record), grids))
 
 
 def _grids(r: dict[str, Any]) -> list[Grid]:

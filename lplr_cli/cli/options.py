@@ -65,7 +65,10 @@ Activation = Annotated[
 Beta = Annotated[float, typer.Option(help="Sharpness of softplus.", rich_help_panel=MODEL)]
 Parametrization = Annotated[str, typer.Option(help="standard or ntk.", rich_help_panel=MODEL)]
 Init = Annotated[str, typer.Option(help="he, lecun or normal.", rich_help_panel=MODEL)]
-Loss = Annotated[str, typer.Option(help="squared: L = (1/n) Σ ‖f(x_i) − y_i‖².", rich_help_panel=OPTIM)]
+Loss = Annotated[
+    str,
+    typer.Option(help="squared: (1/n) Σ ‖f(x_i) − y_i‖²; cross-entropy; bce.", rich_help_panel=OPTIM),
+]
 Optimizer = Annotated[str, typer.Option(help="gd (full batch) or sgd.", rich_help_panel=OPTIM)]
 Momentum = Annotated[float, typer.Option(help="Heavy-ball momentum.", rich_help_panel=OPTIM)]
 BatchSize = Annotated[int, typer.Option(help="Mini-batch of sgd.", rich_help_panel=OPTIM)]

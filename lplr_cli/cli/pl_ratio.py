@@ -135,6 +135,10 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
     ):
         times = f"; the measured minimum is {number(factor)} times that" if factor is not None else ""
         rows.append([title, number(mu), "", "", meaning + times])
+    if facts.mu_path_star is not None:
+        along = "proved along the path of the run, every step of its region"
+        rows.append(["μ certified, L* = 0", number(facts.mu_path_star), "", "", f"{along}, against pl_ratio_star"])
+        rows.append(["μ certified, path", number(facts.mu_path), "", "", f"{along}, relative to its own infimum"])
     notes = [f"Window: {result.window.explanation}." if result.window else "No stable window: the rule leaves no rows."]
     relative = result.sensitivity["relative"]
     if relative is not None:

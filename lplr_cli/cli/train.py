@@ -9,7 +9,7 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
-from lplr_cli.cli.progress import training_progress
+from lplr_cli.cli.progress import counting_progress, training_progress
 from lplr_cli.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _resume(context: typer.Context, path: Path) -> Outcome:
 
 
 def _finish(outcome: Outcome, sink: out_.Sink) -> None:
-    from lplr_cli.analysis import Source, certified_columns, summarize
+    from lplr_cli.analysis import Source, conclude
     from lplr_cli.reporting import summary_grid
 
     path = outcome.run.path
@@ -199,14 +199,13 @@ def _finish(outcome: Outcome, sink: out_.Sink) -> None:
         out_.note(f"{outcome.message}; continue with: lplr train --resume {path}")
         raise typer.Exit(130)
     try:
-        columns = certified_columns(outcome.run, Source.from_word(outcome.word))
-        summary = summarize(outcome.run, columns)
+        with counting_progress("steps certified") as progress:
+            summary = conclude(outcome.run, Source.from_word(outcome.word), progress=progress)
     except InputError:
         if outcome.status != "diverged":
             raise
         raise NumericalError(outcome.message, f"the run is kept in {path}") from None
     record = summary.to_dict()
-    outcome.run.write_summary(record)
     result = out_.Result(record, out_.key_value_frame(record), [summary_grid(summary)])
     if outcome.status == "diverged":
         out_.Sink(sink.format, sink.output, True, None).emit(result)

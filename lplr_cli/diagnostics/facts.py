@@ -17,6 +17,8 @@ class RunFacts:
         mu_estimated: 2s(λ0 − L_K R) with constants measured along the run.
         mu_certified: proved for the ball that the run stays in.
         mu_certified_reason: why there is none.
+        mu_path, mu_path_star: proved along the path of the run, relative to the infimum of its tube and with L* = 0.
+        path: (step, μ with L* = 0 that is proved around this step, 0 where nothing is) for each step of the path.
         certified_radius: largest radius with a proved μ > 0.
         sharpness: (step, largest eigenvalue of the Hessian) a probe.
         residual_rayleigh: (step, r'Kr/r'r) a probe on all samples.
@@ -30,6 +32,9 @@ class RunFacts:
     mu_estimated: float | None = None
     mu_certified: float | None = None
     mu_certified_reason: str | None = "a log alone has no network to certify"
+    mu_path: float | None = None
+    mu_path_star: float | None = None
+    path: Sequence[tuple[float, float]] = ()
     certified_radius: float | None = None
     sharpness: Sequence[tuple[float, float]] = ()
     residual_rayleigh: Sequence[tuple[float, float]] = ()

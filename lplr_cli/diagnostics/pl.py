@@ -82,7 +82,8 @@ class PLRatio:
             equals (theory.md section 1), and the largest relative difference.
         rolling_rows: rows of the rolling envelope.
         facts: what is known of the run beside its log.
-        table: step, loss, suboptimality, pl_ratio_star, pl_ratio, pl_ratio_envelope, in_window a row.
+        table: step, loss, suboptimality, pl_ratio_star, pl_ratio, pl_ratio_envelope, in_window a row; and
+            mu_path_star, proved around the step, where the path has a certificate.
     """
 
     l_star: float
@@ -116,6 +117,8 @@ class PLRatio:
             "mu_estimated": self.facts.mu_estimated,
             "mu_certified": self.facts.mu_certified,
             "mu_certified_reason": self.facts.mu_certified_reason,
+            "mu_path": self.facts.mu_path,
+            "mu_path_star": self.facts.mu_path_star,
             "certified_radius": self.facts.certified_radius,
             "pl_ratio_over_mu_estimated": self.over(self.facts.mu_estimated),
             "pl_ratio_over_mu_certified": self.over(self.facts.mu_certified),
@@ -178,6 +181,8 @@ def analyse_pl_ratio(
         }
     )
     table.loc[table.index[rows], "in_window"] = True
+    if facts.path:
+        table["mu_path_star"] = table["step"].map(dict(facts.path))
     undefined = int((np.isfinite(series.grad_norm_sq[rows]) & ~np.isfinite(ratio[rows])).sum())
     return PLRatio(
         value,

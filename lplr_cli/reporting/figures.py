@@ -104,8 +104,20 @@ def pl_ratio_axes(axes: Axes, result: PLRatio) -> None:
     for name, mu, dash in lines:
         if mu is not None and mu > 0:
             axes.axhline(mu, color=GREEN, ls=dash, label=name)
+    _certified_path(axes, table)
     axes.set_ylabel("PL ratio")
     _log_axis(axes)
+
+
+def _certified_path(axes: Axes, table: pd.DataFrame) -> None:
+    """What is proved of ½‖∇L‖²/L around each step, and the steps where nothing is, shaded."""
+    if "mu_path_star" not in table:
+        return
+    known = table.dropna(subset=["mu_path_star"])
+    proved = known.assign(mu_path_star=known["mu_path_star"].where(known["mu_path_star"] > 0))
+    _curve(axes, proved, "mu_path_star", color=GREEN, label="certified around the step, L* = 0")
+    for step in known.loc[known["mu_path_star"] <= 0, "step"]:
+        axes.axvspan(step, step + 1, color=VERMILION, alpha=0.2, lw=0)
 
 
 def rate_axes(axes: Axes, result: Convergence) -> None:

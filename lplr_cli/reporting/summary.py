@@ -32,7 +32,7 @@ def summary_grid(s: Summary) -> Grid:
             kind,
             meaning,
         ]
-        for name, value, kind, meaning in (*_kernel_rows(s), *_mu_rows(s), *_measured_rows(s))
+        for name, value, kind, meaning in (*_kernel_rows(s), *_mu_rows(s), *_path_rows(s), *_measured_rows(s))
     ]
     notes = [f"Verdict: {s.verdict}."]
     if s.window:
@@ -77,6 +77,30 @@ def _mu_rows(s: Summary) -> list[Row]:
         ("μ estimated = 2(λ0 − L_K·R)", e.mu_kernel, "estimate", meaning),
         ("μ certified", s.certified.mu, "certified", proved),
     ]
+
+
+def _path_rows(s: Summary) -> list[Row]:
+    """μ and rate along the path, beside what is measured there."""
+    p = s.path
+    if p is None:
+        return [("μ certified along the path", None, "certified", s.path_reason)]
+    if not p.certified:
+        meaning = f"no proof: {p.why_estimate}; measured {number(p.measured)}"
+        return [("μ along the path, estimate", p.mu_path_estimated, "estimate", meaning)]
+    share = "the whole run" if p.certified_share == 1 else f"{100 * p.certified_share:.3g} % of the run's path"
+    rows: list[Row] = [
+        (
+            "μ certified along the path",
+            p.mu_path,
+            "certified",
+            f"½‖∇L‖² ≥ μ (L − L*) within {number(p.radius, 2)} of {share}; measured {number(p.measured)}",
+        ),
+        ("the same with L* = 0", p.mu_path_star, "certified", f"½‖∇L‖² ≥ μ L; measured {number(p.measured_star)}"),
+    ]
+    if p.rate_proved is None:
+        return [*rows, ("rate proved 1 − ημ", None, "certified", p.rate_reason or "none")]
+    where = f"L − L* shrinks by this or more at every step from step {p.rate_from_step} on"
+    return [*rows, ("rate proved 1 − ημ", p.rate_proved, "certified", where)]
 
 
 def _measured_rows(s: Summary) -> list[Row]:

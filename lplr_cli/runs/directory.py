@@ -167,6 +167,22 @@ class RunDirectory:
         """Write summary.json atomically."""
         self._write_json("summary.json", record)
 
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The content of a JSON file that was derived from the run; None where there is none."""
+        return self._read_json(name) if (self.path / name).exists() else None
+
+    def write_record(self, name: str, record: dict[str, Any]) -> None:
+        """Write it atomically."""
+        self._write_json(name, record)
+
+    def rows(self, stem: str, columns: tuple[str, ...]) -> pd.DataFrame:
+        """A CSV table that was derived from the run, with at least these columns of numbers."""
+        return checked(read_csv(self.path / f"{stem}.csv"), columns, self.path / f"{stem}.csv")
+
+    def write_rows(self, stem: str, frame: pd.DataFrame) -> None:
+        """Write it atomically."""
+        write_text(self.path / f"{stem}.csv", frame.to_csv(index=False))
+
     def log(self) -> pd.DataFrame:
         """All steps logged so far."""
         return self._table("log")

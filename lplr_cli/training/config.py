@@ -9,13 +9,13 @@ from typing import Any
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.factories import Word, is_factory_reference
+from lplr_cli.losses import LOSSES
 from lplr_cli.models import DTYPES, ModelSpec, refuse_unnamed_code
 from lplr_cli.runs import LOG_FORMATS
 from lplr_cli.schema import MOST_SEED, check_fields
 
 OPTIMIZERS = ("gd", "sgd")
 SCHEDULES = ("constant", "cosine")
-LOSSES = ("squared",)
 AUTO_PROBE_ROWS = 1024
 AUTO_PROBE_SAMPLES = 100
 
@@ -27,7 +27,7 @@ class TrainConfig:
     Attributes:
         data: which samples.
         model: which network.
-        loss: ``squared``: L = (1/n) Σ ||f(x_i) - y_i||² (theory.md section 1, s = 1).
+        loss: ``squared``, ``cross-entropy`` or ``bce``, see :class:`lplr_cli.losses.Loss`; s = 1.
         optimizer: ``gd`` (full batch) or ``sgd`` (mini-batches, reshuffled each epoch).
         lr: step size; None means 1/sharpness at initialisation.
         momentum: heavy-ball momentum, torch's convention v ← m v + g, θ ← θ - lr v.
@@ -85,6 +85,9 @@ class TrainConfig:
                 raise InputError(f"--{name} {value!r} is unknown", f"choose from {', '.join(allowed)}")
         if isinstance(self.probe_size, str) and self.probe_size not in ("auto", "all"):
             raise InputError(f"--probe-size {self.probe_size!r} is no size", "give a number, all or auto")
+        if self.loss == "cross-entropy" and self.data.targets is None and self.data.source in ("mnist", "cifar10"):
+            # Their labels are classes, of which the softmax needs one output each.
+            object.__setattr__(self, "data", replace(self.data, targets="onehot"))
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise InputError(f"--lr {self.lr} is no step size", "give a positive number or auto")
         if not 0 <= self.momentum < 1:

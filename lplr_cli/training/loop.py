@@ -86,7 +86,7 @@ def train(
     settled = config.with_(lr=config.lr)
     sharp: float | None = None
     if config.lr is None:
-        sharp = sharpness(trainer.network(), trainer.inputs, trainer.targets).value
+        sharp = sharpness(trainer.network(), trainer.inputs, trainer.targets, loss=trainer.loss).value
         if not (math.isfinite(sharp) and sharp > 0):
             raise InputError(f"the sharpness at initialisation is {sharp:g}", "give --lr")
         settled = config.with_(lr=1.0 / sharp)
@@ -241,9 +241,10 @@ def _run(
         start, first_loss = run.load(0).parameters, float(known.iloc[0])
     trainer.begin_at(start)
     signals = Signals(run, trainer)
+    columns = (*LOG_COLUMNS, "accuracy") if trainer.loss.classifies else LOG_COLUMNS
     with (
         signals.caught(),
-        Appender(run.log_path, LOG_COLUMNS) as log,
+        Appender(run.log_path, columns) as log,
         Appender(run.probes_path, PROBE_COLUMNS) as probes,
     ):
         probing = Probes(probes, _prober(trainer, start), trainer)
@@ -265,7 +266,9 @@ def _prober(trainer: Trainer, start: dict[str, Tensor]) -> Prober:
     """Probes against θ_0 = ``start``."""
     config, dataset = trainer.config, trainer.dataset
     settings = ProbeSettings(
-        size=config.resolved_probe_size(dataset.n, dataset.outputs), sharpness=config.probe_sharpness
+        size=config.resolved_probe_size(dataset.n, dataset.outputs),
+        sharpness=config.probe_sharpness,
+        loss=trainer.loss,
     )
     reference = {k: v.to(trainer.device) for k, v in start.items()}
     return Prober(trainer.module, reference, trainer.inputs, trainer.targets, settings)

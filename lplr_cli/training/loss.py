@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from lplr_cli.losses import Loss
@@ -20,12 +22,23 @@ def share_of_loss(loss: Loss, module: nn.Module, inputs: Tensor, targets: Tensor
     return loss.total(module(inputs).reshape(len(inputs), -1), targets, count)
 
 
-def accumulate_gradient(loss: Loss, module: nn.Module, inputs: Tensor, targets: Tensor, micro_batch: int) -> float:
-    """Add ∇L over all samples to the parameters' gradients; returns L. Micro-batches bound the memory."""
-    total = 0.0
+@dataclass(frozen=True)
+class Total:
+    """L over all samples, and the share of them that is classified right; None where the loss is of no classes."""
+
+    loss: float
+    accuracy: float | None
+
+
+def accumulate_gradient(loss: Loss, module: nn.Module, inputs: Tensor, targets: Tensor, micro_batch: int) -> Total:
+    """Add ∇L over all samples to the parameters' gradients. Micro-batches bound the memory."""
+    total, right = 0.0, 0.0
     for i in range(0, len(inputs), micro_batch):
         part = slice(i, i + micro_batch)
-        share = share_of_loss(loss, module, inputs[part], targets[part], len(inputs))
+        outputs = module(inputs[part]).reshape(len(inputs[part]), -1)
+        share = loss.total(outputs, targets[part], len(inputs))
         share.backward()  # type: ignore[no-untyped-call]
         total += float(share.detach())
-    return total
+        if loss.classifies:
+            right += loss.accuracy(outputs.detach(), targets[part]) * len(outputs)
+    return Total(total, right / len(inputs) if loss.classifies else None)

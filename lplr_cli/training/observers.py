@@ -47,6 +47,8 @@ class Log:
                 "drift": point.drift,
                 "lr": point.lr,
                 "seconds": self._clock(),
+                # A column only where the loss is of classes.
+                "accuracy": point.accuracy,
             }
         )
 

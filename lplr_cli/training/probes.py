@@ -130,8 +130,9 @@ class Prober:
         }
 
     def _rayleigh(self, network: Network, kernel: Kernel) -> float | None:
-        """rᵀK r / ||r||² of the residual on the samples of the probe; None without all outputs, and targets of them."""
-        if kernel.outputs != "full":
+        """rᵀK r / ||r||² of the residual on the probe's samples; None unless outputs are full, the loss squared."""
+        other = self.settings.loss is None or self.settings.loss.name != "squared"
+        if kernel.outputs != "full" or other:
             return None
         with torch.no_grad(), ntk.evaluation_mode(self.module):
             f = network.forward(network.cast(self.subset))

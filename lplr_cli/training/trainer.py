@@ -43,6 +43,7 @@ class Point:
         epoch: passes over the data made.
         loss: L over all samples, where it was computed.
         grad_norm_sq: ||∇L||² over all samples, likewise.
+        accuracy: share of samples classified right, likewise; None where the loss is of no classes.
         drift: ||θ - θ_0||.
         lr: step size of the update to come; None after the last one.
     """
@@ -51,6 +52,7 @@ class Point:
     epoch: int
     loss: float | None
     grad_norm_sq: float | None
+    accuracy: float | None
     drift: float
     lr: float | None
 
@@ -89,6 +91,7 @@ class Trainer:
         self.device = resolve_device(config.device)
         dtype = DTYPES[config.dtype]
         self.inputs, self.targets = dataset.tensors(dtype, self.device)
+        self.loss.check_targets(self.targets)
         shape = dataset.inputs.shape[1:]
         self.module: nn.Module = build_model(config.model, shape, dataset.outputs, seed=config.seed, dtype=dtype)
         # Training and probing see one deterministic function of one sample: no dropout, fixed running statistics.
@@ -99,6 +102,7 @@ class Trainer:
         self.steps_per_epoch = config.steps_per_epoch(dataset.n)
         self.total = config.total_steps(dataset.n)
         self._reference = self.flat.theta.clone()
+        self.accuracy: float | None = None
 
     def network(self) -> Network:
         """The module at the present θ, for curvature computations in float64."""
@@ -133,13 +137,16 @@ class Trainer:
             loss=self.full_gradient() if exact else None,
             drift=self.flat.drift(self._reference),
             grad_norm_sq=self.flat.grad_norm_sq() if exact else None,
+            accuracy=self.accuracy if exact else None,
             lr=None if last else self.lr_at(step),
         )
 
     def full_gradient(self) -> float:
         """∇L over all samples into ``flat.grad``; returns L. Micro-batches bound the memory."""
         self.flat.grad.zero_()
-        return accumulate_gradient(self.loss, self.module, self.inputs, self.targets, self.config.micro_batch)
+        total = accumulate_gradient(self.loss, self.module, self.inputs, self.targets, self.config.micro_batch)
+        self.accuracy = total.accuracy
+        return total.loss
 
     def batch_gradient(self, step: int) -> None:
         """The gradient of the mini-batch of ``step`` into ``flat.grad``.

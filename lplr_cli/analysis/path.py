@@ -1,0 +1,305 @@
+"""A locally PL region around the path of a run, of lplr or recorded (docs/theory.md, section 9)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from lplr_cli.analysis.path_figures import PathFigures, evidence, keep
+from lplr_cli.analysis.replay import Agreement, Iterates
+from lplr_cli.analysis.subject import OWN, Source
+from lplr_cli.certificate import (
+    CERTIFIED,
+    ESTIMATE,
+    Aim,
+    CertifiedCurvature,
+    Curvature,
+    NoCertificateError,
+    Region,
+    Smoothness,
+    Walk,
+    certify,
+)
+from lplr_cli.curvature import LossCurvature, basis_size, start_vector
+from lplr_cli.errors import InputError, NumericalError
+from lplr_cli.linalg import lanczos
+from lplr_cli.ntk import DEFAULT_MEMORY, Network
+from lplr_cli.runs import RunDirectory
+
+# Balls that an estimate puts along the path; a proof takes as many as it needs.
+_ESTIMATED_BALLS = 40
+# Products of the Hessian with a vector for each of them.
+_PRODUCTS = 40
+# Balls that the first, long steps of a run usually need.
+_FIRST_BALLS = 30
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class KernelTube:
+    """P's own quantity on the tube, at one checkpoint: 2s(σ_min − L_J ρ)² on the ball of radius ρ around it.
+
+    Attributes:
+        step: of the checkpoint.
+        mu: None where it is not positive.
+        lambda_min_lower: proved, of K on all samples.
+    """
+
+    step: int
+    mu: float | None
+    lambda_min_lower: float
+
+
+@dataclass(frozen=True)
+class PathCertificate:
+    """What is proved, or estimated, along the path of a run.
+
+    Attributes:
+        region: Theorems 9.3 and 9.4.
+        agreement: how the path was had.
+        loss: the loss that all this is for.
+        why_estimate: why there is no proof; empty for one.
+        kernel: at each checkpoint; None where the theorem does not speak of this loss, or was not asked.
+    """
+
+    region: Region
+    agreement: Agreement
+    loss: str
+    why_estimate: str
+    kernel: tuple[KernelTube, ...] | None
+
+    @property
+    def figures(self) -> PathFigures:
+        """For people and files; a proof and an estimate never share a figure."""
+        r, proved = self.region, self.region.kind == CERTIFIED
+        values = [k.mu for k in self.kernel or ()]
+        known = [v for v in values if v is not None]
+        return PathFigures(
+            kind=r.kind,
+            why_estimate=self.why_estimate or None,
+            loss=self.loss,
+            certified_share=r.certified_share if proved else 0.0,
+            share=r.certified_share,
+            length=r.length,
+            first_step=r.first_step,
+            last_step=r.last_step,
+            steps=r.steps,
+            steps_certified=r.steps_certified if proved else 0,
+            mu_path=r.mu if proved else None,
+            mu_path_star=r.mu_star if proved else None,
+            mu_path_estimated=None if proved else r.mu,
+            mu_path_star_estimated=None if proved else r.mu_star,
+            measured=r.measured,
+            measured_star=r.measured_star,
+            radius=r.radius,
+            l_star_lower=r.l_star_lower,
+            l_star_upper=r.l_star_upper,
+            beta_max=r.beta_max,
+            eta_beta_max=r.eta_beta_max,
+            rate_proved=r.rate if proved else None,
+            rate_estimated=None if proved else r.rate,
+            rate_from_step=r.rate_from_step,
+            rate_reason=r.rate_reason or None,
+            eta_mu_t=r.eta_mu_t,
+            evidence=evidence(r.eta_mu_t),
+            pieces=r.pieces,
+            balls=r.balls,
+            not_certified=tuple({"step": step, "reason": reason} for step, reason in r.not_certified),
+            agreement=self.agreement.sentence,
+            confirmed=self.agreement.confirmed,
+            mu_kernel_tube=min(known) if known and len(known) == len(values) else None,
+            kernel_tube=None if self.kernel is None else tuple(asdict(k) for k in self.kernel),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object ``path`` of ``lplr certify RUN --path --format json``."""
+        return self.figures.to_dict()
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a step: step, certified, mu, mu_star, beta, eta_beta, factor, length, pieces, reason."""
+        return pd.DataFrame([asdict(row) for row in self.region.rows])
+
+
+def certify_path(
+    run: RunDirectory,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    pieces: int | None = None,
+    radius: float | None = None,
+    source: Source = OWN,
+    method: str = "auto",
+    memory: int = DEFAULT_MEMORY,
+    kernel: bool = True,
+    progress: Progress | None = None,
+) -> PathCertificate:
+    """Walk along a run and prove what can be proved of the loss around its path.
+
+    Args:
+        run: of lplr, or recorded with a checkpoint at every step.
+        first, last: steps; all by default.
+        pieces: at most this many; by default as many as are worth while.
+        radius: ρ of the tube; by rule when None.
+        source: what the user says of model and data.
+        method: of the bounds on balls, see :class:`lplr_cli.certificate.BallBounds`; ``auto`` is tight only where that
+            is as cheap.
+        memory: bytes for kernels, or for the Lanczos vectors of an estimate.
+        kernel: whether to compute the kernel's μ at the checkpoints as well.
+        progress: called with (steps done, steps).
+
+    Raises:
+        InputError: a loss or path that is not known, or an option out of range.
+    """
+    path = Iterates(run, first=first, last=last, source=source)
+    curvature, why = _curvature(path, method, memory)
+    walk = Walk(curvature, path.objective, aim=_aim(path), radius=radius, budget=pieces)
+
+    def visit(step: int, theta: Tensor, loss: float, gradient: Tensor, lr: float | None) -> None:
+        walk.add(step, theta, loss, gradient, lr)
+        if progress is not None:
+            progress(step - path.first, path.steps)
+
+    path.walk(visit)
+    region = walk.region()
+    scale = path.manifest.loss.squared_scale
+    tubes = None
+    if kernel and scale is not None and region.kind != ESTIMATE and region.radius is not None:
+        tubes = _kernel(path, region.radius, scale, memory)
+    return PathCertificate(region, path.agreement, path.manifest.loss.label, why, tubes)
+
+
+def _aim(path: Iterates) -> Aim:
+    """The smallest ratios of the log, where it has exact values of this stretch: they decide what is worth its time."""
+    log = path.log
+    known = log[log["step"].between(path.first, path.last) & log["loss"].notna() & log["grad_norm_sq"].notna()]
+    if not path.manifest.exact or len(known) < path.steps:
+        return Aim()
+    loss, square = known["loss"].to_numpy(dtype=np.float64), known["grad_norm_sq"].to_numpy(dtype=np.float64)
+    floor = float(loss.min())
+    above = loss > floor
+    if floor <= 0 or not above.any():
+        return Aim()
+    return Aim(float((square / (2 * loss)).min()), float((square[above] / (2 * (loss[above] - floor))).min()), floor)
+
+
+def _curvature(path: Iterates, method: str, memory: int) -> tuple[Curvature, str]:
+    """A proof where there is one for this network, else an estimate, with the reason."""
+    objective = path.objective
+    if not objective.inputs.is_floating_point():
+        return _EstimatedCurvature(path, memory), "no certificate for inputs that are no real numbers"
+    try:
+        found = CertifiedCurvature(
+            objective.module, objective.inputs, objective.targets, objective.loss, method=method, memory=memory
+        )
+    except NoCertificateError as error:
+        return _EstimatedCurvature(path, memory), error.what
+    return found, ""
+
+
+@dataclass(frozen=True)
+class _FixedBall:
+    """The same for every radius."""
+
+    found: Smoothness
+
+    def at(self, radius: float) -> Smoothness:
+        """Whatever the radius."""
+        return self.found
+
+
+class _EstimatedCurvature:
+    """λ_max and λ_min of ∇²L at the centres, by Lanczos: what the loss does between them is not known."""
+
+    kind = ESTIMATE
+
+    def __init__(self, path: Iterates, memory: int) -> None:
+        self._objective, self._memory = path.objective, memory
+        log = path.log[path.log["step"].between(path.first, path.last)]
+        drift = float(log["drift"].max()) if log["drift"].notna().any() else math.inf
+        self.largest = drift / _ESTIMATED_BALLS if 0 < drift < math.inf else math.inf
+
+    def ball(self, centre: Tensor) -> _FixedBall:
+        """From the two ends of the spectrum at the centre."""
+        objective = self._objective
+        objective.flat.theta.copy_(centre)
+        network = Network.from_module(objective.module)
+        size, half = centre.numel(), self._memory // 2
+        curvature = LossCurvature(network, objective.inputs, objective.targets, objective.loss.values, memory=half)
+        steps, basis = min(size, _PRODUCTS), basis_size(size, half)
+        ritz = lanczos(curvature.hessian, start_vector(size), steps=steps, basis=basis)
+        top, bottom = float(ritz.high[-1]), float(ritz.low[0])
+        return _FixedBall(Smoothness(max(top, -bottom, 0.0), max(-bottom, 0.0)))
+
+
+def _kernel(path: Iterates, radius: float, scale: float, memory: int) -> tuple[KernelTube, ...] | None:
+    """2s(σ_min − L_J ρ)² around each checkpoint of the stretch."""
+    found = []
+    objective = path.objective
+    for step in path.run.checkpoint_steps():
+        if not path.first <= step <= path.last:
+            continue
+        path.subject.move_to(path.run, step)
+        try:
+            at = certify(path.subject.module, objective.inputs, objective.targets, radius=radius, memory=memory)
+        except (InputError, NumericalError):
+            return None
+        mu = None if at.given is None or at.given.mu_jacobian is None else scale * at.given.mu_jacobian
+        found.append(KernelTube(step, mu, at.lambda_0_lower))
+    return tuple(found)
+
+
+def path_while_cheap(run: RunDirectory, seconds: float, source: Source = OWN, progress: Progress | None = None) -> str:
+    """Certify and keep the path of a finished run where that takes little time; else why not, and what would do it.
+
+    Args:
+        run: of lplr.
+        seconds: that it may take by the estimate.
+        source: what the user says of code that the run names.
+        progress: see :func:`certify_path`.
+    """
+    command = f"lplr certify {run.path} --path"
+    try:
+        expected = estimated_seconds(run, source)
+        if expected is None or expected > seconds:
+            much = "" if expected is None else f" takes about {expected:.0f} s"
+            return f"not computed: {command}{much}"
+        found = certify_path(run, source=source, kernel=False, progress=progress)
+        keep(run, found.figures, found.to_frame())
+    except (InputError, NumericalError) as error:
+        return str(error)
+    return ""
+
+
+def estimated_seconds(run: RunDirectory, source: Source = OWN) -> float | None:
+    """What :func:`certify_path` will take for a run of lplr by gradient descent; None where that cannot be told.
+
+    From one ball, one gradient, and the length of the path by the log: a ball for each two radii of it and as many as
+    usual for the first steps, a gradient a step.
+    """
+    manifest, log = run.manifest(), run.log()
+    if manifest.recorded or not manifest.exact or manifest.optimizer.name != "gd" or manifest.optimizer.momentum:
+        return None
+    begun = time.perf_counter()
+    path = Iterates(run, source=source)
+    curvature, why = _curvature(path, "auto", DEFAULT_MEMORY)
+    if why:
+        return None
+    theta = path.objective.flat.theta.clone()
+    gradient = time.perf_counter()
+    path.objective(theta)
+    gradient = time.perf_counter() - gradient
+    ball = time.perf_counter()
+    curvature.ball(theta).at(0.0)
+    ball = time.perf_counter() - ball
+    reach = Walk(curvature, path.objective).first_reach(theta)
+    length = float((log["lr"] * np.sqrt(log["grad_norm_sq"])).sum())
+    balls = _FIRST_BALLS + length / reach
+    return (time.perf_counter() - begun) + 1.5 * balls * ball + 1.2 * path.steps * gradient

@@ -1,0 +1,385 @@
+"""A locally PL region around the path of a run (docs/theory.md, section 9).
+
+A :class:`Walk` is given the iterates one after another, with loss and gradient at each. It puts balls over stretches
+of the path, cuts the segments on which the bounds lose too much, and keeps a few numbers of each piece;
+:meth:`Walk.region` makes the theorem from them. What the loss can do on a ball comes from a :class:`Curvature`, which
+is a proof or an estimate; the region is called what its curvature is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lplr_cli.certificate.pieces import Array, Piece, Pieces, Smoothness
+from lplr_cli.certificate.region import TUBE, Descent, Lost, Region, assemble
+from lplr_cli.errors import InputError
+from lplr_cli.linalg import gamma
+
+CERTIFIED, ESTIMATE = "certified", "estimate"
+# A piece is good enough from this part of the smallest ratio measured on, with L* = 0 and with the smallest loss.
+_QUALITY_STAR, _QUALITY = 0.86, 0.82
+# And from this ηβ on downwards: from 2 on no descent is proved.
+_STABLE = 1.95
+# Pieces that a run may have, as a multiple of its steps, and as many on top.
+PIECES_PER_STEP, PIECES_MORE = 4, 2000
+# A segment is halved at most this often.
+_MAX_DEPTH = 8
+# The first ball: the largest whose β exceeds that of its centre by at most this factor.
+_FIRST_GROWTH = 1.25
+# A smaller ball is worth its price where it makes μ larger by this factor.
+_WORTH = 1.05
+_UP = 1 + 1e-12
+
+
+class Ball(Protocol):
+    """Bounds of ∇²L on balls around one centre."""
+
+    def at(self, radius: float) -> Smoothness:
+        """On the ball of this radius; infinite β where nothing is known."""
+
+
+class Curvature(Protocol):
+    """Where the bounds of ∇²L come from.
+
+    Attributes:
+        kind: :data:`CERTIFIED` or :data:`ESTIMATE`.
+        largest: radius that a ball may have.
+    """
+
+    kind: str
+    largest: float
+
+    def ball(self, centre: Tensor) -> Ball:
+        """For balls around θ = ``centre``, (P,)."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The smallest ratios along the run as its log has them; None where it has none.
+
+    Attributes:
+        star: min of ½||∇L||²/L.
+        ratio: min of ½||∇L||²/(L − floor).
+        floor: the smallest loss.
+    """
+
+    star: float | None = None
+    ratio: float | None = None
+    floor: float | None = None
+
+
+@dataclass
+class _Node:
+    """A point of the path: θ and ∇L of shape (P,), L there; ``lr`` where gradient descent steps from it."""
+
+    step: int
+    theta: Tensor
+    loss: float
+    gradient: Tensor
+    square: float
+    lr: float | None = None
+
+
+class Walk:
+    """Walk along the iterates of a run, in memory that does not grow with their number but for a few scalars a piece.
+
+    Args:
+        curvature: bounds of ∇²L on balls.
+        evaluate: θ (P,) → L and ∇L (P,), in float64, at the points where a segment is cut.
+        aim: the ratios to come near to.
+        radius: ρ of the tube; by :data:`TUBE` when None.
+        budget: pieces at most; beyond, segments are taken as they are.
+        memory: bytes of iterates that may be held back.
+
+    Raises:
+        InputError: a radius that is none.
+    """
+
+    def __init__(
+        self,
+        curvature: Curvature,
+        evaluate: Callable[[Tensor], tuple[float, Tensor]],
+        *,
+        aim: Aim | None = None,
+        radius: float | None = None,
+        budget: int | None = None,
+        memory: int = 384 << 20,
+    ) -> None:
+        if radius is not None and not 0 <= radius < math.inf:
+            raise InputError(f"the radius {radius} of a path is none", "give a number of at least 0, or auto")
+        self._curvature, self._evaluate = curvature, evaluate
+        self._aim = aim or Aim()
+        self._radius, self._budget, self._memory = radius, budget, memory
+        self._group: list[_Node] = []
+        self._reach: float | None = None
+        self._pieces: list[Piece] = []
+        self._descents: list[Descent] = []
+        self._allowed = 0.0
+        self._lost: list[Lost] = []
+        self._nodes: list[tuple[float, float]] = []
+        self.balls = 0
+        self.steps = 0
+
+    # -- walking -----------------------------------------------------------------------------------------------------
+
+    def add(self, step: int, theta: Tensor, loss: float, gradient: Tensor, lr: float | None = None) -> None:
+        """The next iterate.
+
+        Args:
+            step: of the optimiser, increasing by one.
+            theta: (P,), float64; copied.
+            loss: L(θ).
+            gradient: ∇L(θ), (P,), float64; copied.
+            lr: η of the plain gradient descent step from here; None for any other optimiser.
+        """
+        node = _node(step, theta.clone(), loss, gradient.clone(), lr)
+        if not self._group:
+            self._group = [node]
+            self._see(node)
+            return
+        before = self._group[-1]
+        self.steps += 1
+        if not all(math.isfinite(v) for v in (before.loss, before.square, node.loss, node.square)):
+            self._leave(node, "the loss or its gradient is not finite")
+            return
+        if before.lr is not None:
+            self._descents.append(_descent(before, node))
+        if self._reach is None:
+            self._reach = self.first_reach(before.theta)
+        length = _distance(before.theta, node.theta)
+        count = max(1, math.ceil(min(length / (1.6 * self._reach), 1e6)))
+        if self._spent(count):
+            self._leave(node, f"it would need {count} pieces more, and --pieces allows fewer")
+            return
+        for cut in range(1, count):
+            self._append(self._between(before, node, cut / count))
+        self._append(node)
+
+    def _leave(self, node: _Node, reason: str) -> None:
+        """A hole in the region between the last node and this one."""
+        last = self._group[-1]
+        self._lost.append(Lost(last.step, _distance(last.theta, node.theta), reason))
+        self._close(self._group, 0)
+        self._group = [node]
+        self._see(node)
+
+    def _append(self, node: _Node) -> None:
+        assert self._reach is not None
+        self._see(node)
+        held = max(2, self._memory // (16 * node.theta.numel()))
+        if len(self._group) >= held or _distance(self._group[0].theta, node.theta) > 1.8 * self._reach:
+            self._close(self._group, 0)
+            self._group = self._group[-1:]
+        self._group.append(node)
+
+    def _see(self, node: _Node) -> None:
+        self._nodes.append((node.loss, node.square))
+
+    def _between(self, a: _Node, b: _Node, share: float) -> _Node:
+        """A node on the segment, where the path is cut."""
+        theta = torch.lerp(a.theta, b.theta, share)
+        loss, gradient = self._evaluate(theta)
+        return _node(a.step, theta, loss, gradient.clone(), a.lr)
+
+    def _spent(self, more: int) -> bool:
+        allowed = PIECES_PER_STEP * self.steps + PIECES_MORE if self._budget is None else self._budget
+        return len(self._pieces) + len(self._group) + more > allowed
+
+    # -- balls -------------------------------------------------------------------------------------------------------
+
+    def first_reach(self, centre: Tensor) -> float:
+        """The largest radius by halves on which β stays near that of the centre."""
+        ball = self._curvature.ball(centre)
+        self.balls += 1
+        least = ball.at(0.0).beta
+        radius = min(self._curvature.largest, 0.1 * float(torch.linalg.vector_norm(centre)) + 1e-12)
+        for _ in range(60):
+            if ball.at(radius).beta <= _FIRST_GROWTH * least:
+                break
+            radius /= 2
+        return radius
+
+    def _close(self, nodes: Sequence[_Node], depth: int) -> None:
+        """One ball over these nodes; or several, where one is not good enough."""
+        if len(nodes) < 2:
+            return
+        centre = torch.lerp(nodes[0].theta, nodes[-1].theta, 0.5)
+        far = max(_distance(centre, node.theta) for node in nodes)
+        ball = self._curvature.ball(centre)
+        self.balls += 1
+        found = self._bounded(nodes, ball, far)
+        value, descent = self._value(found, nodes)
+        if (np.minimum(value, descent) >= 1).all():
+            self._pieces += found
+            self._grow(nodes, ball, far)
+            return
+        closer = self._closer(nodes, ball, far, value, descent) if depth < _MAX_DEPTH and not self._spent(0) else None
+        if closer is not None:
+            self._reach = closer
+            for group in _groups(nodes, 1.8 * closer):
+                self._close(group, depth + 1)
+            return
+        for (a, b), piece, enough in zip(pairwise(nodes), found, value, strict=True):
+            if enough >= 1:
+                self._pieces.append(piece)
+            else:
+                self._cut(a, b, piece, float(enough), depth)
+
+    def _grow(self, nodes: Sequence[_Node], ball: Ball, far: float) -> None:
+        """Larger balls from here on, where this one could have been larger."""
+        assert self._reach is not None
+        larger = min(1.5 * max(self._reach, far), self._curvature.largest)
+        if far > 0.5 * self._reach and larger > self._reach:
+            value, descent = self._value(self._bounded(nodes, ball, larger), nodes)
+            if (np.minimum(value, descent) >= 1).all():
+                self._reach = larger
+
+    def _closer(self, nodes: Sequence[_Node], ball: Ball, far: float, value: Array, descent: Array) -> float | None:
+        """The largest radius by halves on which all that can be good enough is; None where no smaller ball helps."""
+        nearest = max(_distance(a.theta, b.theta) for a, b in pairwise(nodes)) / 2
+        if far <= 1.5 * nearest:
+            return None
+        best, steady = self._value(self._bounded(nodes, ball, nearest), nodes)
+        # A smaller ball is worth its price only where it changes something.
+        gains = (value < 1) & (best > _WORTH * value) | (descent < 1) & (steady >= 1)
+        if not gains.any():
+            return None
+        radius = far / 2
+        while radius > 1.5 * nearest:
+            there, stable = self._value(self._bounded(nodes, ball, radius), nodes)
+            if (np.where(steady >= 1, np.minimum(there, stable), there)[gains] >= 1).all():
+                return radius
+            radius /= 2
+        return nearest
+
+    def _cut(self, a: _Node, b: _Node, piece: Piece, value: float, depth: int) -> None:
+        """Halve a segment in the same ball, and in balls of its own where that does not help."""
+        if depth >= _MAX_DEPTH or self._spent(1) or min(a.square, b.square) == 0:
+            self._pieces.append(piece)
+            return
+        middle = self._between(a, b, 0.5)
+        self._see(middle)
+        for left, right in ((a, middle), (middle, b)):
+            half = _piece(left, right, piece.allowed, piece.smoothness)
+            now = float(self._value([half], [left, right])[0][0])
+            if now >= 1:
+                self._pieces.append(half)
+            elif now > _WORTH * value:
+                self._cut(left, right, half, now, depth + 1)
+            else:
+                self._close([left, right], depth + 1)
+
+    def _bounded(self, nodes: Sequence[_Node], ball: Ball, far: float) -> list[Piece]:
+        """The pieces between these nodes, with the bounds on the ball that holds them and the tube around them."""
+        allowed = self._radius
+        if allowed is None:
+            if self._allowed == 0.0:
+                self._allowed = self._room(nodes, ball.at(far))
+            allowed = self._allowed
+        smoothness = ball.at((far + allowed) * _UP)
+        if self._radius is None:
+            # What the next ball leaves room for; this one's tube is what its own ball holds.
+            self._allowed = self._room(nodes, smoothness)
+        return [_piece(a, b, allowed, smoothness) for a, b in pairwise(nodes)]
+
+    @staticmethod
+    def _room(nodes: Sequence[_Node], smoothness: Smoothness) -> float:
+        least = math.sqrt(min(node.square for node in nodes))
+        return TUBE * least / smoothness.beta if 0 < smoothness.beta < math.inf else least
+
+    def _value(self, found: list[Piece], nodes: Sequence[_Node]) -> tuple[Array, Array]:
+        """μ of each piece relative to what it is asked for, and 1.95 relative to ηβ; at least 1 is good enough."""
+        pieces, ends = Pieces(found), list(pairwise(nodes))
+        rho = self._radius if self._radius is not None else pieces.share(TUBE)
+        value: Array = pieces.mu(rho, 0.0) / self._asked(ends, 0.0, self._aim.star, _QUALITY_STAR)
+        if self._aim.floor is not None and self._aim.ratio is not None:
+            floor = self._aim.floor
+            value = np.minimum(value, pieces.mu(rho, floor) / self._asked(ends, floor, self._aim.ratio, _QUALITY))
+        eta = np.array([a.lr or 0.0 for a, _ in ends])
+        with np.errstate(divide="ignore"):
+            descent: Array = np.where(eta > 0, _STABLE / (eta * pieces.beta), np.inf)
+        return value, descent
+
+    def _asked(self, ends: list[tuple[_Node, _Node]], floor: float, known: float | None, quality: float) -> Array:
+        """The smallest ratio of the run, or of the nodes so far, or of the piece's own ends."""
+        if known is None:
+            known = min((_ratio(loss, square, floor) for loss, square in self._nodes), default=math.inf)
+        own = [min(known, *(_ratio(node.loss, node.square, floor) for node in pair)) for pair in ends]
+        asked: Array = quality * np.maximum(np.array(own), 1e-300)
+        return asked
+
+    # -- the theorem -------------------------------------------------------------------------------------------------
+
+    def region(self) -> Region:
+        """The region of everything that was walked."""
+        self._close(self._group, 0)
+        self._group = self._group[-1:]
+        return assemble(
+            self._curvature.kind,
+            self._pieces,
+            self._descents,
+            self._lost,
+            self._nodes,
+            radius=self._radius,
+            balls=self.balls,
+            steps=self.steps,
+        )
+
+
+def _groups(nodes: Sequence[_Node], spread: float) -> list[Sequence[_Node]]:
+    """Consecutive stretches that share their ends, each at most this wide where a segment is not wider."""
+    groups: list[Sequence[_Node]] = []
+    first = 0
+    for last in range(1, len(nodes)):
+        if last > first + 1 and _distance(nodes[first].theta, nodes[last].theta) > spread:
+            groups.append(nodes[first:last])
+            first = last - 1
+    return [*groups, nodes[first:]]
+
+
+def _node(step: int, theta: Tensor, loss: float, gradient: Tensor, lr: float | None) -> _Node:
+    return _Node(step, theta, loss, gradient, float(torch.dot(gradient, gradient)), lr)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """||a − b||, rounded upwards."""
+    return float(torch.linalg.vector_norm(a - b)) * (1 + gamma(a.numel() + 4, torch.float64))
+
+
+def _ratio(loss: float, square: float, floor: float) -> float:
+    return square / (2 * (loss - floor)) if loss > floor else math.inf
+
+
+def _piece(a: _Node, b: _Node, allowed: float, smoothness: Smoothness) -> Piece:
+    sigma, change = b.theta - a.theta, b.gradient - a.gradient
+    return Piece(
+        step=a.step,
+        length=_distance(a.theta, b.theta),
+        start=a.square,
+        end=b.square,
+        inner=float(torch.dot(a.gradient, b.gradient)),
+        change=float(torch.dot(change, change)),
+        along=float(torch.dot(sigma, change)),
+        loss_start=a.loss,
+        loss_end=b.loss,
+        dot_error=gamma(a.theta.numel() + 4, torch.float64),
+        allowed=allowed,
+        smoothness=smoothness,
+    )
+
+
+def _descent(a: _Node, b: _Node) -> Descent:
+    """How far a stored step is from the exact one with the gradient as computed; the gradient's error comes later."""
+    assert a.lr is not None
+    off = (b.theta - a.theta) + a.lr * a.gradient
+    size = float(torch.linalg.vector_norm(off))
+    rounding = 2**-50 * (_distance(a.theta, b.theta) + abs(a.lr) * math.sqrt(a.square))
+    return Descent(a.step, a.lr, (size + rounding) * (1 + gamma(a.theta.numel() + 4, torch.float64)), a.square)

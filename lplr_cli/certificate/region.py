@@ -1,0 +1,310 @@
+"""Theorems 9.3 and 9.4 of docs/theory.md, put together from the pieces of a path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lplr_cli.certificate.pieces import Array, Piece, Pieces
+
+# The part of the least gradient that the tube around the path may cost.
+TUBE = 1 / 50
+# Below this Σ η μ a rate is no evidence against a 1/t law (docs/theory.md, section 9, "What it is not").
+EVIDENCE = 3.0
+_UP, _DOWN = 1 + 1e-12, 1 - 1e-12
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A step of plain gradient descent as it was made.
+
+    Attributes:
+        step: t.
+        lr: η.
+        error: ||θ_{t+1} − θ_t + η ∇L̂(θ_t)||, rounded upwards, with the gradient as computed.
+        square: ||∇L̂(θ_t)||².
+    """
+
+    step: int
+    lr: float
+    error: float
+    square: float
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A step that no ball was put on."""
+
+    step: int
+    length: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step, by the worst of its pieces.
+
+    Attributes:
+        step: from θ_step to the next iterate.
+        certified: whether all its pieces are in D.
+        mu, mu_star: smallest μ_k, relative to the lower bound of L*_D and to 0; 0 outside D.
+        beta: largest β; infinite where no ball was put on it.
+        eta_beta: η β for gradient descent.
+        factor: L − L*_D shrinks by this factor or more; None where that is not proved.
+        length: ||θ_{t+1} − θ_t||.
+        pieces: how many.
+        reason: why it is outside D, or inside without a factor; empty where all is proved.
+    """
+
+    step: int
+    certified: bool
+    mu: float
+    mu_star: float
+    beta: float
+    eta_beta: float | None
+    factor: float | None
+    length: float
+    pieces: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Region:
+    """D = every point within ``radius`` of a certified piece of the path, and what is proved there.
+
+    Attributes:
+        kind: ``certified`` or ``estimate``, as the bounds of the curvature are.
+        certified_share: part of the path's length that lies in D.
+        length: of the path, from the first to the last node.
+        first_step, last_step: the first and the last iterate in D; None where D is empty.
+        steps, steps_certified: steps walked, and those all of whose pieces are in D.
+        radius: ρ; None where D is empty.
+        mu: μ_path: ½||∇L||² ≥ μ (L − L*_D) on D; None where D is empty.
+        mu_star: the same with 0 in the place of L*_D.
+        l_star_lower, l_star_upper: bracket of L*_D, the infimum over D.
+        beta_max: largest β over D.
+        eta_beta_max: largest η β over the steps of gradient descent.
+        rate: largest factor 1 − 2ημ(1 − ηβ/2 − rounding) from ``rate_from_step`` to the end.
+        rate_from_step: L − L*_D shrinks by ``rate`` or more at every step from this one on.
+        rate_reason: why there is no rate; empty where there is one.
+        eta_mu_t: Σ η μ over the steps of gradient descent in D.
+        pieces, balls: how many were used.
+        measured, measured_star: smallest ratios at the nodes, relative to the lower bound of L*_D and to 0.
+        rows: one a step.
+    """
+
+    kind: str
+    certified_share: float
+    length: float
+    first_step: int | None
+    last_step: int | None
+    steps: int
+    steps_certified: int
+    radius: float | None
+    mu: float | None
+    mu_star: float | None
+    l_star_lower: float | None
+    l_star_upper: float | None
+    beta_max: float | None
+    eta_beta_max: float | None
+    rate: float | None
+    rate_from_step: int | None
+    rate_reason: str
+    eta_mu_t: float | None
+    pieces: int
+    balls: int
+    measured: float | None
+    measured_star: float | None
+    rows: tuple[StepRow, ...]
+
+    @property
+    def not_certified(self) -> list[tuple[int, str]]:
+        """Steps that lie outside D, or inside without proved descent, with the reason."""
+        return [(row.step, row.reason) for row in self.rows if row.reason]
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """What holds for each piece with one ρ for all."""
+
+    radius: float
+    inside: NDArray[np.bool_]
+    floor: float
+    above: float
+    mu: Array
+    mu_star: Array
+
+
+def assemble(
+    kind: str,
+    found: Sequence[Piece],
+    descents: Sequence[Descent],
+    lost: Sequence[Lost],
+    nodes: Sequence[tuple[float, float]],
+    *,
+    radius: float | None,
+    balls: int,
+    steps: int,
+) -> Region:
+    """The region of these pieces.
+
+    Args:
+        kind: of their curvature.
+        found: pieces in the order of the path.
+        descents: steps of gradient descent; empty for other optimisers.
+        lost: steps without pieces.
+        nodes: (L, ||∇L||²) of every node.
+        radius: ρ; by default the smallest that spends :data:`TUBE` of the least gradient on some piece.
+        balls: used.
+        steps: walked.
+    """
+    bounds = _bounds(found, radius)
+    rows = _rows(found, bounds, descents, lost)
+    length = math.fsum(row.length for row in rows)
+    inside = [row for row in rows if row.certified]
+    certified = [p for p, ok in zip(found, bounds.inside, strict=True) if ok]
+    rate, first, reason = _rate(rows, bool(descents))
+    eta = {d.step: d.lr for d in descents}
+    empty = not certified
+    mu = None if empty else float(bounds.mu[bounds.inside].min())
+    eta_beta = [row.eta_beta for row in rows if row.eta_beta is not None and math.isfinite(row.eta_beta)]
+    return Region(
+        kind=kind,
+        certified_share=1.0
+        if len(inside) == len(rows) and rows
+        else min(1.0, math.fsum(p.length for p in certified) / length)
+        if length > 0
+        else 0.0,
+        length=length,
+        first_step=None if empty else certified[0].step,
+        last_step=None if empty else certified[-1].step + 1,
+        steps=steps,
+        steps_certified=len(inside),
+        radius=None if empty else bounds.radius,
+        mu=mu,
+        mu_star=None if empty else float(bounds.mu_star[bounds.inside].min()),
+        l_star_lower=None if empty else bounds.floor,
+        l_star_upper=None if empty else bounds.above,
+        beta_max=None if empty else max(p.smoothness.beta for p in certified),
+        eta_beta_max=max(eta_beta) if eta_beta else None,
+        rate=rate,
+        rate_from_step=first,
+        rate_reason=reason,
+        eta_mu_t=math.fsum(eta.get(row.step, 0.0) * mu for row in inside) if mu is not None and descents else None,
+        pieces=len(found),
+        balls=balls,
+        measured=_measured(nodes, bounds.floor),
+        measured_star=_measured(nodes, 0.0),
+        rows=rows,
+    )
+
+
+def _measured(nodes: Sequence[tuple[float, float]], floor: float) -> float | None:
+    values = [square / (2 * (loss - floor)) for loss, square in nodes if loss > floor and math.isfinite(square)]
+    return min(values, default=None)
+
+
+def _bounds(found: Sequence[Piece], radius: float | None) -> _Bounds:
+    pieces = Pieces(found)
+    possible = _positive(pieces, 0.0)
+    if radius is None:
+        radius = float(pieces.share(TUBE)[possible].min()) if possible.any() else 0.0
+    inside = possible & _positive(pieces, radius)
+    below = pieces.loss_below(radius)[inside]
+    floor = max(0.0, float(below.min())) if inside.any() else 0.0
+    above = pieces.lowest_seen(radius)[inside]
+    return _Bounds(
+        radius,
+        inside,
+        floor,
+        float(above.min()) if inside.any() else math.inf,
+        pieces.mu(radius, floor),
+        pieces.mu(radius, 0.0),
+    )
+
+
+def _positive(pieces: Pieces, radius: float) -> NDArray[np.bool_]:
+    least = pieces.gradient(radius).min(axis=1) if len(pieces.beta) else np.zeros(0)
+    positive: NDArray[np.bool_] = (least > 0) & np.isfinite(pieces.loss_above(radius)).all(axis=1)
+    return positive
+
+
+def _rows(
+    found: Sequence[Piece], bounds: _Bounds, descents: Sequence[Descent], lost: Sequence[Lost]
+) -> tuple[StepRow, ...]:
+    groups: dict[int, list[int]] = {}
+    for k, piece in enumerate(found):
+        groups.setdefault(piece.step, []).append(k)
+    by_step = {d.step: d for d in descents}
+    rows = [
+        StepRow(gap.step, False, 0.0, 0.0, math.inf, None, None, gap.length, 0, gap.reason)
+        for gap in lost
+        if gap.step not in groups
+    ]
+    least = float(bounds.mu[bounds.inside].min()) if bounds.inside.any() else 0.0
+    for step, members in groups.items():
+        own = [found[k] for k in members]
+        inside = bool(bounds.inside[members].all())
+        beta = max(p.smoothness.beta for p in own)
+        descent = by_step.get(step)
+        eta_beta = None if descent is None else descent.lr * beta * _UP
+        factor = None if descent is None or not inside else _factor(descent, beta, own[0], least)
+        rows.append(
+            StepRow(
+                step,
+                inside,
+                float(bounds.mu[members].min()) if inside else 0.0,
+                float(bounds.mu_star[members].min()) if inside else 0.0,
+                beta,
+                eta_beta,
+                factor,
+                math.fsum(p.length for p in own),
+                len(own),
+                _reason(inside, beta, eta_beta, factor),
+            )
+        )
+    return tuple(sorted(rows, key=lambda row: row.step))
+
+
+def _reason(inside: bool, beta: float, eta_beta: float | None, factor: float | None) -> str:
+    if not inside and not math.isfinite(beta):
+        return "no finite bound of the curvature around it"
+    if not inside:
+        return "its segment may pass a critical point: the bound of the gradient is not positive"
+    if eta_beta is not None and eta_beta >= 2:
+        return f"in the region, but descent is not proved: eta beta = {eta_beta:.3g}, which is not below 2"
+    if eta_beta is not None and factor is None:
+        return "in the region, but the rounding of the step hides its descent"
+    return ""
+
+
+def _factor(descent: Descent, beta: float, first: Piece, mu: float) -> float | None:
+    """1 − 2ημ(1 − ηβ/2 − rounding) of Theorem 9.4, rounded upwards; None where it is not below 1."""
+    eta = descent.lr
+    wrong = first.smoothness.gradient_error
+    least = math.sqrt(descent.square) * (1 - first.dot_error) * _DOWN - wrong
+    if least <= 0 or eta <= 0:
+        return None
+    error = (descent.error + eta * wrong) * _UP
+    rounding = error * (1 + eta * beta) / (eta * least) + beta * error**2 / (2 * eta * least**2)
+    gain = 1 - (eta * beta / 2 + rounding) * _UP
+    factor = 1 - 2 * eta * mu * gain * _DOWN
+    return factor + 2**-52 if gain > 0 and mu > 0 and factor + 2**-52 < 1 else None
+
+
+def _rate(rows: Sequence[StepRow], descends: bool) -> tuple[float | None, int | None, str]:
+    """The largest factor over the longest tail of steps that all have one."""
+    if not descends:
+        return None, None, "the theorem is for gradient descent without momentum; the region holds for any path"
+    tail = []
+    for row in reversed(rows):
+        if row.factor is None:
+            break
+        tail.append(row)
+    if not tail:
+        return None, None, f"step {rows[-1].step}: {rows[-1].reason}" if rows else "no step"
+    return max(row.factor for row in tail if row.factor is not None), tail[-1].step, ""

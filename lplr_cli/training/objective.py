@@ -1,0 +1,38 @@
+"""L and ∇L over all samples at any θ, in float64: what is said of a path, whatever it was trained in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lplr_cli.losses import Loss
+from lplr_cli.training.flat import FlatParameters
+from lplr_cli.training.loss import accumulate_gradient
+
+
+class Objective:
+    """The loss of a module over its training data as a function of one vector.
+
+    Args:
+        module: a copy of one's own, in evaluation mode; becomes float64.
+        inputs: (n, …). targets: (n, C).
+        loss: with its scale.
+        micro_batch: samples at a time, which bounds the memory.
+
+    Raises:
+        InputError: nothing is trained.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss, micro_batch: int = 4096) -> None:
+        self.module, self.loss = module.to(torch.float64), loss
+        self.inputs = inputs.double() if inputs.is_floating_point() else inputs
+        self.targets = targets.reshape(len(targets), -1).double()
+        self.flat = FlatParameters(self.module)
+        self._micro_batch = micro_batch
+
+    def __call__(self, theta: Tensor) -> tuple[float, Tensor]:
+        """L and ∇L (P,) at θ (P,); the gradient is valid until the next call."""
+        self.flat.theta.copy_(theta)
+        self.flat.grad.zero_()
+        total = accumulate_gradient(self.loss, self.module, self.inputs, self.targets, self._micro_batch)
+        return total.loss, self.flat.grad

@@ -1,0 +1,540 @@
+"""Regions along paths: closed forms, searches that try to break them, and the arithmetic behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import mpmath  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lplr_cli.certificate import CERTIFIED, Aim, BallBounds, CertifiedCurvature, Region, SmoothMLP, Smoothness, Walk
+from lplr_cli.certificate.pieces import Piece, Pieces
+from lplr_cli.losses import Loss
+from lplr_cli.models import ModelSpec, build_model
+from lplr_cli.training.objective import Objective
+
+
+class Case:
+    """A small net with data, a loss and a path of gradient descent."""
+
+    def __init__(self, loss: Loss, *, depth: int = 2, width: int = 5, n: int = 6, activation: str = "softplus") -> None:
+        generator = torch.Generator().manual_seed(depth + 10 * n)
+        outputs = 3 if loss.name == "cross-entropy" else 2
+        self.x = torch.randn(n, 4, generator=generator, dtype=torch.float64)
+        y = torch.randn(n, outputs, generator=generator, dtype=torch.float64)
+        if loss.name == "cross-entropy":
+            y = nn.functional.one_hot(y.argmax(dim=1), outputs).double()
+        self.y = (y > 0).double() if loss.name == "bce" else y
+        spec = ModelSpec(width=width, depth=depth, activation=activation)
+        self.module = build_model(spec, (4,), outputs, seed=1, dtype=torch.float64)
+        self.objective = Objective(build_model(spec, (4,), outputs, seed=1, dtype=torch.float64), self.x, self.y, loss)
+        self.curvature = CertifiedCurvature(self.module, self.x, self.y, loss)
+        self.start = self.objective.flat.theta.clone()
+
+    def path(self, steps: int, lr: float) -> list[Tensor]:
+        theta, found = self.start.clone(), [self.start.clone()]
+        for _ in range(steps):
+            theta = theta - lr * self.objective(theta)[1]
+            found.append(theta.clone())
+        return found
+
+    def hessian(self, theta: Tensor) -> Tensor:
+        found: Tensor = torch.func.hessian(self.loss_at)(theta)
+        return found
+
+    def loss_at(self, theta: Tensor) -> Tensor:
+        values, offset = {}, 0
+        for name, p in self.module.named_parameters():
+            values[name] = theta[offset : offset + p.numel()].view(p.shape)
+            offset += p.numel()
+        out = torch.func.functional_call(self.module, values, (self.x,)).reshape(len(self.x), -1)
+        return self.objective.loss.total(out, self.y, len(self.x))
+
+    def outputs_at(self, theta: Tensor) -> Tensor:
+        values, offset = {}, 0
+        for name, p in self.module.named_parameters():
+            values[name] = theta[offset : offset + p.numel()].view(p.shape)
+            offset += p.numel()
+        out: Tensor = torch.func.functional_call(self.module, values, (self.x,)).reshape(len(self.x), -1)
+        return out
+
+
+def walked(case: Case, path: list[Tensor], lr: float | None, curvature: object = None, **options: object) -> Region:
+    walk = Walk(curvature or case.curvature, case.objective, **options)  # type: ignore[arg-type]
+    for step, theta in enumerate(path):
+        loss, gradient = case.objective(theta)
+        walk.add(step, theta, loss, gradient, lr)
+    return walk.region()
+
+
+LOSSES = [Loss(), Loss("squared", 0.3), Loss("cross-entropy"), Loss("bce")]
+
+
+def step_size(case: Case, fraction: float = 0.5) -> float:
+    return fraction / float(torch.linalg.eigvalsh(case.hessian(case.start))[-1])
+
+
+# -- closed forms --
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_least_squares_has_its_curvature_and_ratio(scale: float) -> None:
+    """A linear net: β is 2s λ_max of the second moment, nothing deviates from the chord, the ratio is known."""
+    case = Case(Loss("squared", scale), depth=0)
+    design = torch.cat([case.x, torch.ones(len(case.x), 1, dtype=torch.float64)], dim=1)
+    top = float(torch.linalg.eigvalsh(design.T @ design / len(design))[-1])
+    lr = 0.8 / (2 * scale * top)
+    path = case.path(30, lr)
+    region = walked(case, path, lr)
+    # The norm of the kernel is bounded by Frobenius' or by rows, never below the true one.
+    gram = torch.kron(design @ design.T / len(design), torch.eye(2, dtype=torch.float64))
+    upper = min(float(torch.linalg.matrix_norm(gram)), float(gram.abs().sum(dim=1).max()))
+    assert region.beta_max is not None
+    assert 2 * scale * top <= region.beta_max <= 2 * scale * upper * (1 + 1e-6)
+    assert region.certified_share == 1.0
+    assert region.kind == CERTIFIED
+    assert region.pieces < 40
+    assert region.mu is not None
+    assert region.measured is not None
+    assert 0.9 * region.measured <= region.mu <= region.measured
+    assert region.rate is not None
+    for a, b in pairwise(path):
+        low = region.l_star_lower
+        assert low is not None
+        assert case.objective(b)[0] - low <= region.rate * (case.objective(a)[0] - low)
+
+
+def test_nothing_deviates_from_the_chord_of_a_quadratic() -> None:
+    piece = quadratic_piece(beta=3.0, alpha=0.0)
+    pieces = Pieces([piece])
+    assert float(pieces.deviation.max()) == 0.0
+
+
+def quadratic_piece(beta: float, alpha: float) -> Piece:
+    """L = ½ θᵀ diag(1, 3) θ between two points."""
+    h = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    a, b = torch.tensor([1.0, 1.0], dtype=torch.float64), torch.tensor([0.6, 0.2], dtype=torch.float64)
+    g, k = h * a, h * b
+    s, y = b - a, k - g
+    return Piece(
+        step=0, length=float(s.norm()), start=float(g @ g), end=float(k @ k), inner=float(g @ k), change=float(y @ y),
+        along=float(s @ y), loss_start=float(a @ g) / 2, loss_end=float(b @ k) / 2, dot_error=0.0, allowed=0.01,
+        smoothness=Smoothness(beta, alpha, 0.0, 0.0),
+    )  # fmt: skip
+
+
+def test_lemmas_on_a_quadratic_in_rational_numbers() -> None:
+    """κ², the chord, U and ℓ against their formulas, evaluated by hand for L = ½ θᵀ diag(1, 3) θ."""
+    pieces = Pieces([quadratic_piece(beta=3.0, alpha=0.5)])
+    # σ = (−2/5, −4/5), y = (−2/5, −12/5): ⟨σ, y⟩ = 52/25, d² = 4/5, ||y||² = 148/25.
+    assert float(pieces.kappa_sq[0]) == pytest.approx(2.5 * 52 / 25 + 0.5 * 3 * 4 / 5 - 148 / 25, rel=1e-9)
+    assert float(pieces.chord_high.max()) == pytest.approx(math.sqrt(10), rel=1e-9)
+    assert float(pieces.chord_low.min()) == pytest.approx(math.sqrt(0.36 + 0.36), rel=1e-9)
+    above, below = pieces.loss_above(0.01), float(pieces.loss_below(0.01)[0])
+    # At the first node: L = 2, the bow is that of the first interval, ρ times the gradient there and βρ²/2 on top.
+    bow = (1 / 128) * (127 / 128)
+    away = (math.sqrt(10) + 0.0 * bow) * 0.01 + 3.0 * 1e-4 / 2
+    assert float(above[0, 0]) == pytest.approx(2.0 + 0.5 * 0.8 * bow / 2 + away, rel=1e-9)
+    # Lowest: near the second node, where L = 6/25.
+    assert below <= 6 / 25 - 0.01 * math.sqrt(0.72) - 0.5 * 1e-4 / 2 + 1e-12
+    assert below >= 6 / 25 - 0.01 * float(pieces.chord_high[0, -1]) - 3 * 0.8 / 8 - 1e-3
+
+
+# -- lemmas against functions whose Hessian is known --
+
+
+# Amplitude, frequency, start and move of each coordinate.
+WAVES = st.tuples(st.floats(0.1, 2), st.floats(0.3, 3), st.floats(-3, 3), st.floats(-1.5, 1.5))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(WAVES, min_size=1, max_size=4),
+    st.floats(0.0, 0.3),
+)
+def test_lemmas_bound_sums_of_sines(waves: list[tuple[float, float, float, float]], rho: float) -> None:
+    """L = 10 + Σ a sin(bθ): −ab² ≤ ∇²L ≤ ab², its Lipschitz constant ab³; every bound at many points of the tube."""
+    a, b, start, move = (np.array(v) for v in zip(*waves, strict=True))
+    beta = alpha = float((a * b**2).max())
+    end = start + move
+    loss: Callable[[np.ndarray], float] = lambda t: 10 + float((a * np.sin(b * t)).sum())  # noqa: E731
+    grad: Callable[[np.ndarray], np.ndarray] = lambda t: a * b * np.cos(b * t)  # noqa: E731
+    g, k, sigma = grad(start), grad(end), end - start
+    length = float(np.linalg.norm(sigma))
+    piece = Piece(
+        0, length * (1 + 1e-12), float(g @ g), float(k @ k), float(g @ k), float((k - g) @ (k - g)),
+        float(sigma @ (k - g)), loss(start), loss(end), 1e-15, 1.0,
+        Smoothness(beta, alpha, 0.0, float((a * b**3).max())),
+    )  # fmt: skip
+    pieces = Pieces([piece])
+    assert pieces.kappa_sq[0] >= -1e-9
+    lower, above, below = pieces.gradient(rho)[0], pieces.loss_above(rho)[0], float(pieces.loss_below(rho)[0])
+    seen = float(pieces.lowest_seen(rho)[0])
+    rng = np.random.default_rng(0)
+    lowest = math.inf
+    for tau in np.linspace(0, 1, 33):
+        interval = min(int(tau * len(lower)), len(lower) - 1)
+        centre = start + tau * sigma
+        for _ in range(4):
+            away = rng.standard_normal(len(a))
+            # Perpendicular to the segment, so that the nearest point is this one, except beyond its ends.
+            if length > 0:
+                away -= (away @ sigma) / length**2 * sigma
+            size = float(np.linalg.norm(away))
+            point = centre + (rho / size * away if size > 1e-9 else 0)
+            around = [interval, max(0, interval - 1)] if tau * len(lower) == interval else [interval]
+            assert min(lower[i] for i in around) <= np.linalg.norm(grad(point)) + 1e-9
+            assert max(above[i] for i in around) >= loss(point) - 1e-9
+            assert below <= loss(point) + 1e-9
+        lowest = min(lowest, loss(centre))
+    assert seen >= below
+    # D reaches ρ from each node: going down the gradient by ρ is inside.
+    for point, slope in ((start, g), (end, k)):
+        if np.linalg.norm(slope) > 0:
+            lowest = min(lowest, loss(point - rho * slope / np.linalg.norm(slope)))
+    assert seen >= lowest - 1e-6 or seen >= min(loss(start), loss(end)) - beta * rho**2
+
+
+# -- curvature over balls --
+
+
+@pytest.mark.parametrize("activation", ["softplus", "tanh", "gelu", "silu"])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda v: f"{v.name}-{v.scale}")
+def test_constants_hold_at_points_of_the_ball(loss: Loss, activation: str) -> None:
+    """β, α and both Lipschitz constants against dense Hessians, at random points and along the worst direction."""
+    case = Case(loss, width=4, n=4, activation=activation)
+    for radius in (1e-3, 0.1):
+        bound = case.curvature.ball(case.start).at(radius)
+        generator = torch.Generator().manual_seed(2)
+        points = [case.start]
+        for _ in range(6):
+            away = torch.randn(len(case.start), generator=generator, dtype=torch.float64)
+            points.append(case.start + radius * away / away.norm())
+        hessians = [case.hessian(p) for p in points]
+        parts = [gauss_newton(case, p) for p in points]
+        for h, g in zip(hessians, parts, strict=True):
+            values = torch.linalg.eigvalsh(h)
+            assert float(values[-1]) <= bound.beta
+            assert float(values[0]) >= -bound.alpha
+            assert float(torch.linalg.matrix_norm(h - g, ord=2)) <= bound.alpha
+        for (p, h, g), (q, i, j) in pairwise(zip(points, hessians, parts, strict=True)):
+            apart = float((p - q).norm())
+            assert float(torch.linalg.matrix_norm(g - j, ord=2)) <= bound.gauss_newton * apart
+            assert float(torch.linalg.matrix_norm((h - g) - (i - j), ord=2)) <= bound.rest * apart
+
+
+def gauss_newton(case: Case, theta: Tensor) -> Tensor:
+    jacobian = torch.func.jacrev(case.outputs_at)(theta)
+    f, loss = case.outputs_at(theta), case.objective.loss
+    n, c = f.shape
+    eye = torch.eye(c, dtype=torch.float64)
+    inner = torch.stack([loss.hessian_products(f, eye[k].expand(n, c)) for k in range(c)], dim=2)
+    found: Tensor = torch.einsum("icp,icd,idq->pq", jacobian, inner, jacobian) / n
+    return found
+
+
+@pytest.mark.parametrize("activation", ["softplus", "tanh", "gelu", "silu"])
+def test_lipschitz_constants_of_the_hessians_of_single_outputs(activation: str) -> None:
+    """The derivative of ∇²f_ic along many directions stays below its bound, which is of use: within 3,000 times."""
+    case = Case(Loss(), depth=3, width=4, n=3, activation=activation)
+    over = BallBounds(SmoothMLP.from_module(case.module), case.x, method="tight").over(1e-3)
+    largest = torch.zeros(3, 2, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(6):
+        u = torch.randn(len(case.start), generator=generator, dtype=torch.float64)
+        u = 1e-3 * u / u.norm()
+        for i, c in ((0, 0), (1, 1), (2, 0), (0, 1), (1, 0), (2, 1)):
+            there, here = (output_hessian(case, case.start + s * u, i, c) for s in (1.0, -1.0))
+            found = float(torch.linalg.matrix_norm(there - here, ord=2)) / 2e-3
+            largest[i, c] = max(float(largest[i, c]), found)
+    assert bool((largest <= over.thirds).all())
+    assert bool((over.thirds <= 3000 * largest).all())
+
+
+def output_hessian(case: Case, theta: Tensor, i: int, c: int) -> Tensor:
+    found: Tensor = torch.func.hessian(lambda t: case.outputs_at(t)[i, c])(theta)
+    return found
+
+
+# -- the region against searches --
+
+
+def lowest_ratio(case: Case, path: list[Tensor], radius: float, floor: float, tries: int = 8) -> float:
+    """Projected descent on ½||∇L||²/(L − floor) inside the tube, from many places of the path."""
+    nodes = torch.stack(path)
+    best = math.inf
+    generator = torch.Generator().manual_seed(4)
+    for attempt in range(tries):
+        k = int(torch.randint(0, len(path) - 1, (1,), generator=generator)) if attempt else len(path) - 2
+        theta = torch.lerp(path[k], path[k + 1], float(torch.rand((), generator=generator)))
+        for _ in range(25):
+            theta = theta.detach().requires_grad_()
+            loss = case.loss_at(theta)
+            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            ratio = gradient.square().sum() / (2 * (loss - floor))
+            best = min(best, float(ratio))
+            (down,) = torch.autograd.grad(ratio, theta)
+            size = float(down.norm())
+            if size == 0:
+                break
+            theta = project(theta.detach() - 0.7 * radius * down / size, nodes, radius)
+    return best
+
+
+def project(theta: Tensor, nodes: Tensor, radius: float) -> Tensor:
+    """Onto the tube around the polygon."""
+    a, s = nodes[:-1], nodes[1:] - nodes[:-1]
+    t = (((theta - a) * s).sum(dim=1) / s.square().sum(dim=1).clamp_min(1e-300)).clamp(0, 1)
+    foot = a + t[:, None] * s
+    distance = (theta - foot).norm(dim=1)
+    k = int(distance.argmin())
+    gap = float(distance[k])
+    return theta if gap <= radius else foot[k] + (theta - foot[k]) * (radius * (1 - 1e-12) / gap)
+
+
+class Unsound:
+    """Bounds that claim a part of what they should."""
+
+    kind, largest = CERTIFIED, math.inf
+
+    def __init__(self, curvature: CertifiedCurvature, part: float) -> None:
+        self._curvature, self._part = curvature, part
+
+    def ball(self, centre: Tensor) -> Unsound:
+        self._ball = self._curvature.ball(centre)
+        return self
+
+    def at(self, radius: float) -> Smoothness:
+        s = self._ball.at(radius)
+        p = self._part
+        return replace(s, beta=s.beta * p, alpha=s.alpha * p, gauss_newton=s.gauss_newton * p, rest=s.rest * p)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda v: f"{v.name}-{v.scale}")
+@pytest.mark.parametrize("rho", [None, 3e-4])
+def test_no_search_finds_a_point_below(loss: Loss, rho: float | None) -> None:
+    case = Case(loss, width=4, n=4)
+    lr = step_size(case)
+    path = case.path(6, lr)
+    region = walked(case, path, lr, radius=rho)
+    assert region.certified_share == 1.0
+    assert region.radius is not None
+    assert region.mu is not None
+    assert region.mu_star is not None
+    assert region.l_star_lower is not None
+    assert rho is None or region.radius == rho
+    assert region.mu <= lowest_ratio(case, path, region.radius, region.l_star_lower)
+    assert region.mu_star <= lowest_ratio(case, path, region.radius, 0.0)
+    assert region.l_star_upper is not None
+    assert region.l_star_lower <= min(case.objective(p)[0] for p in path) <= region.l_star_upper + 1e-2
+
+
+def test_the_search_has_teeth() -> None:
+    """With bounds of a hundredth of their size the same search finds a point that refutes the region."""
+    case = Case(Loss(), width=4, n=4)
+    lr = step_size(case)
+    path = case.path(6, lr)
+    region = walked(case, path, lr, curvature=Unsound(case.curvature, 0.003))
+    assert region.mu_star is not None
+    assert region.radius is not None
+    assert lowest_ratio(case, path, region.radius, 0.0) < region.mu_star
+
+
+def test_good_parts_of_the_measured_ratio() -> None:
+    case = Case(Loss(), width=5, n=6)
+    lr = step_size(case)
+    region = walked(case, case.path(40, lr), lr)
+    assert region.mu is not None
+    assert region.mu_star is not None
+    assert region.measured is not None
+    assert region.measured_star is not None
+    assert 0.8 * region.measured <= region.mu <= region.measured
+    assert 0.85 * region.measured_star <= region.mu_star <= region.measured_star
+    assert region.rate_from_step == 0
+    assert region.eta_mu_t == pytest.approx(40 * lr * region.mu)
+
+
+@pytest.mark.parametrize("fraction", [1.5, 2.6])
+def test_steps_beyond_the_edge_of_stability_are_named(fraction: float) -> None:
+    case = Case(Loss(), width=4, n=4)
+    lr = step_size(case, fraction)
+    path = case.path(5, lr)
+    region = walked(case, path, lr)
+    named = {step for step, _ in region.not_certified}
+    for step, theta in enumerate(path[:-1]):
+        if lr * float(torch.linalg.eigvalsh(case.hessian(theta))[-1]) >= 2:
+            assert step in named
+    assert fraction < 2 or 0 in named
+
+
+def test_a_segment_over_a_minimum_is_not_certified() -> None:
+    """Half way the gradient of a parabola is zero: whatever the pieces, that place is a hole."""
+    case = Case(Loss(), depth=0, n=8)
+    bottom = case.path(4000, step_size(case, 1.0))[-1]
+    side = torch.randn(len(bottom), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    region = walked(case, [bottom - side, bottom + side], None)
+    assert region.certified_share < 1.0
+    assert region.steps_certified == 0
+    assert region.not_certified[0][0] == 0
+    assert region.rate is None
+
+
+def test_a_loss_that_is_not_finite_leaves_a_hole() -> None:
+    case = Case(Loss(), width=4, n=4)
+    lr = step_size(case)
+    path = case.path(3, lr)
+    walk = Walk(case.curvature, case.objective)
+    for step, theta in enumerate(path):
+        loss, gradient = case.objective(theta)
+        walk.add(step, theta, math.nan if step == 2 else loss, gradient, lr)
+    region = walk.region()
+    assert [row.certified for row in region.rows] == [True, False, False]
+    assert {1, 2} <= {step for step, _ in region.not_certified}
+    assert 0 < region.certified_share < 1
+
+
+def test_a_budget_of_pieces_ends_the_work_and_not_the_region() -> None:
+    case = Case(Loss(), width=4, n=4)
+    lr = step_size(case)
+    path = case.path(8, lr)
+    few = walked(case, path, lr, budget=3)
+    assert few.steps == 8
+    assert few.pieces <= 8 + 3
+    assert few.steps_certified + len({s for s, _ in few.not_certified}) >= 8
+
+
+# -- arithmetic --
+
+
+def exactly(case: Case, theta: Tensor) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
+    """L and ∇L of a softplus net and the squared loss in 50 digits."""
+    with mpmath.workdps(50):
+        layers, offset = [], 0
+        shapes = [p.shape for p in case.module.parameters()]
+        for shape in shapes:
+            flat = [mpmath.mpf(float(v)) for v in theta[offset : offset + shape.numel()]]
+            layers.append(mpmath.matrix(shape[0], shape[1] if len(shape) > 1 else 1))
+            for i, v in enumerate(flat):
+                layers[-1][i // layers[-1].cols, i % layers[-1].cols] = v
+            offset += shape.numel()
+        weights, biases = layers[0::2], layers[1::2]
+        grads = [mpmath.matrix(m.rows, m.cols) for m in layers]
+        total, n = mpmath.mpf(0), len(case.x)
+        for row, target in zip(case.x, case.y, strict=True):
+            a = [mpmath.matrix([mpmath.mpf(float(v)) for v in row])]
+            z = []
+            for k, (w, b) in enumerate(zip(weights, biases, strict=True)):
+                z.append(w * a[-1] + b)
+                a.append(z[-1] if k == len(weights) - 1 else z[-1].apply(lambda v: mpmath.log1p(mpmath.exp(v))))
+            r = a[-1] - mpmath.matrix([mpmath.mpf(float(v)) for v in target])
+            total += sum(v**2 for v in r) / n
+            s = 2 * r / n
+            for k in range(len(weights) - 1, -1, -1):
+                grads[2 * k] += s * a[k].T
+                grads[2 * k + 1] += s
+                if k:
+                    e = weights[k].T * s
+                    s = mpmath.matrix([e[i] / (1 + mpmath.exp(-z[k - 1][i])) for i in range(e.rows)])
+        return total, [v for g in grads for v in g]
+
+
+def test_rounding_of_loss_and_gradient_is_covered() -> None:
+    """Against 50 digits, at the centre and at the rim of the ball; the claim within 1e6 times of the error."""
+    case = Case(Loss(), width=4, n=4)
+    radius = 1e-2
+    bound = case.curvature.ball(case.start).at(radius)
+    away = torch.randn(len(case.start), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    for theta in (case.start, case.start + radius * away / away.norm()):
+        loss, gradient = case.objective(theta)
+        true, slopes = exactly(case, theta)
+        with mpmath.workdps(50):
+            wrong = float(
+                mpmath.sqrt(sum((mpmath.mpf(float(g)) - s) ** 2 for g, s in zip(gradient, slopes, strict=True)))
+            )
+            off = float(abs(mpmath.mpf(loss) - true))
+        assert 0 < wrong <= bound.gradient_error <= 1e6 * wrong
+        assert off <= bound.loss_error <= 1e-10
+
+
+def test_errors_that_are_inflated_show_in_the_result() -> None:
+    """A million times the rounding of loss, gradient and inner products weakens every bound."""
+    case = Case(Loss(), width=4, n=4)
+    lr = step_size(case)
+    path = case.path(4, lr)
+    clean = walked(case, path, lr)
+    assert clean.mu is not None
+    assert clean.l_star_lower is not None
+
+    class Wrong(Unsound):
+        def __init__(self, field: str) -> None:
+            super().__init__(case.curvature, 1.0)
+            self.field = field
+
+        def at(self, radius: float) -> Smoothness:
+            s = super().at(radius)
+            return replace(s, **{self.field: 1e-3})
+
+    for field in ("loss_error", "gradient_error"):
+        worse = walked(case, path, lr, curvature=Wrong(field))
+        assert worse.mu is not None
+        assert worse.l_star_lower is not None
+        assert worse.mu < clean.mu
+        if field == "loss_error":
+            assert worse.l_star_lower < clean.l_star_lower - 0.9e-3
+        else:
+            assert worse.rate is not None
+            assert clean.rate is not None
+            assert worse.rate > clean.rate
+    piece = quadratic_piece(3.0, 0.5)
+    sharp, blunt = Pieces([piece]), Pieces([replace(piece, dot_error=1e-3)])
+    assert float(blunt.kappa_sq[0]) > float(sharp.kappa_sq[0])
+    assert float(blunt.chord_low.min()) < float(sharp.chord_low.min())
+    assert float(blunt.chord_high.max()) > float(sharp.chord_high.max())
+
+
+def test_each_constant_moves_the_bounds_in_its_direction() -> None:
+    base = quadratic_piece(3.0, 0.5)
+    s = Smoothness(3.0, 0.5, 2.0, 2.0)
+
+    def bounds(**changes: float) -> tuple[float, float, float]:
+        p = Pieces([replace(base, smoothness=replace(s, **changes))])
+        return float(p.gradient(0.01).min()), float(p.loss_above(0.01).max()), float(p.loss_below(0.01)[0])
+
+    clean = bounds()
+    # Small Lipschitz constants rule here, so that each of them is felt.
+    assert bounds(gauss_newton=2.5)[0] < clean[0]
+    assert bounds(rest=2.2)[0] < clean[0]
+    assert bounds(beta=4.0)[0] < clean[0]
+    assert bounds(alpha=0.6)[1] > clean[1]
+    assert bounds(beta=4.0)[2] < clean[2]
+    assert bounds(loss_error=0.1)[1:] == pytest.approx((clean[1] + 0.1, clean[2] - 0.1))
+
+
+def test_aims_change_the_work_and_never_the_truth() -> None:
+    case = Case(Loss(), width=4, n=4)
+    lr = step_size(case)
+    path = case.path(5, lr)
+    low = walked(case, path, lr, aim=Aim(1e-9, 1e-9, 0.0))
+    high = walked(case, path, lr, aim=Aim(1e9, 1e9, 0.0))
+    assert low.mu is not None
+    assert high.mu is not None
+    assert low.pieces <= high.pieces
+    for region in (low, high):
+        assert region.mu_star is not None
+        assert region.radius is not None
+        assert region.mu_star <= lowest_ratio(case, path, region.radius, 0.0, tries=4)
+
+
+def test_radius_must_be_one() -> None:
+    case = Case(Loss(), width=4, n=4)
+    for radius in (-1.0, math.nan, math.inf):
+        with pytest.raises(Exception, match="radius"):
+            walked(case, case.path(1, 0.01), 0.01, radius=radius)
