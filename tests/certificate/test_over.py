@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lplr_cli.certificate import BallBounds, SmoothMLP
-from lplr_cli.models import MLP, ModelSpec, build_model
+from lplr_cli.models import MLP
 
 EPS = 2.0**-52
 NAMES = [
@@ -20,14 +20,12 @@ NAMES = [
 
 
 def bounds(method: str, parametrization: str, names: list[str] | None) -> BallBounds:
-    spec = ModelSpec(width=4, depth=3, activation="silu", parametrization=parametrization)
-    module = build_model(spec, (3,), 2, seed=4)
-    assert isinstance(module, MLP)
+    # Widths that differ, and with them scales: no layer can stand in for another.
+    module = MLP(3, 2, width=1, depth=0, widths=[4, 6, 5], activation="silu", parametrization=parametrization).double()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for name, p in module.named_parameters():
-            if name.endswith("bias"):
-                p.copy_(0.5 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
+        for p in module.parameters():
+            p.copy_(0.5 * torch.randn(p.shape, generator=generator, dtype=torch.float64))
     x = torch.randn((5, 3), generator=generator, dtype=torch.float64)
     return BallBounds(SmoothMLP.from_module(module, names), x, method=method)
 
