@@ -23,6 +23,7 @@ from lplr_cli.certificate import (
     estimate_constants,
     own_certificate,
     sampled_constants,
+    scaled,
     why_not_of,
 )
 from lplr_cli.errors import InputError, NumericalError
@@ -102,16 +103,24 @@ def certify_checkpoint(
     reach = radius if radius else found.radius_jacobian
     if directions > 0 and 0 < reach < float("inf"):
         estimates = sampled_constants(subject.module, x, reach, directions=directions, memory=memory)
-    own = found if trajectory is None else own_certificate(found, trajectory)
+    scale = subject.loss_scale if trajectory is None else trajectory.scale
+    assumed: tuple[str, ...] = ()
+    if trajectory is not None:
+        own = own_certificate(found, trajectory)
+    elif scale is not None:
+        own = scaled(found, scale)
+    else:
+        # Of a file that tells no loss the numbers are those of the squared one with s = 1, which is said.
+        own, scale, assumed = found, 1.0, ("the squared loss with s = 1",)
     record: dict[str, Any] = {
         "command": "certify",
         "schema_version": SCHEMA_VERSION,
         "checkpoint": str(path),
         "step": subject.step,
-        "assumptions": list(subject.assumptions),
+        "assumptions": [*subject.assumptions, *assumed],
         "normalisation": {
-            "loss": _formula(trajectory),
-            "loss_scale": 1.0 if trajectory is None else trajectory.scale,
+            "loss": _formula(scale, "" if trajectory is None else trajectory.loss_label),
+            "loss_scale": scale,
             **NORMALISATION,
         },
         **_record(own),
@@ -156,11 +165,9 @@ def certify_run(
     return {**record, "path": along.to_dict()}, along
 
 
-def _formula(trajectory: Trajectory | None) -> str:
-    """The loss that the numbers are for: of a run its own; of a checkpoint alone the squared one with s = 1."""
-    if trajectory is None or trajectory.scale == 1:
-        return "L = (1/n) ||r||^2"
-    return trajectory.loss_label if trajectory.scale is None else f"L = ({trajectory.scale:g}/n) ||r||^2"
+def _formula(scale: float | None, label: str) -> str:
+    """The loss that the numbers are for."""
+    return label if scale is None else f"L = ({scale:g}/n) ||r||^2"
 
 
 def _training_data(subject: Subject, trajectory: Trajectory | None) -> tuple[Tensor, Tensor]:

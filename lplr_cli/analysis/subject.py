@@ -81,6 +81,7 @@ class Subject:
         spec: how the module was built; None for an exported program.
         assumptions: what was read off rather than written down, for the output.
         names: of the module's parameters by their names in the file, where these differ.
+        loss_scale: s of the squared loss that the file tells; None where it tells none, or another loss.
     """
 
     path: Path
@@ -90,6 +91,7 @@ class Subject:
     spec: ModelSpec | None
     assumptions: tuple[str, ...] = ()
     names: Mapping[str, str] | None = None
+    loss_scale: float | None = None
 
     def move_to(self, run: RunDirectory, step: int) -> None:
         """Set θ to that of another checkpoint of the same run.
@@ -220,7 +222,7 @@ def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
     if model is None and source.model is None:
         module, spec, assumption = _mlp(checkpoint.parameters, dataset, source, str(path))
         names = mlp_names(unwrap(checkpoint.parameters))
-        return Subject(path, module.eval(), dataset, checkpoint.step, spec, (assumption,), names)
+        return Subject(path, module.eval(), dataset, checkpoint.step, spec, (assumption,), names, checkpoint.loss_scale)
     spec = model or ModelSpec(kind=source.model or "", arguments=dict(source.arguments))
     refuse_other_size(spec, dataset, checkpoint.parameters, str(path))
     built = build_model(spec, shape, dataset.outputs, seed=checkpoint.seed, dtype=DTYPES[checkpoint.dtype])
@@ -228,7 +230,7 @@ def _own(checkpoint: Checkpoint, path: Path, source: Source) -> Subject:
     load_weights(built, checkpoint.parameters, str(path), partial=True)
     take_logits(built.eval(), dataset)
     check_outputs(built, dataset)
-    return Subject(path, built, dataset, checkpoint.step, spec)
+    return Subject(path, built, dataset, checkpoint.step, spec, loss_scale=checkpoint.loss_scale)
 
 
 def _same_data(own: DataSpec, source: Source, path: Path) -> DataSpec:

@@ -193,6 +193,7 @@ class Trainer:
             parameters=self.flat.state(),
             optimizer={} if self.momentum is None else {"momentum": self.momentum},
             rng=torch.get_rng_state(),
+            loss_scale=self.loss.scale if self.loss.name == "squared" else None,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:

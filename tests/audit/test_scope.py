@@ -343,3 +343,17 @@ def test_the_audit_begins_with_its_scope(tmp_path: Path, capsys: pytest.CaptureF
         table, np.column_stack([np.arange(50), 0.9 ** np.arange(50)]), delimiter=",", header="step,loss", comments=""
     )
     assert audit(str(table)).scope.line.startswith("unknown optimiser; unknown loss")
+
+
+def test_a_checkpoint_alone_is_certified_in_units_of_its_scale(tmp_path: Path) -> None:
+    start = Path("checkpoints") / "step-000000.pt"
+    found = {}
+    for name, told in (("unknown", {}), ("one", {"loss_scale": 1.0}), ("half", {"loss_scale": 0.5})):
+        case = Case(one, real, squared(0.5), told, steps=1)
+        path = case.record(tmp_path / name)
+        found[name] = certify_checkpoint(path / start, radius=0.1, directions=0, source=case.source)
+    assert found["half"]["given"]["mu_jacobian"] == pytest.approx(0.5 * found["one"]["given"]["mu_jacobian"])
+    assert found["half"]["containment"]["eta_max"] == pytest.approx(2 * found["one"]["containment"]["eta_max"])
+    assert found["half"]["normalisation"]["loss"] == "L = (0.5/n) ||r||^2"
+    assert "the squared loss with s = 1" in found["unknown"]["assumptions"]
+    assert "the squared loss with s = 1" not in found["one"]["assumptions"]
