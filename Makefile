@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check mutants bench docs clean
+.PHONY: demo test test-all check mutants bench docs coverage clean
 
 # One stamp an extra, so that a demo need not wait for the test tools.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -19,9 +19,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/lplr train mnist --width 64
 
-test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+# A process a core, each with one thread: what most tests do is too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
+test: $(VENV)/.installed-test
+	$(PYTEST)
+
+# One after another: some of the slow ones measure time and memory.
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow or not slow"
 
@@ -29,7 +33,15 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/vulture
+	$(PYTEST)
+
+# Branch coverage, processes that the tests start counted.
+coverage: $(VENV)/.installed-dev
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # Every proof with a term less must fail a test; hours.
 mutants: $(VENV)/.installed-test

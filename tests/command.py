@@ -6,8 +6,10 @@ import contextlib
 import importlib.util
 import io
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, Popen
 from types import ModuleType
 from unittest import mock
 
@@ -26,6 +28,20 @@ def command(*arguments: str, cwd: Path, **env: str) -> CompletedProcess[str]:
     ):
         code = run(list(arguments))
     return CompletedProcess(["lplr", *arguments], code, out.getvalue(), err.getvalue())
+
+
+def wait_for(happened: Callable[[], bool], process: Popen[bytes] | None = None, seconds: float = 120.0) -> None:
+    """Return when something has happened; fail when a process ends before that, or the time is up."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process is None or process.poll() is None or happened(), f"ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"not within {seconds:g} s"
+        time.sleep(0.002)
+
+
+def grown(path: Path, size: int) -> bool:
+    """Whether a file is there and has at least ``size`` bytes."""
+    return path.exists() and path.stat().st_size >= size
 
 
 def program(path: Path) -> ModuleType:

@@ -138,11 +138,7 @@ def _expressions(tree: ast.Module) -> Iterator[tuple[str, ast.AST, ast.AST]]:
 def _changes(node: ast.AST) -> Iterator[ast.AST]:
     """What takes the place of a node."""
     if isinstance(node, ast.BinOp):
-        yield node.left
-        if not isinstance(node.op, ast.Pow | ast.Div | ast.MatMult | ast.FloorDiv):
-            yield node.right
-        if isinstance(node.op, ast.Add | ast.Sub):
-            yield ast.BinOp(node.left, ast.Sub() if isinstance(node.op, ast.Add) else ast.Add(), node.right)
+        yield from _changed_arithmetic(node)
     elif isinstance(node, ast.Compare) and type(node.ops[0]) in _BOUNDARY:
         yield ast.Compare(node.left, [_BOUNDARY[type(node.ops[0])](), *node.ops[1:]], node.comparators)
         yield ast.UnaryOp(ast.Not(), node) if len(node.ops) == 1 else ast.Constant(True)
@@ -161,6 +157,14 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Pass()
     elif isinstance(node, ast.Call):
         yield from _changed_calls(node)
+
+
+def _changed_arithmetic(node: ast.BinOp) -> Iterator[ast.AST]:
+    yield node.left
+    if not isinstance(node.op, ast.Pow | ast.Div | ast.MatMult | ast.FloorDiv):
+        yield node.right
+    if isinstance(node.op, ast.Add | ast.Sub):
+        yield ast.BinOp(node.left, ast.Sub() if isinstance(node.op, ast.Add) else ast.Add(), node.right)
 
 
 def _changed_calls(node: ast.Call) -> Iterator[ast.AST]:

@@ -106,17 +106,25 @@ class LocalProcesses(Executor):
                     if code is None:
                         continue
                     del running[name]
-                    if answer.exists():
-                        yield name, json.loads(answer.read_text(encoding="utf-8"))
-                    elif self._stop is not None:
-                        yield name, {**failed("stopped"), "status": "interrupted"}
-                    elif tries[name] < self.retries:
+                    row = self._row(code, answer, tries[name])
+                    if row is not None:
+                        yield name, row
+                    else:
                         tries[name] += 1
                         waiting.insert(0, job)
-                    else:
-                        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                        yield name, failed(f"its process died ({how})")
                 time.sleep(_POLL)
+
+    def _row(self, code: int, answer: Path, tries: int) -> Row | None:
+        """What a process that has ended leaves; None where its job is to be tried again."""
+        if answer.exists():
+            row: Row = json.loads(answer.read_text(encoding="utf-8"))
+            return row
+        if self._stop is not None:
+            return {**failed("stopped"), "status": "interrupted"}
+        if tries < self.retries:
+            return None
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return failed(f"its process died ({how})")
 
     def _start(self, job: Job, folder: Path, threads: int) -> tuple[subprocess.Popen[bytes], Path]:
         request, answer = folder / f"{job.name}.json", folder / f"{job.name}.row.json"

@@ -24,6 +24,8 @@ OPTIONS = frozenset(f.name for kind in (TrainConfig, ModelSpec, DataSpec) for f 
     "target_columns",
 }
 
+Table = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -98,20 +100,8 @@ def read_grid(path: Path, model: str = "mlp") -> tuple[dict[str, Any], dict[str,
     Raises:
         InputError: unreadable, something that is no option of train, or code that the user does not name.
     """
-    record = read_toml(path, "give a TOML file with [grid]")
-    base, axes, single = record.pop("base", {}), record.pop("grid", {}), record.pop("run", [])
-    if record or not isinstance(base, dict) or not isinstance(axes, dict) or not isinstance(single, list):
-        raise InputError(
-            f"{path} has {', '.join(record) or 'tables of another form'}", "use [base], [grid] and [[run]]"
-        )
-    if not axes and not single:
-        raise InputError(f"{path} has no runs", "add [grid] with lists, or [[run]]")
-    if not all(isinstance(t, dict) for t in single):
-        raise InputError(f"{path}: a [[run]] is no table", "write [[run]] and options below it")
-    # As on the command line, where words are joined by hyphens.
-    base, axes, *single = ({k.replace("-", "_"): v for k, v in t.items()} for t in (base, axes, *single))
-    tables = [base, axes, *single]
-    unknown = {k for t in tables for k in t} - OPTIONS
+    base, axes, single = _tables(path)
+    unknown = {k for t in (base, axes, *single) for k in t} - OPTIONS
     if unknown:
         raise InputError(
             f"{path} has unknown options {', '.join(sorted(unknown))}", f"known are {', '.join(sorted(OPTIONS))}"
@@ -123,6 +113,26 @@ def read_grid(path: Path, model: str = "mlp") -> tuple[dict[str, Any], dict[str,
         {k: [_value(k, x) for x in v] for k, v in lists.items()},
         [Cell(cell_name(t), _options(t)) for t in single],
     )
+
+
+def _tables(path: Path) -> tuple[Table, Table, list[Table]]:
+    """[base], [grid] and each [[run]], their keys spelled as in Python."""
+    record = read_toml(path, "give a TOML file with [grid]")
+    base, axes, single = record.pop("base", {}), record.pop("grid", {}), record.pop("run", [])
+    if record or not isinstance(base, dict) or not isinstance(axes, dict) or not isinstance(single, list):
+        raise InputError(
+            f"{path} has {', '.join(record) or 'tables of another form'}", "use [base], [grid] and [[run]]"
+        )
+    if not axes and not single:
+        raise InputError(f"{path} has no runs", "add [grid] with lists, or [[run]]")
+    if not all(isinstance(t, dict) for t in single):
+        raise InputError(f"{path}: a [[run]] is no table", "write [[run]] and options below it")
+    return _spelled(base), _spelled(axes), [_spelled(t) for t in single]
+
+
+def _spelled(table: Table) -> Table:
+    """As on the command line, where words are joined by hyphens."""
+    return {k.replace("-", "_"): v for k, v in table.items()}
 
 
 def _refuse_code(path: Path, kinds: list[Any], named: str) -> None:

@@ -119,14 +119,7 @@ def probe_checkpoint(
         "dtype": dtype,
         "method": spectrum.method,
         "verified": verify,
-        "lambda_min": {
-            "value": spectrum.lambda_min,
-            "lower": spectrum.lambda_min_lower,
-            "resolution": spectrum.resolution,
-            "digits": spectrum.digits,
-            "residual": spectrum.residual,
-            "upper_bound_full": spectrum.lambda_min * kernel.n / dataset.n,
-        },
+        "lambda_min": _smallest(kernel, dataset.n),
         "lambda_max": spectrum.lambda_max,
         "trace": spectrum.trace,
         "effective_rank": spectrum.effective_rank,
@@ -137,3 +130,16 @@ def probe_checkpoint(
     }
     cleaned: dict[str, Any] = plain(record)
     return KernelProbe(cleaned, spectrum.eigenvalues)
+
+
+def _smallest(kernel: ntk.KernelSpectrum, samples: int) -> dict[str, Any]:
+    """λ_min with its bound and accuracy, and by interlacing the bound of the full one that a subset gives."""
+    spectrum = kernel.spectrum
+    return {
+        "value": spectrum.lambda_min,
+        "lower": spectrum.lambda_min_lower,
+        "resolution": spectrum.resolution,
+        "digits": spectrum.digits,
+        "residual": spectrum.residual,
+        "upper_bound_full": spectrum.lambda_min * kernel.n / samples,
+    }

@@ -154,7 +154,7 @@ def ablate(
     if plan.preset is not None:
         frame = _with_extras(frame, plan.preset, plan.path)
     statements = [] if plan.preset is None else plan.preset.judge(frame, plan.path)
-    _finish(sink, frame, statements, plan.path, plan.preset, figure)
+    _emit_results(sink, frame, statements, plan.path, plan.preset, figure)
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ def _with_extras(frame: pd.DataFrame, preset: Preset, path: Path) -> pd.DataFram
     return frame
 
 
-def _finish(
+def _emit_results(
     sink: out_.Sink,
     frame: pd.DataFrame,
     statements: list[Statement],

@@ -15,7 +15,11 @@ from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lplr_cli.analysis import KernelProbe
+    from lplr_cli.reporting import Grid
 
 
 @expanded
@@ -210,12 +214,13 @@ def _grids(probe: KernelProbe, shown: int) -> list[Any]:
         )
     if r["fallback"]:
         notes.append(f"No structured rule for {', '.join(r['fallback'])}: Jacobian used for these parameters.")
-    values = probe.eigenvalues
-    edge = min(shown, len(values))
-    pairs = [
-        [str(i + 1), number(float(values[i]), 6), number(float(values[len(values) - 1 - i]), 6)] for i in range(edge)
-    ]
-    return [
-        Grid(title, ("quantity", "value", "kind", "meaning"), rows, right=(1,), note=tuple(notes)),
-        Grid("Extremal eigenvalues", ("rank", "smallest", "largest"), pairs, right=(0, 1, 2)),
-    ]
+    summary = Grid(title, ("quantity", "value", "kind", "meaning"), rows, right=(1,), note=tuple(notes))
+    return [summary, _extremal(probe.eigenvalues, shown)]
+
+
+def _extremal(values: NDArray[np.float64], shown: int) -> Grid:
+    from lplr_cli.reporting import Grid, number
+
+    ends = zip(values[:shown], values[::-1], strict=False)
+    pairs = [[str(i), number(float(low), 6), number(float(high), 6)] for i, (low, high) in enumerate(ends, start=1)]
+    return Grid("Extremal eigenvalues", ("rank", "smallest", "largest"), pairs, right=(0, 1, 2))

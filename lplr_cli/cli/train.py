@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,50 +10,66 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.groups import expanded
 from lplr_cli.cli.progress import counting_progress, training_progress
 from lplr_cli.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
     from lplr_cli.factories import Word
-    from lplr_cli.training import Outcome
+    from lplr_cli.training import Outcome, TrainConfig
 
 
-def train(
-    context: typer.Context,
-    dataset: o.DatasetName = None,
-    model: o.ModelName = "mlp",
-    width: Annotated[int, typer.Option(help="Hidden units, or base channels.", rich_help_panel=o.MODEL)] = 64,
-    depth: o.Depth = 4,
-    activation: o.Activation = None,
-    beta: o.Beta = 1.0,
-    parametrization: o.Parametrization = "standard",
-    init: o.Init = "he",
-    model_arg: o.ModelArg = None,
-    samples: o.Samples = None,
-    classes: o.Classes = None,
-    targets: o.Targets = None,
-    target: o.Target = None,
-    task: o.Task = None,
-    data_dir: o.DataDir = None,
-    download: o.Download = False,
-    loss: o.Loss = "squared",
-    optimizer: o.Optimizer = "gd",
+@dataclass(frozen=True)
+class Options:
+    """Everything that determines a run but its data set."""
+
+    model: o.ModelName = "mlp"
+    width: Annotated[int, typer.Option(help="Hidden units, or base channels.", rich_help_panel=o.MODEL)] = 64
+    depth: o.Depth = 4
+    activation: o.Activation = None
+    beta: o.Beta = 1.0
+    parametrization: o.Parametrization = "standard"
+    init: o.Init = "he"
+    model_arg: o.ModelArg = None
+    samples: o.Samples = None
+    classes: o.Classes = None
+    targets: o.Targets = None
+    target: o.Target = None
+    task: o.Task = None
+    data_dir: o.DataDir = None
+    download: o.Download = False
+    loss: o.Loss = "squared"
+    optimizer: o.Optimizer = "gd"
     lr: Annotated[
         str,
         typer.Option(help="Step size, or auto: 1/sharpness at initialisation.", rich_help_panel=o.OPTIM),
-    ] = "auto",
-    momentum: o.Momentum = 0.0,
-    batch_size: o.BatchSize = 64,
-    schedule: o.Schedule = "constant",
-    steps: o.Steps = None,
-    epochs: o.Epochs = None,
-    probe_every: o.ProbeEvery = 50,
-    probe_size: o.ProbeSize = "auto",
-    sharpness: o.Sharpness = True,
-    checkpoint_every: o.CheckpointEvery = 100,
-    seed: Annotated[int, typer.Option(help="Of weights and shuffling.", rich_help_panel=o.RUN)] = 0,
-    device: o.Device = "cpu",
-    dtype: o.Dtype = "float64",
+    ] = "auto"
+    momentum: o.Momentum = 0.0
+    batch_size: o.BatchSize = 64
+    schedule: o.Schedule = "constant"
+    steps: o.Steps = None
+    epochs: o.Epochs = None
+    probe_every: o.ProbeEvery = 50
+    probe_size: o.ProbeSize = "auto"
+    sharpness: o.Sharpness = True
+    checkpoint_every: o.CheckpointEvery = 100
+    seed: Annotated[int, typer.Option(help="Of weights and shuffling.", rich_help_panel=o.RUN)] = 0
+    device: o.Device = "cpu"
+    dtype: o.Dtype = "float64"
+
+    def config(self, dataset: str, log_format: str) -> TrainConfig:
+        """The configuration that they make."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("download", "lr", "sharpness")}
+        return o.make_config(
+            dataset, lr=o.parse_lr(self.lr), probe_sharpness=self.sharpness, log_format=log_format, **plain
+        )
+
+
+@expanded
+def train(
+    context: typer.Context,
+    dataset: o.DatasetName = None,
+    options: Options = Options(),
     out: Annotated[
         Path | None,
         typer.Option(
@@ -96,39 +113,7 @@ def train(
             raise InputError("--data goes with --resume and --from", "name the data of a new run as DATASET")
         if dataset is None:
             raise InputError("no data set", "name mnist, cifar10, a file or module:factory")
-        config = o.make_config(
-            dataset,
-            samples=samples,
-            classes=classes,
-            targets=targets,
-            target=target,
-            data_dir=data_dir,
-            task=task,
-            model=model,
-            model_arg=model_arg,
-            width=width,
-            depth=depth,
-            activation=activation,
-            beta=beta,
-            parametrization=parametrization,
-            init=init,
-            steps=steps,
-            epochs=epochs,
-            probe_size=probe_size,
-            loss=loss,
-            optimizer=optimizer,
-            lr=o.parse_lr(lr),
-            momentum=momentum,
-            batch_size=batch_size,
-            schedule=schedule,
-            probe_every=probe_every,
-            probe_sharpness=sharpness,
-            checkpoint_every=checkpoint_every,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            log_format=log_format,
-        )
+        config = options.config(dataset, log_format)
         from lplr_cli import training
         from lplr_cli.runs import runs_root
 
@@ -138,11 +123,11 @@ def train(
                 config,
                 out,
                 source=o.source_label(dataset),
-                fetch=download,
+                fetch=options.download,
                 on_progress=progress,
                 root=runs_root(),
             )
-    _finish(outcome, sink)
+    _emit_summary(outcome, sink)
 
 
 # What may stand beside --resume: where the result goes, not what is computed; and the user's word for its code.
@@ -190,7 +175,7 @@ def _resume(context: typer.Context, path: Path) -> Outcome:
         return training.resume(path, word=_word(context), on_progress=progress)
 
 
-def _finish(outcome: Outcome, sink: out_.Sink) -> None:
+def _emit_summary(outcome: Outcome, sink: out_.Sink) -> None:
     from lplr_cli.analysis import Source, conclude
     from lplr_cli.reporting import summary_grid
 

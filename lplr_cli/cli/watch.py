@@ -13,6 +13,8 @@ from lplr_cli import escape
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lplr_cli.runs import RunDirectory
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -64,34 +66,50 @@ def sparkline(values: list[float], width: int = 48) -> str:
 
 def view(run: RunDirectory) -> str:
     """The text of one look."""
-    from lplr_cli.diagnostics import clean_series, pl_ratio
     from lplr_cli.reporting import number
 
-    manifest = run.manifest()
-    log, probes = run.log(), run.probes()
+    log = run.log()
     if log.empty:
         raise InputError(f"{run.path} has no rows yet", "look again in a moment")
+    rows = _series(run, log)
+    width = max(10, *(len(name) for name, _ in rows))
+    lines = [_headline(run, log)]
+    for name, values in rows:
+        if values:
+            lines.append(f"{name:<{width}} {number(float(values[-1])):>11}  {sparkline(values)}")
+    return "".join(f"{escape.line(line)}\n" for line in lines)
+
+
+def _headline(run: RunDirectory, log: pd.DataFrame) -> str:
+    """Where the run stands, and how long it has still to go where that can be told."""
+    manifest = run.manifest()
     config = manifest.config
     step, seconds = int(log["step"].iloc[-1]), float(log["seconds"].iloc[-1])
     total = config.get("steps")
     if total is None and config.get("epochs") and (log["epoch"] > 0).any():
         per_epoch = (log["epoch"] == 0).sum()
         total = int(config["epochs"] * per_epoch)
-    lines = [f"{run.path}  {manifest.status}  step {step:,}" + (f" of {total:,}" if total else "")]
+    line = f"{run.path}  {manifest.status}  step {step:,}" + (f" of {total:,}" if total else "")
     if total and step and manifest.status == "running":
-        lines[0] += f"  about {seconds / step * (total - step):,.0f} s left"
+        line += f"  about {seconds / step * (total - step):,.0f} s left"
+    return line
+
+
+def _series(run: RunDirectory, log: pd.DataFrame) -> list[tuple[str, list[float]]]:
+    """What is drawn, by name."""
+    from lplr_cli.diagnostics import clean_series, pl_ratio
+
+    rows: list[tuple[str, list[float]]] = []
+    loss = run.manifest().loss.name
     try:
         series = clean_series(log)
         ratio = pl_ratio(series.loss, series.grad_norm_sq, 0.0)
-        name = "loss" if manifest.loss.name in (None, "squared") else manifest.loss.name
-        rows = [(name, series.loss.tolist()), ("PL ratio*", ratio.tolist())]
+        name = "loss" if loss in (None, "squared") else loss
+        rows = [(str(name), series.loss.tolist()), ("PL ratio*", ratio.tolist())]
     except InputError:
-        rows = []
+        pass  # no gradient norms yet
     rows.append(("drift", log["drift"].dropna().tolist()))
+    probes = run.probes()
     if not probes.empty:
         rows.append(("λ_min", probes["lambda_min"].tolist()))
-    width = max(10, *(len(name) for name, _ in rows))
-    for name, values in rows:
-        if values:
-            lines.append(f"{name:<{width}} {number(float(values[-1])):>11}  {sparkline(values)}")
-    return "".join(f"{escape.line(line)}\n" for line in lines)
+    return rows

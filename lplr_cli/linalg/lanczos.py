@@ -96,9 +96,8 @@ def lanczos(
         residuals: Vector = np.abs(s[-1]) * (0.0 if state.exhausted else state.beta)
         kept = min(k, len(theta))
         scale = np.full(len(theta), np.abs(theta).max()) if relative_to_norm else np.abs(theta)
-        met = residuals <= tolerance * scale
         enough = len(theta) >= min(2 * k, size)
-        converged = state.exhausted or bool(met[-kept:].all() and (not low_too or met[:kept].all()) and enough)
+        converged = state.exhausted or (enough and _met(residuals <= tolerance * scale, kept, low_too))
         if last or converged:
             return Ritz(
                 theta[:kept],
@@ -113,6 +112,11 @@ def lanczos(
         if state.full:
             state.restart(theta, s, k)
     raise AssertionError("the last step returns")
+
+
+def _met(small: NDArray[np.bool_], kept: int, low_too: bool) -> bool:
+    """Whether the residuals that count are small: those of the high end, and of the low one where it is asked for."""
+    return bool(small[-kept:].all()) and (not low_too or bool(small[:kept].all()))
 
 
 def tridiagonalise(product: Product, start: Vector, steps: int) -> tuple[Vector, Vector]:

@@ -51,11 +51,8 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, 
         InputError: names that are missing, or shapes that differ, listing them.
     """
     own = module.state_dict()
-    candidates = [dict(tensors), unwrap(tensors)]
-    prefixes = {k.split(".", 1)[0] + "." for k in candidates[1] if "." in k}
-    candidates += [{k.removeprefix(p): v for k, v in candidates[1].items() if k.startswith(p)} for p in prefixes]
     needed = [k for k, p in module.named_parameters() if p.requires_grad] if partial else list(own)
-    found = _with_tied(max(candidates, key=lambda c: len(c.keys() & set(needed))), own)
+    found = _with_tied(max(_spellings(tensors), key=lambda c: len(c.keys() & set(needed))), own)
     missing = [k for k in needed if k not in found]
     if missing:
         raise InputError(
@@ -63,9 +60,9 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, 
             f"it has {shapes(tensors)}",
         )
     wrong = [
-        f"{k} is {tuple(found[k].shape)}, the model's {tuple(own[k].shape)}"
-        for k in own
-        if k in found and found[k].shape != own[k].shape
+        f"{k} is {tuple(found[k].shape)}, the model's {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in found and found[k].shape != v.shape
     ]
     if wrong:
         raise InputError(f"{origin}: {'; '.join(wrong[:3])}", "it belongs to another model")
@@ -80,6 +77,14 @@ def _with_tied(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
     by_memory = {(own[k].data_ptr(), own[k].shape): v for k, v in found.items() if k in own and own[k].numel()}
     places = {k: (v.data_ptr(), v.shape) for k, v in own.items() if k not in found}
     return found | {k: by_memory[place] for k, place in places.items() if place in by_memory}
+
+
+def _spellings(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The weights under their names, without wrappers' prefixes, and without each common prefix of a trainer."""
+    bare = unwrap(tensors)
+    prefixes = {k.split(".", 1)[0] + "." for k in bare if "." in k}
+    stripped = [{k.removeprefix(p): v for k, v in bare.items() if k.startswith(p)} for p in prefixes]
+    return [dict(tensors), bare, *stripped]
 
 
 def mlp_layers(names: Iterable[str]) -> list[str]:
@@ -174,15 +179,19 @@ def _layers(tensors: Mapping[str, Tensor], origin: str) -> list[_Layer]:
     linear = all(v.ndim == 2 and v.is_floating_point() for v in weights.values())
     if not layers or not linear or len(tensors) > len(layers) + len(biases) or len(biases) not in (0, len(layers)):
         raise InputError(f"{origin} does not look like the weights of an MLP", remedy)
-    for (a, one), (b, two) in pairwise(weights.items()):
-        if two.shape[1] != one.shape[0]:
-            raise InputError(
-                f"{origin}: {a} {tuple(one.shape)} does not lead to {b} {tuple(two.shape)}", f"no MLP: {remedy}"
-            )
-    for layer in biases:
+    _check_fit(layers, list(weights), origin, remedy)
+    return layers
+
+
+def _check_fit(layers: Sequence[_Layer], names: Sequence[str], origin: str, remedy: str) -> None:
+    """Whether each layer takes what the one before it gives, and adds a bias of that size."""
+    for (a, one), (b, two) in pairwise(zip(names, layers, strict=True)):
+        if two.weight.shape[1] != one.weight.shape[0]:
+            sizes = f"{a} {tuple(one.weight.shape)} does not lead to {b} {tuple(two.weight.shape)}"
+            raise InputError(f"{origin}: {sizes}", f"no MLP: {remedy}")
+    for layer in layers:
         if layer.bias is not None and layer.bias.shape != layer.weight.shape[:1]:
             raise InputError(f"{origin}: the bias of {layer.stem or 'the layer'} does not fit its weight", remedy)
-    return layers
 
 
 def _check_ends(layers: Sequence[_Layer], input_shape: tuple[int, ...], outputs: int, origin: str) -> None:

@@ -63,7 +63,7 @@ class MLP(nn.Module):
                 assert isinstance(layer, nn.Linear)
                 layer.bias.requires_grad_(False).zero_()
         self.activation = make_activation(activation, beta)
-        self.activation_name, self.beta = activation, beta
+        self.beta = beta
         self.parametrization = parametrization
         self.scales = [1.0 / math.sqrt(a) if parametrization == "ntk" else 1.0 for a in sizes[:-1]]
 

@@ -92,25 +92,8 @@ def seeds_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
     with style():
         figure = Figure(figsize=(10.0, 3.2), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
-        for axes, column, label in (
-            (left, "suboptimality", "suboptimality L − min L"),
-            (middle, "pl_ratio", "PL ratio ½‖∇L‖²/(L − min L)"),
-        ):
-            steps = results[0].table["step"].to_numpy()
-            positive = [r.table[r.table[column] > 0] for r in results]
-            stack = np.array([np.interp(steps, t["step"], t[column], right=np.nan) for t in positive])
-            _band(axes, steps, stack, label)
-            axes.set_yscale("log")
-            windows = [r.window for r in results if r.window is not None]
-            if windows:
-                axes.axvspan(
-                    max(w.start for w in windows),
-                    min(w.stop for w in windows),
-                    color=SKY,
-                    alpha=0.15,
-                    lw=0,
-                    label="window",
-                )
+        _seed_band(left, results, "suboptimality", "suboptimality L − min L")
+        _seed_band(middle, results, "pl_ratio", "PL ratio ½‖∇L‖²/(L − min L)")
         logs = [s.log[s.log["drift"].notna()] for s in sources]
         steps = logs[0]["step"].to_numpy()
         _band(right, steps, np.array([np.interp(steps, g["step"], g["drift"]) for g in logs]), "drift ‖θ_t − θ_0‖")
@@ -119,6 +102,18 @@ def seeds_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
             axes.legend()
         figure.suptitle(escape.figure(title), fontsize=10)
     return figure
+
+
+def _seed_band(axes: Axes, results: Sequence[PLRatio], column: str, label: str) -> None:
+    """What is positive of a column, over the steps of the first seed; where all have a window, it is shaded."""
+    steps = results[0].table["step"].to_numpy()
+    positive = [r.table[r.table[column] > 0] for r in results]
+    _band(axes, steps, np.array([np.interp(steps, t["step"], t[column], right=np.nan) for t in positive]), label)
+    axes.set_yscale("log")
+    windows = [r.window for r in results if r.window is not None]
+    if windows:
+        first, last = max(w.start for w in windows), min(w.stop for w in windows)
+        axes.axvspan(first, last, color=SKY, alpha=0.15, lw=0, label="window")
 
 
 def _band(axes: Axes, steps: NDArray[np.float64], stack: NDArray[np.float64], label: str) -> None:

@@ -154,19 +154,27 @@ def _power(base: ast.expr, exponent: ast.expr, depth: int) -> float:
 
 
 def _call(name: str, arguments: list[ast.expr], keywords: list[ast.keyword], depth: int) -> float:
-    marks = all(
-        k.arg in ("positive", "integer", "nonnegative") and isinstance(k.value, ast.Constant) and k.value.value is True
-        for k in keywords
-    )
     if name == "Symbol":
-        known = len(arguments) == 1 and isinstance(arguments[0], ast.Constant)
-        label = arguments[0].value if known else None  # type: ignore[attr-defined]
-        return 64 if marks and isinstance(label, str) and _SYMBOL.fullmatch(label) else math.inf
+        return 64 if _are_marks(keywords) and _is_label(arguments) else math.inf
     if keywords or name not in _FUNCTIONS or not arguments:
         return math.inf
     if name == "Pow":
         return _power(arguments[0], arguments[1], depth) if len(arguments) == 2 else math.inf
     return sum(_bits(a, depth + 1) + 1 for a in arguments)
+
+
+def _are_marks(keywords: list[ast.keyword]) -> bool:
+    """Assumptions on a symbol, each of them true."""
+    known = ("positive", "integer", "nonnegative")
+    return all(k.arg in known and isinstance(k.value, ast.Constant) and k.value.value is True for k in keywords)
+
+
+def _is_label(arguments: list[ast.expr]) -> bool:
+    """One text that names a symbol."""
+    if len(arguments) != 1 or not isinstance(arguments[0], ast.Constant):
+        return False
+    label = arguments[0].value
+    return isinstance(label, str) and _SYMBOL.fullmatch(label) is not None
 
 
 def _walk(record: Any) -> Iterator[tuple[str, Any]]:

@@ -136,8 +136,7 @@ def find_weights(record: Any, origin: str) -> Weights:
     level: Mapping[Any, Any] = record
     where: list[str] = []
     for _ in range(_DEEPEST):
-        tensors = {str(k): v for k, v in level.items() if isinstance(v, Tensor)}
-        inner = next((k for k in NESTS if isinstance(level.get(k), Mapping) and level[k]), None)
+        tensors, inner = _tensors(level), _nest(level)
         if tensors and (inner is None or len(tensors) == len(level)):
             place = f"{origin} ({'.'.join(where)})" if where else origin
             refuse_strange(tensors, place)
@@ -150,6 +149,15 @@ def find_weights(record: Any, origin: str) -> Weights:
     raise InputError(
         f"{origin} has no state dict; it has {present}", f"keep the tensors below one of {', '.join(NESTS)}"
     )
+
+
+def _tensors(level: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(k): v for k, v in level.items() if isinstance(v, Tensor)}
+
+
+def _nest(level: Mapping[Any, Any]) -> str | None:
+    """The key below which a trainer keeps the state dict."""
+    return next((k for k in NESTS if isinstance(level.get(k), Mapping) and level[k]), None)
 
 
 def _read_safetensors(path: Path) -> Weights:

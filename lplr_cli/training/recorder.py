@@ -121,8 +121,6 @@ class Recorder:
     ) -> None:
         if data is None and (exact_every or probe_every):
             raise InputError("exact values and probes need data", "pass data=(inputs, targets)")
-        if model is not None and not is_factory_reference(model):
-            raise InputError(f"model {model!r} is no factory reference", "write it as module:factory")
         if min(exact_every, checkpoint_every, probe_every) < 0 or min(log_every, norms_every, probe_size) < 1:
             raise InputError("a schedule is negative", "give 0 for never, or a number of steps")
         self.module = _unwrapped(module)
@@ -140,9 +138,9 @@ class Recorder:
         self._step, self._status, self._finite = 0, "running", True
         self._process = os.getpid()
         self._held: dict[str, Any] | None = None
-        self._distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self._distributed = _is_distributed()
         self._writes = not self._distributed or torch.distributed.get_rank() == 0
-        self._spec = None if model is None else ModelSpec(kind=model, arguments=dict(model_arguments or {}))
+        self._spec = _model_spec(model, model_arguments)
         self._data_spec = DataSpec(dataset) if isinstance(dataset, str) else dataset
         self._described = None if optimizer is None else described_optimizer(optimizer)
         self._optimizer: OptimizerFacts | None = None
@@ -150,19 +148,22 @@ class Recorder:
         # A loop may change its working directory.
         self.path = Path(out).absolute()
         self._prober: Prober | None = None
-        if not self._writes:
-            return
+        if self._writes:
+            self._begin(probe_size, probe_sharpness)
+
+    def _begin(self, probe_size: int, probe_sharpness: bool) -> None:
+        """Make the run directory, with manifest, tables and the checkpoint of step 0."""
         self._run = RunDirectory.create(self.path)
         self._write_manifest()
         self._log = Appender(self._run.log_path, LOG_COLUMNS, lag=LAG)
-        self._probes = Appender(self._run.probes_path, PROBE_COLUMNS) if probe_every else None
+        self._probes = Appender(self._run.probes_path, PROBE_COLUMNS) if self.probe_every else None
         self._save()
-        if probe_every and data is not None and self._targets is not None:
-            size = min(probe_size, len(data[0]))
+        if self.probe_every and self.data is not None and self._targets is not None:
+            size = min(probe_size, len(self.data[0]))
             self._prober = Prober(
                 self.module,
                 self._tracked.state(),
-                data[0],
+                self.data[0],
                 self._targets,
                 ProbeSettings(size=size, sharpness=probe_sharpness, loss=self._loss.known),
             )
@@ -215,11 +216,15 @@ class Recorder:
         if self._held["logged"] and self._writes:
             self._held |= self._measured(step, optimizer)
         if self._writes:
-            if self._due(self.probe_every, step):
-                self._probe(step)
-            if step and self._due(self.checkpoint_every, step):
-                self._save()
+            self._keep(step)
         self._step += 1
+
+    def _keep(self, step: int) -> None:
+        """Probe and checkpoint, where it is time."""
+        if self._due(self.probe_every, step):
+            self._probe(step)
+        if step and self._due(self.checkpoint_every, step):
+            self._save()
 
     def release(self, loss: Tensor | float | None) -> None:
         """The second half of :meth:`record`: logs the step that was held, with its loss; None where it is unknown."""
@@ -402,6 +407,23 @@ class Recorder:
             device=str(self._tracked.reference.device),
         )
         self._run.write_manifest(manifest)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _model_spec(model: str | None, arguments: Mapping[str, Any] | None) -> ModelSpec | None:
+    """What builds the network, where that is said.
+
+    Raises:
+        InputError: no factory reference.
+    """
+    if model is None:
+        return None
+    if not is_factory_reference(model):
+        raise InputError(f"model {model!r} is no factory reference", "write it as module:factory")
+    return ModelSpec(kind=model, arguments=dict(arguments or {}))
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training import TrainConfig
+from tests.command import grown, wait_for
 
 BASE = TrainConfig(
     DataSpec("mnist", samples=12), ModelSpec(depth=1), lr=0.01, steps=12, probe_every=6, checkpoint_every=4
@@ -145,14 +145,9 @@ def test_interrupting_parallel_runs_keeps_them_resumable(tmp_path: Path) -> None
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path)
     names = ("width3", "width5")
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        logs = [tmp_path / "s" / n / "log.csv" for n in names]
-        if all(p.exists() and p.stat().st_size > 2000 for p in logs):
-            break
-        time.sleep(0.05)
+    wait_for(lambda: all(grown(tmp_path / "s" / n / "log.csv", 2000) for n in names), process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert b"--resume --out" in err
     for name in names:
@@ -242,8 +237,7 @@ def test_a_ray_cluster_that_loses_a_node(tmp_path: Path, reference: pd.DataFrame
     out = tmp_path / "s"
 
     def kill_node() -> None:
-        while not len(list(out.glob("*/checkpoints/step-000000.pt"))) >= 2:
-            time.sleep(0.01)
+        wait_for(lambda: len(list(out.glob("*/checkpoints/step-000000.pt"))) >= 2)
         cluster.remove_node(node, allow_graceful=False)
 
     thread = threading.Thread(target=kill_node, daemon=True)

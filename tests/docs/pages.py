@@ -184,40 +184,48 @@ def check(text: str, place: Workplace, *, slow: bool = False) -> tuple[str, list
     Returns:
         The page with its outputs in step, and what was out of step.
     """
-    edits: list[tuple[int, int, str]] = []
-    wrong: list[str] = []
-
-    def compare(what: str, shown: str, actual: str, start: int, end: int) -> None:
-        if not same(shown, actual):
-            diff = "\n".join(
-                difflib.unified_diff(shown.splitlines(), actual.splitlines(), "shown", "actual", lineterm="")
-            )
-            wrong.append(f"{what}\n{diff}")
-            edits.append((start, end, "".join(line.rstrip() + "\n" for line in actual.splitlines())))
-
+    found = _Comparison()
     listed = blocks(text)
     place.names = {"__name__": "__main__"}
     for block, after in zip(listed, [*listed, None][1:], strict=True):
-        if block.slow and not slow:
-            continue
-        if block.title is not None:
-            target = place.folder / block.title
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(block.body, encoding="utf-8")
-        elif block.language == "python":
-            actual = place.python(block.body)
-            if after is not None and after.language == "text" and not text[block.end + 3 : after.start - 8].strip():
-                compare(f"python block at {block.start}", after.body, actual, after.start, after.end)
-        elif block.language == "console":
-            for command, start, end in _commands(block):
-                shown, actual = text[start:end], place.command(command)
-                if shown.strip():
-                    compare(f"$ {command}", shown, actual, start, end)
-        elif block.language == "yaml":
-            yaml.safe_load(block.body)
-    for start, end, replacement in reversed(edits):
+        if slow or not block.slow:
+            _run(block, after, text, place, found)
+    for start, end, replacement in reversed(found.edits):
         text = text[:start] + replacement + text[end:]
-    return text, wrong
+    return text, found.wrong
+
+
+class _Comparison:
+    """What is shown against what happens: differences, and the edits that mend them."""
+
+    def __init__(self) -> None:
+        self.edits: list[tuple[int, int, str]] = []
+        self.wrong: list[str] = []
+
+    def __call__(self, what: str, shown: str, actual: str, start: int, end: int) -> None:
+        if not same(shown, actual):
+            lines = difflib.unified_diff(shown.splitlines(), actual.splitlines(), "shown", "actual", lineterm="")
+            self.wrong.append("\n".join([what, *lines]))
+            self.edits.append((start, end, "".join(line.rstrip() + "\n" for line in actual.splitlines())))
+
+
+def _run(block: Block, after: Block | None, text: str, place: Workplace, compare: _Comparison) -> None:
+    """Run a block, or write its file; what it prints is compared where the page shows it."""
+    if block.title is not None:
+        target = place.folder / block.title
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(block.body, encoding="utf-8")
+    elif block.language == "python":
+        actual = place.python(block.body)
+        if after is not None and after.language == "text" and not text[block.end + 3 : after.start - 8].strip():
+            compare(f"python block at {block.start}", after.body, actual, after.start, after.end)
+    elif block.language == "console":
+        for command, start, end in _commands(block):
+            shown, actual = text[start:end], place.command(command)
+            if shown.strip():
+                compare(f"$ {command}", shown, actual, start, end)
+    elif block.language == "yaml":
+        yaml.safe_load(block.body)
 
 
 def _commands(block: Block) -> Iterator[tuple[str, int, int]]:

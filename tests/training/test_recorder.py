@@ -307,6 +307,8 @@ with Recorder(module, out, norms_every=1) as recorder:
         loss.backward()
         recorder.record(loss, optimizer)
         optimizer.step()
+# Rank 0 writes on for a while: who leaves before it breaks its connection.
+dist.barrier()
 dist.destroy_process_group()
 """
 

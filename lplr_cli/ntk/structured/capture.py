@@ -71,10 +71,10 @@ class Capture(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Calls with a rule are recorded; everything else goes through untouched."""
-        found = _RULES.get(func)
-        if found is None:
+        watched = _RULES.get(func)
+        if watched is None:
             return func(*args, **(kwargs or {}))
-        return found(self, func, args, kwargs or {})
+        return watched(self, func, args, kwargs or {})
 
 
 def arguments(names: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Any]:

@@ -40,29 +40,38 @@ class Plan:
         with evaluation_mode(network.module), torch.enable_grad():
             with Capture(network) as capture:
                 f = network.forward(few)
-            self.outputs = f.shape[1]
             weights = torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f)
             uses = [u for u in capture.uses if u.shape[0] == len(few)]
-            found: Sequence[Tensor | None] = torch.autograd.grad(
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
                 (f * weights).sum(),
                 [u.edge for u in uses] + list(network.params.values()),
                 allow_unused=True,
             )
-        backs = (g if g is not None else weights.new_zeros(u.shape) for u, g in zip(uses, found, strict=False))
-        parts = [Part(u, u.a, b[:, None, None]) for u, b in zip(uses, backs, strict=True)]
         longest = max(p.shape[0] if p.dim() else 1 for p in network.params.values())
         u = torch.randn(longest, generator=generator, dtype=torch.float64).to(f)
+        self.outputs = f.shape[1]
         self.signature: list[tuple[Key, Kind]] = [(use.key, use.kind) for use in capture.uses]
+        truth = dict(zip(network.params, gradients[len(uses) :], strict=True))
+        self._sort(network, _parts(uses, gradients, weights), truth, _doubtful(capture.uses, len(few)), u)
+        self._measure(network, uses, len(few))
+
+    def _sort(
+        self,
+        network: Network,
+        parts: list[Part],
+        truth: dict[str, Tensor | None],
+        doubtful: set[str],
+        u: Tensor,
+    ) -> None:
+        """Parameters whose factors give autograd's gradient of the random combination, and others."""
         self.understood: list[str] = []
         self.fallback: list[str] = []
-        doubtful = _doubtful(capture.uses, len(few))
-        for name, gradient in zip(network.params, found[len(uses) :], strict=True):
+        for name, gradient in truth.items():
             mine = [p for p in parts if p.use.key.name == name]
             if gradient is None and not mine:
                 continue  # the output does not depend on it: a zero block of J
             agrees = name not in doubtful and mine and _agrees(network.params[name], mine, gradient, u)
             (self.understood if agrees else self.fallback).append(name)
-        self._measure(network, uses, len(few))
 
     def _measure(self, network: Network, uses: Sequence[Use], samples: int) -> None:
         """Memory of one sample."""
@@ -132,6 +141,12 @@ def _state(module: nn.Module) -> tuple[Any, ...]:
     return (type(module), *values)
 
 
+def _parts(uses: Sequence[Use], gradients: Sequence[Tensor | None], like: Tensor) -> list[Part]:
+    """Factors of the few samples; ``gradients`` begins with what comes back to each use."""
+    backs = (g if g is not None else like.new_zeros(u.shape) for u, g in zip(uses, gradients, strict=False))
+    return [Part(u, u.a, b[:, None, None]) for u, b in zip(uses, backs, strict=True)]
+
+
 def _doubtful(uses: Sequence[Use], samples: int) -> set[str]:
     """Parameters some use of which does not have the samples first, or whose uses overlap."""
     names = {u.key.name for u in uses if u.shape[0] != samples}
@@ -145,13 +160,13 @@ def _overlapping(uses: Sequence[Use]) -> set[str]:
     for use in uses:
         span = None if use.key.start is None else (use.key.start, use.key.stop or 0)
         spans.setdefault(use.key.name, set()).add(span)
-    overlapping = set()
-    for name, found in spans.items():
-        ranges = sorted(s for s in found if s is not None)
-        crossing = any(a[1] > b[0] for a, b in itertools.pairwise(ranges))
-        if crossing or (None in found and ranges):
-            overlapping.add(name)
-    return overlapping
+    return {name for name, used in spans.items() if _overlap(used)}
+
+
+def _overlap(spans: set[tuple[int, int] | None]) -> bool:
+    """None stands for the whole parameter."""
+    rows = sorted(s for s in spans if s is not None)
+    return (None in spans and bool(rows)) or any(a[1] > b[0] for a, b in itertools.pairwise(rows))
 
 
 def _agrees(parameter: Tensor, parts: list[Part], gradient: Tensor | None, u: Tensor) -> bool:

@@ -103,26 +103,47 @@ def layout(place: Place) -> Layout | None:
 def _try(separator: str, lines: list[str], title: str | None) -> Layout | None:
     """The layout under one separator; its ``skip`` counts from the first line."""
     cells = [_split(separator, line) for line in lines]
-    first, body = cells[0], cells[1:]
-    width = len(first)
-    headless = all(_NUMBER.fullmatch(c) for c in first)
-    data = cells if headless else body
-    if not data and not headless and width > 1 and separator != _SPACES:
+    first, width = cells[0], len(cells[0])
+    headless = all(map(_is_number, first))
+    data = cells if headless else cells[1:]
+    if not data and width > 1 and separator != _SPACES:
         return Layout(separator, tuple(first), 1)
-    if not headless and (not any(first) or (any(_NUMBER.fullmatch(c) for c in first) and separator == _SPACES)):
+    if not headless and not _may_be_header(first, separator):
         return None
-    fitting = [row for row in data if len(row) == width or (len(row) == width + 1 and not row[-1])]
-    numeric = [any(_NUMBER.fullmatch(row[i]) for row in fitting) for i in range(width)]
-    if 2 * len(fitting) <= len(data) or not any(numeric):
+    fitting = [row for row in data if _fits(row, width)]
+    if 2 * len(fitting) <= len(data) or not any(_is_number(c) for row in fitting for c in row[:width]):
         return None
-    points = [c for row in fitting for c in row if _NUMBER.fullmatch(c)]
-    decimal = "," if separator != "," and any("," in c for c in points) and not any("." in c for c in points) else "."
     if not headless:
-        return Layout(separator, tuple(first), 1, decimal)
+        return Layout(separator, tuple(first), 1, _decimal(separator, fitting))
+    return _without_header(separator, fitting, width, title)
+
+
+def _without_header(separator: str, rows: list[list[str]], width: int, title: str | None) -> Layout:
+    """A comment above the table names its columns where it has as many words, else they have the usual names."""
     names = () if title is None else tuple(_split(separator, title))
-    if len(names) == width:
-        return Layout(separator, names, 0, decimal)
-    return _headless(separator, fitting, width, decimal)
+    decimal = _decimal(separator, rows)
+    return Layout(separator, names, 0, decimal) if len(names) == width else _headless(separator, rows, width, decimal)
+
+
+def _fits(row: list[str], width: int) -> bool:
+    """As many cells as the header has, but for an empty one behind a last separator."""
+    return len(row) == width or (len(row) == width + 1 and not row[-1])
+
+
+def _is_number(cell: str) -> bool:
+    return _NUMBER.fullmatch(cell) is not None
+
+
+def _may_be_header(cells: list[str], separator: str) -> bool:
+    """Names, some of which may be numbers where the separator is a mark."""
+    return any(cells) and not (separator == _SPACES and any(map(_is_number, cells)))
+
+
+def _decimal(separator: str, rows: list[list[str]]) -> str:
+    """A comma where numbers have some and none has a point."""
+    numbers = [c for row in rows for c in row if _is_number(c)]
+    commas = separator != "," and any("," in c for c in numbers) and not any("." in c for c in numbers)
+    return "," if commas else "."
 
 
 def _headless(separator: str, rows: list[list[str]], width: int, decimal: str) -> Layout:

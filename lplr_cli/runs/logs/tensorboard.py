@@ -140,9 +140,13 @@ def _take(record: bytes, scalars: _Scalars) -> None:
     if restarted and step > 0:
         scalars.restart(step)
     for summary in summaries:
-        for number, kind, value in fields(summary):
-            if number == _VALUE and kind == BYTES and isinstance(value, bytes):
-                _take_value(step, value, scalars)
+        _take_summary(step, summary, scalars)
+
+
+def _take_summary(step: int, summary: bytes, scalars: _Scalars) -> None:
+    for number, kind, value in fields(summary):
+        if number == _VALUE and kind == BYTES and isinstance(value, bytes):
+            _take_value(step, value, scalars)
 
 
 def _take_value(step: int, message: bytes, scalars: _Scalars) -> None:
