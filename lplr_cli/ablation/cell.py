@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lplr_cli.ablation.recover import departures
-from lplr_cli.analysis import Source, Summary, certified_columns, summarize
+from lplr_cli.analysis import PathFigures, Source, Summary, conclude
 from lplr_cli.errors import InputError, LplrError
 from lplr_cli.factories import Word
 from lplr_cli.runs import RunDirectory, plain
@@ -80,8 +80,7 @@ def run_cell(
         row |= {"status": status, "error": message or None}
         if status == "interrupted":
             return row
-        summary = summarize(run, certified_columns(run, Source.from_word(config.word)))
-        run.write_summary(summary.to_dict())
+        summary = conclude(run, Source.from_word(config.word), patience=None)
         row |= result_row(summary)
         left = departures(run.log(), run.probes(), summary.lr)
         if status == "diverged":
@@ -123,10 +122,16 @@ def result_row(summary: Summary) -> dict[str, Any]:
         "mu_estimated": summary.estimates.mu_kernel,
         "mu_certified": summary.certified.mu,
         "certified_radius": summary.certified.radius,
-        "mu_path": None if summary.path is None else summary.path.mu_path,
-        "mu_path_star": None if summary.path is None else summary.path.mu_path_star,
-        "path_share_certified": None if summary.path is None else summary.path.certified_share,
+        **path_columns(summary.path),
     }
+
+
+def path_columns(path: PathFigures | None) -> dict[str, Any]:
+    """The columns of the region along the path."""
+    if path is None:
+        return dict.fromkeys(("mu_path", "mu_path_star", "path_share_certified"))
+    share = path.certified_share
+    return {"mu_path": path.mu_path, "mu_path_star": path.mu_path_star, "path_share_certified": share}
 
 
 def main(arguments: list[str]) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 
 from lplr_cli import escape
-from lplr_cli.ablation.cell import RESULT_COLUMNS
+from lplr_cli.ablation.cell import RESULT_COLUMNS, path_columns
 from lplr_cli.ablation.executors import Executor, InProcess, Job
 from lplr_cli.ablation.grid import Cell, distinct, grid_cells
 from lplr_cli.ablation.recover import smaller_step
+from lplr_cli.analysis import Source, certify_path, keep, kept_path
 from lplr_cli.data import DataSpec, load_dataset
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.reading import read_json
-from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
+from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, frame_of, plain
 from lplr_cli.runs.atomic import clear_temporaries, output_errors, write_text
 from lplr_cli.runs.tables import write_parquet
 from lplr_cli.training import Progress, TrainConfig
@@ -33,6 +34,7 @@ def run_sweep(
     single: Sequence[Cell] = (),
     continue_: bool = False,
     recover: bool = False,
+    along: bool = False,
     executor: Executor | None = None,
     preset: str | None = None,
     on_cell: Callable[[int, int, Cell], None] | None = None,
@@ -48,6 +50,7 @@ def run_sweep(
         single: further cells beside the product of the axes.
         continue_: go on with an existing sweep of the same grid.
         recover: follow each run that left the local regime by one with a smaller step.
+        along: certify the region along the path of each run that ended well, one after another, in this process.
         executor: where; in this process by default.
         preset: noted in sweep.json.
         on_cell: called before each cell with its number, their count and the cell.
@@ -73,6 +76,8 @@ def run_sweep(
     status = progress.execute(cells)
     if recover and status == "finished":
         status = progress.execute(list(progress.following()))
+    if along and status == "finished":
+        progress.certify_paths()
     frame = progress.table()
     write_parquet(out / "results.parquet", frame)
     return frame, status
@@ -115,6 +120,21 @@ class _Sweep:
     def _announce(self, job: Job) -> None:
         if self._on_cell is not None:
             self._on_cell(list(self._cells).index(job.name), len(self._cells), self._cells[job.name])
+
+    def certify_paths(self) -> None:
+        """The columns of the path, for every run that has none yet; a run without a certificate keeps them empty."""
+        for name, row in self._rows.items():
+            if row["status"] != "finished":
+                continue
+            run = RunDirectory.open(self._out / name)
+            if kept_path(run) is None:
+                try:
+                    found = certify_path(run, source=Source.from_word(self._base.word), kernel=False)
+                except (InputError, NumericalError):
+                    continue
+                keep(run, found.figures, found.to_frame())
+            row |= path_columns(kept_path(run))
+        write_text(self._out / "results.csv", escape.csv(self.table()))
 
     def following(self) -> Iterator[Cell]:
         """The runs that recover those that left."""

@@ -13,25 +13,24 @@ PATIENCE = 30.0
 
 
 def conclude(
-    run: RunDirectory, source: Source = OWN, *, path: bool = True, progress: Progress | None = None
+    run: RunDirectory, source: Source = OWN, *, patience: float | None = PATIENCE, progress: Progress | None = None
 ) -> Summary:
     """Summarise a run that ended, and write summary.json.
 
     Args:
         run: finished or diverged.
         source: what the user says of code that the run names.
-        path: whether to certify the region along the path, where that costs no more than the training and
-            :data:`PATIENCE`.
+        patience: seconds that the region along the path may cost beyond the training itself; None leaves it out.
         progress: called with (steps done, steps) while it is certified.
 
     Raises:
         InputError: a log without a usable row.
     """
     ball, why = certified_columns(run, source), PATH_NOT_ASKED
-    if path and run.manifest().status == "finished":
+    if patience is not None and run.manifest().status == "finished":
         log = run.log()
         seconds = float(log["seconds"].max()) if log["seconds"].notna().any() else 0.0
-        why = path_while_cheap(run, seconds + PATIENCE, source, progress)
+        why = path_while_cheap(run, seconds + patience, source, progress)
     summary = summarize(run, ball, why)
     run.write_summary(summary.to_dict())
     return summary

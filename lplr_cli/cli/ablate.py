@@ -123,6 +123,10 @@ def ablate(
             "--recover", help="Follow runs that left the local regime by smaller steps.", rich_help_panel=o.RUN
         ),
     ] = False,
+    along: Annotated[
+        bool,
+        typer.Option("--path", help="Certify the region along the path of every run.", rich_help_panel=o.RUN),
+    ] = False,
     where: Where = Where(),
     out: Annotated[
         Path | None,
@@ -150,7 +154,7 @@ def ablate(
         plan = _of_preset(choice.preset, choice, shared, out, recover)
     else:
         plan = _of_grid(dataset, lists.axes(), choice.grid, shared, out, recover)
-    frame = _run(plan, _executor(where), resume)
+    frame = _run(plan, _executor(where), resume, along)
     if plan.preset is not None:
         frame = _with_extras(frame, plan.preset, plan.path)
     statements = [] if plan.preset is None else plan.preset.judge(frame, plan.path)
@@ -169,7 +173,7 @@ class _Plan:
     preset: Preset | None = None
 
 
-def _run(plan: _Plan, executor: Executor | None, resume: bool) -> pd.DataFrame:
+def _run(plan: _Plan, executor: Executor | None, resume: bool, along: bool) -> pd.DataFrame:
     """The table of results; ends the command where the sweep was interrupted."""
     from lplr_cli import ablation
 
@@ -182,6 +186,7 @@ def _run(plan: _Plan, executor: Executor | None, resume: bool) -> pd.DataFrame:
             single=plan.single,
             continue_=resume,
             recover=plan.recover,
+            along=along,
             executor=executor,
             preset=None if plan.preset is None else plan.preset.name,
             on_cell=lambda i, n, cell: out_.note(f"run {i + 1} of {n}: {cell.name}"),

@@ -251,3 +251,23 @@ def test_a_ray_cluster_that_loses_a_node(tmp_path: Path, reference: pd.DataFrame
     assert not thread.is_alive()
     assert status == "finished"
     same(frame, reference)
+
+
+def test_paths_of_a_sweep_are_certified_once(tmp_path: Path) -> None:
+    base = TrainConfig(
+        DataSpec("mnist", samples=12),
+        ModelSpec(width=4, depth=1),
+        lr=0.004,
+        steps=4,
+        probe_every=0,
+        probe_sharpness=False,
+    )
+    frame, _ = run_sweep(base, {"seed": [0, 1]}, tmp_path / "s")
+    assert frame["mu_path_star"].isna().all()
+    frame, _ = run_sweep(base, {"seed": [0, 1]}, tmp_path / "s", continue_=True, along=True)
+    assert (frame["path_share_certified"] == 1.0).all()
+    assert (frame["mu_path_star"] > 0).all()
+    made = [(tmp_path / "s" / name / "path.json").stat().st_mtime_ns for name in frame["run"]]
+    again, _ = run_sweep(base, {"seed": [0, 1]}, tmp_path / "s", continue_=True, along=True)
+    assert again["mu_path"].tolist() == frame["mu_path"].tolist()
+    assert made == [(tmp_path / "s" / name / "path.json").stat().st_mtime_ns for name in frame["run"]]
