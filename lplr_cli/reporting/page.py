@@ -105,6 +105,7 @@ def _section(report: RunReport, index: int) -> str:
     if report.rate is not None:
         parts += ["<h3>Rate</h3>", _rate(report.rate, drawn["rate"])]
     parts += ["<h3>Spectrum of the NTK</h3>", _spectrum(report, drawn.get("spectrum"))]
+    parts += ["<h3>Is it lazy? The curve that the kernel predicts</h3>", _prediction(report, drawn.get("prediction"))]
     if report.source.run is not None:
         record = escape.html(escape.json(plain(report.source.run.config())), keep="\n")
         parts.append(f"<details><summary>Configuration and versions</summary><pre>{record}</pre></details>")
@@ -147,6 +148,19 @@ def _spectrum(report: RunReport, figure: Figure | None) -> str:
         }
     )
     return _figure(_svg(figure, "Spectrum", caption), caption, _behind("Spectrum", frame))
+
+
+def _prediction(report: RunReport, figure: Figure | None) -> str:
+    found = report.prediction
+    if found is None or figure is None:
+        return f"<p>No prediction: {escape.html(report.no_prediction)}.</p>"
+    answer = {True: "lazy", False: "not lazy", None: "not comparable"}[found.lazy]
+    caption = (
+        f"Left: the measured loss beside the one that the kernel at the start predicts; laziness error "
+        f"{number(found.error)}, {answer} (an estimate). Right: the energy of the residual along the eigenvectors of K "
+        "at the start and at the last checkpoint."
+    )
+    return _figure(_svg(figure, "Prediction by the kernel", caption), caption, _behind("Prediction", found.to_frame()))
 
 
 def _comparison(reports: Sequence[RunReport]) -> str:

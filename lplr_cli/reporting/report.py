@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lplr_cli.analysis import OWN, LogInput, Source, open_subject, read_log
+from lplr_cli.analysis import OWN, LazyPrediction, LogInput, Source, open_subject, predict_run, read_log
 from lplr_cli.audit.run import Audit
 from lplr_cli.audit.run import audit as examine
 from lplr_cli.diagnostics import Convergence, PLRatio
@@ -47,6 +47,8 @@ class RunReport:
     rate: Convergence | None
     spectra: tuple[Spectrum, ...]
     note: str
+    prediction: LazyPrediction | None
+    no_prediction: str
 
 
 def gather(
@@ -78,7 +80,17 @@ def gather(
             note = "" if steps else "the run has no checkpoints"
         except LplrError as error:
             note = error.what
-    return RunReport(log.name, log, audited, audited.ratio, audited.rate, tuple(spectra), note)
+    prediction, why = _predict(log, foreign) if spectra else (None, note)
+    return RunReport(log.name, log, audited, audited.ratio, audited.rate, tuple(spectra), note, prediction, why)
+
+
+def _predict(log: LogInput, foreign: Source) -> tuple[LazyPrediction | None, str]:
+    """The loss that the kernels predict, or why there is no prediction."""
+    assert log.run is not None
+    try:
+        return predict_run(log.run.path, source=foreign), ""
+    except LplrError as error:
+        return None, error.what
 
 
 def _spectrum(log: LogInput, step: int, foreign: Source) -> Spectrum:
@@ -122,6 +134,9 @@ def diagnostics_figure(report: RunReport) -> Figure:
             radius = report.audit.figures.certified_radius
             if radius is not None and math.isfinite(radius):
                 drift.axhline(radius, color=draw.GREEN, label="certified radius")
+                # A radius far below the drift would lie on the axis of a linear scale.
+                if 0 < radius < 0.02 * known["drift"].max():
+                    drift.set_yscale("log")
             drift.legend()
         drift.set_ylabel("drift ‖θ_t − θ_0‖")
         probes = pd.DataFrame() if report.source.run is None else report.source.run.probes()
@@ -130,8 +145,11 @@ def diagnostics_figure(report: RunReport) -> Figure:
             lower = probes["lambda_min_lower"]
             if lower.notna().any():
                 low.plot(probes["step"], lower, "v--", ms=3, color=draw.GREEN, label="proved lower bound")
-            if (probes["lambda_min"] > 0).all():
+            # Below a decade a logarithmic axis has no readable ticks.
+            if (probes["lambda_min"] > 0).all() and probes["lambda_min"].max() > 10 * probes["lambda_min"].min():
                 low.set_yscale("log")
+            else:
+                low.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
             low.legend()
         else:
             low.text(0.5, 0.5, "no NTK probes", ha="center", transform=low.transAxes)
@@ -217,5 +235,6 @@ def all_figures(report: RunReport) -> dict[str, Figure]:
         "diagnostics": diagnostics_figure(report),
         "rate": rate_figure(report),
         "spectrum": spectrum_figure(report),
+        "prediction": None if report.prediction is None else draw.prediction_figure(report.prediction),
     }
     return {k: v for k, v in found.items() if v is not None}

@@ -94,9 +94,9 @@ def test_the_page_is_self_contained_and_accessible(folder: Path, capsys: pytest.
             assert value is None or value.startswith(("#", "data:")), (tag, value)
     assert "@import" not in page.text
     figures = [a for t, a in page.tags if t == "svg"]
-    assert len(figures) == 3
+    assert len(figures) == 4
     assert all(a.get("role") == "img" and len(str(a.get("aria-label"))) > 20 for a in figures)
-    assert sum(t == "details" for t, _ in page.tags) == 4
+    assert sum(t == "details" for t, _ in page.tags) == 5
     assert ("html", {"lang": "en"}) in page.tags
     # Verdicts first, then every hypothesis with its status.
     text = re.sub(r"\s+", " ", page.text)
@@ -120,7 +120,7 @@ def test_figures_in_a_folder(folder: Path, tmp_path: Path) -> None:
     one = str(folder / "runs" / "one")
     assert run(["report", one, "-o", str(tmp_path / "f"), "--formats", "svg,pdf"]) == 0
     names = {p.name for p in (tmp_path / "f").iterdir()}
-    assert names == {f"one-{k}.{s}" for k in ("diagnostics", "rate", "spectrum") for s in ("svg", "pdf")}
+    assert names == {f"one-{k}.{s}" for k in ("diagnostics", "rate", "spectrum", "prediction") for s in ("svg", "pdf")}
     assert run(["report", one, "-o", str(tmp_path / "f"), "--formats", "svg"]) == 2
     assert run(["report", one, "-o", str(tmp_path / "f.txt")]) == 2
     assert run(["report", one, "-o", str(tmp_path / "f"), "--formats", "gif"]) == 2
