@@ -230,7 +230,8 @@ def fit_rate(
     *,
     columns: dict[str, str] | None = None,
     window: tuple[float, float] | None = None,
+    smoothing: float | None = None,
 ) -> Convergence:
     """``lplr fit-rate`` on a run, a log or a table in memory."""
     log = _log(source, columns)
-    return analyse_rate(log.series(), window=window, facts=log.facts())
+    return analyse_rate(log.series(), window=window, facts=log.facts(), smoothing=smoothing)

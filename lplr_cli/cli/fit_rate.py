@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lplr_cli.cli import output as out_
 from lplr_cli.cli.logs import Columns, RunName, Sources, WindowOption, open_log
 
 if TYPE_CHECKING:
-    from lplr_cli.diagnostics import Convergence, LossSeries
+    from lplr_cli.diagnostics import Convergence, LossSeries, RateFit
     from lplr_cli.reporting import Grid
 
-VERDICTS = {
-    "linear": "linear",
-    "two_rate": "linear, with two rates",
-    "sublinear": "sublinear (power law)",
-    "undecided": "undecided",
-}
+Smoothing = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=0.9999,
+        help="Factor F of a moving average S = F S + (1 − F) L that the log went through: undone; else recognised.",
+        show_default=False,
+        rich_help_panel="Input",
+    ),
+]
 
 
 def fit_rate(
@@ -24,6 +30,7 @@ def fit_rate(
     column: Columns = None,
     run_name: RunName = None,
     window: WindowOption = None,
+    smoothing: Smoothing = None,
     plot: out_.Plot = False,
     figure: out_.FigureFile = None,
     format: out_.Format = "table",
@@ -31,7 +38,7 @@ def fit_rate(
     force: out_.Force = False,
     require: out_.Require = None,
 ) -> None:
-    """Is the convergence linear? Which rate, how sure?
+    """Is the convergence linear? Which rate, how sure? Where no law holds, it says none and what the curve looks like.
 
     Several logs give a row each, with mean and spread. CSV and Parquet hold the fitted series of one log, or the
     table of several.
@@ -51,10 +58,11 @@ def fit_rate(
         source = open_log(name, column, run_name)
         series = source.series()
         try:
-            results.append((source.name, series, analyse_rate(series, window=bounds, facts=source.facts())))
+            result = analyse_rate(series, window=bounds, facts=source.facts(), smoothing=smoothing)
+            results.append((source.name, series, result))
         except InputError as error:
             raise InputError(f"{source.name}: {error.what}", error.remedy) from error
-    charts = [_chart(*results[0][::2])] if plot and len(results) == 1 else []
+    charts = _charts(*results[0][::2]) if plot and len(results) == 1 else []
     sink.emit(_one(*results[0], charts) if len(results) == 1 else _several(results))
     if figure is not None:
         from lplr_cli.reporting.figures import rate_figure, save
@@ -85,15 +93,44 @@ def _header() -> dict[str, Any]:
 
 def _one(name: str, series: LossSeries, result: Convergence, charts: list[str]) -> out_.Result:
     record = {**_header(), **_record(name, series, result)}
-    return out_.Result(record, result.to_frame(), [_grid(name, series, result)], charts)
+    grids = [_grid(name, series, result), *_segments(result)]
+    return out_.Result(record, result.to_frame(), grids, charts)
 
 
-def _chart(name: str, result: Convergence) -> str:
+def _charts(name: str, result: Convergence) -> list[str]:
     from lplr_cli.reporting import terminal_chart
 
-    table = result.table
-    lines = [("L − L_∞", table["suboptimality"]), ("fit", table["fitted"] - result.fit.l_inf)]
-    return terminal_chart(f"suboptimality of {name}", table["step"], lines, label="step")
+    table, effective = result.table, result.effective
+    gap = "L" if result.fit.l_inf is None else "L − L_∞"
+    lines = [(gap, table["suboptimality"]), ("fit", table["fitted"] - (result.fit.l_inf or 0.0))]
+    charts = [terminal_chart(f"suboptimality of {name}", table["step"], lines, label="step")]
+    if len(effective):
+        low, high = effective["effective_rate_low"], effective["effective_rate_high"]
+        series = [("ρ(t)", effective["effective_rate"]), ("low", low), ("high", high)]
+        charts.append(terminal_chart(f"effective rate of {name}", effective["step"], series, label="step"))
+    return charts
+
+
+def _segments(result: Convergence) -> list[Grid]:
+    """Piecewise rates."""
+    from lplr_cli.reporting import Grid, number
+
+    if not result.segments:
+        return []
+    rows = [
+        [
+            f"{one.start:g} to {one.stop:g}",
+            one.trend,
+            "too few rows" if one.verdict is None else one.verdict.replace("_", " "),
+            number(one.rate, 7),
+            _span(one.rate_low, one.rate_high) if one.rate is not None else "",
+            number(one.lr),
+            number(one.decay_per_lr_step),
+        ]
+        for one in result.segments
+    ]
+    headings = ("steps", "loss", "law", "rate ρ", "95 % interval", "step size", "decay per lr·step")
+    return [Grid("Segments", headings, rows, (3, 5, 6))]
 
 
 def _span(low: Any, high: Any, digits: int = 7) -> str:
@@ -106,7 +143,7 @@ def _grid(name: str, series: LossSeries, result: Convergence) -> Grid:
     from lplr_cli.reporting import Grid, number
 
     fit = result.fit
-    rows = [["law", VERDICTS[fit.verdict], "", fit.reason]]
+    rows = [["law", fit.law, "", fit.about]]
     if fit.rate is not None:
         rows += [
             ["rate ρ a step", number(fit.rate, 8), _span(fit.rate_low, fit.rate_high, 8), "L − L_∞ shrinks by ρ"],
@@ -118,11 +155,12 @@ def _grid(name: str, series: LossSeries, result: Convergence) -> Grid:
             rows.append(["decay per lr·step", number(result.decay_per_lr_step), _span(low, high, 4), meaning])
     if fit.alpha is not None:
         rows.append(["exponent α", number(fit.alpha), _span(fit.alpha_low, fit.alpha_high, 4), "L − L_∞ ~ t^−α"])
-    rows += [
-        ["floor L_∞", number(fit.l_inf), "", "estimated, not the last value"],
-        ["R²", number(fit.r_squared, 6), "", f"of log(L − L_∞); {fit.points:,} rows"],
-        ["noise of log L", number(fit.sigma, 3), "", f"autocorrelation {fit.autocorrelation:.2f} from row to row"],
-    ]
+    if fit.l_inf is not None:
+        rows.append(["floor L_∞", number(fit.l_inf), "", "estimated, not the last value"])
+    if fit.r_squared is not None:
+        rows.append(["R²", number(fit.r_squared, 6), "", f"of log(L − L_∞); {fit.points:,} rows"])
+    if fit.verdict != "none":
+        rows.append(["noise of log L", number(fit.sigma, 3), "", _noise(fit)])
     for key, meaning in (
         ("rate_certified", "1 − ημ, μ certified"),
         ("rate_estimated", "1 − ημ, μ estimated"),
@@ -130,7 +168,10 @@ def _grid(name: str, series: LossSeries, result: Convergence) -> Grid:
     ):
         if result.theory[key] is not None:
             rows.append(["theory's rate", number(result.theory[key], 8), "", meaning])
-    notes = [f"Window: {result.window.explanation}.", *(f"Note: {text}." for text in result.notes)]
+    notes = [f"Window: {result.window.explanation}."]
+    if fit.verdict != "none":
+        notes.append(f"The interval is conditional on {fit.conditional_on}.")
+    notes += [f"Note: {text}." for text in result.notes]
     if fit.spikes:
         notes.append(f"Isolated faults left out of the fit: {fit.spikes:,} rows.")
     if series.counts():
@@ -138,7 +179,14 @@ def _grid(name: str, series: LossSeries, result: Convergence) -> Grid:
     return Grid(f"Convergence of {name}", ("quantity", "value", "95 % interval", "meaning"), rows, (1,), tuple(notes))
 
 
+def _noise(fit: RateFit) -> str:
+    moving = f", moving average {fit.noise['theta']:.2f}" if fit.noise["theta"] else ""
+    period = f"; a pattern of {fit.noise['period']} rows taken off" if fit.noise["period"] else ""
+    return f"autocorrelation {fit.autocorrelation:.2f} from row to row{moving}{period}"
+
+
 def _several(results: list[tuple[str, LossSeries, Convergence]]) -> out_.Result:
+    from lplr_cli.diagnostics import VERDICTS
     from lplr_cli.reporting import Grid, number
     from lplr_cli.runs import frame_of
 
@@ -162,7 +210,7 @@ def _several(results: list[tuple[str, LossSeries, Convergence]]) -> out_.Result:
     rows = [
         [
             f["source"],
-            VERDICTS[f["verdict"]],
+            says,
             number(f["rate"], 8),
             _span(f["rate_low"], f["rate_high"]),
             number(f["half_life"]),
@@ -170,7 +218,7 @@ def _several(results: list[tuple[str, LossSeries, Convergence]]) -> out_.Result:
             number(f["l_inf"]),
             number(f["r_squared"], 5),
         ]
-        for f in fits
+        for f, says in zip(fits, (result.fit.says for _, _, result in results), strict=True)
     ]
     for label in ("mean", "sd"):
         values = [spreads[c][label] for c in ("rate", "half_life", "alpha", "l_inf")]

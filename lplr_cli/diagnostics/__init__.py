@@ -1,7 +1,9 @@
 """Diagnostics of a loss series: PL ratio, stable window, convergence rate."""
 
+from lplr_cli.diagnostics.answer import VERDICTS, RateFit, fit_rate
 from lplr_cli.diagnostics.convergence import Convergence, analyse_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
+from lplr_cli.diagnostics.fits import MIN_POINTS
 from lplr_cli.diagnostics.pl import (
     L_STAR_RULES,
     Envelope,
@@ -11,7 +13,6 @@ from lplr_cli.diagnostics.pl import (
     pl_ratio,
     rolling_envelope,
 )
-from lplr_cli.diagnostics.rate import MIN_POINTS, RateFit, fit_rate
 from lplr_cli.diagnostics.series import CLEANING, LossSeries, clean_series
 from lplr_cli.diagnostics.window import Window, given_window, parse_window, settled_row, stable_window
 
@@ -20,6 +21,7 @@ __all__ = [
     "L_STAR_RULES",
     "MIN_POINTS",
     "NO_FACTS",
+    "VERDICTS",
     "Convergence",
     "Envelope",
     "LossSeries",

@@ -1,4 +1,4 @@
-"""The rate of a whole log: where it is fitted, what it depends on, and theory's rate beside it."""
+"""The rate of a whole log: on which rows and by which clock, what it depends on, and theory's rate beside it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from lplr_cli.diagnostics.answer import RateFit, answer
+from lplr_cli.diagnostics.clock import Clock, changes_of, lr_clock, step_clock
+from lplr_cli.diagnostics.effective import effective_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
+from lplr_cli.diagnostics.fits import MIN_POINTS, REJECTED, CurveFit, fit_all, scaled
+from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.pl import envelope, pl_ratio
-from lplr_cli.diagnostics.rate import MIN_POINTS, CurveFit, RateFit, fit_curve, fit_rate, select
+from lplr_cli.diagnostics.rate import Reading, read
+from lplr_cli.diagnostics.segments import Segment, segments_of
 from lplr_cli.diagnostics.series import LossSeries
-from lplr_cli.diagnostics.window import SENSITIVITY, Window, given_window, settled_row, stable_window
+from lplr_cli.diagnostics.window import Window, given_window, settled_row, stable_window
 from lplr_cli.errors import InputError
 
 MODEL = (
-    "log L_t = log m(t) + AR(1) noise, m one of: linear L_inf + A rho^t; two_rate L_inf + A_1 rho_1^t + A_2 rho_2^t; "
-    "sublinear L_inf + A (1 + t/t0)^(-alpha); maximum likelihood, chosen by BIC; intervals by profile likelihood, 95 %"
+    "L_t = m(t) with multiplicative or additive ARMA(1,1) noise, m one of: linear L_inf + A rho^t; two_rate "
+    "L_inf + A_1 rho_1^t + A_2 rho_2^t; sublinear L_inf + A (1 + t/t0)^(-alpha); chosen by BIC under one noise and "
+    "held against a free curve; without noise by what foretells a held-out tail; none where no law holds; intervals by "
+    "profile likelihood, 95 %"
 )
+# A start that settles later than this share of the rows is a part of the log, not its window.
+_EARLY = 0.1
+# Correct laws are doubted at this level.
+DOUBTED = 0.05
 
 
 @dataclass(frozen=True)
@@ -28,24 +39,32 @@ class Convergence:
 
     Attributes:
         fit: law and constants, time in steps.
-        window: the rows of the fit: from the stable window's start to the end of the log (L_∞ is fitted, so the end
+        window: the rows of the fit: from where the start has settled to the end of the log (L_∞ is fitted, so the end
             needs no care), or as given.
+        clock: the time in which the law holds: "step", or "lr_step", the sum of the step sizes in units of their mean,
+            so that one unit is a step on average.
         sensitivity: ρ (or α, when sublinear) of the same law with an end of the window moved by 20 % of its length.
         decay_per_lr_step, decay_per_lr_step_low, decay_per_lr_step_high: −log ρ per unit of the sum of step sizes,
             comparable with μ and between schedules; None without step sizes or when sublinear.
         lr: (lowest, highest) step size on the window; None when unknown.
+        segments: the log cut where the step size jumps or, where no law holds for all of it, where the curve changes:
+            a rate each.
+        effective: ρ(t) as a series with its band; see :func:`lplr_cli.diagnostics.effective.effective_rate`.
         theory: 1 − ημ for each μ that is known and positive, for full-batch gradient descent with one step size.
         notes: what a reader must know to read the rate right.
-        table: step, loss, fitted, suboptimality, in_window a row.
+        table: step, loss, fitted, suboptimality, in_window, effective_rate and its band a row.
     """
 
     fit: RateFit
     window: Window
+    clock: str
     sensitivity: dict[str, float | None]
     decay_per_lr_step: float | None
     decay_per_lr_step_low: float | None
     decay_per_lr_step_high: float | None
     lr: tuple[float, float] | None
+    segments: tuple[Segment, ...]
+    effective: pd.DataFrame
     theory: dict[str, float | None]
     notes: tuple[str, ...]
     table: pd.DataFrame
@@ -55,12 +74,15 @@ class Convergence:
         return {
             "model": MODEL,
             "window": self.window.to_dict(),
+            "clock": self.clock,
             **self.fit.to_dict(),
             "sensitivity": self.sensitivity,
             "decay_per_lr_step": self.decay_per_lr_step,
             "decay_per_lr_step_low": self.decay_per_lr_step_low,
             "decay_per_lr_step_high": self.decay_per_lr_step_high,
             "lr": None if self.lr is None else {"min": self.lr[0], "max": self.lr[1]},
+            "segments": [segment.to_dict() for segment in self.segments],
+            "effective_rate": self.effective.to_dict("records"),
             "theory": self.theory,
             "notes": list(self.notes),
         }
@@ -71,7 +93,11 @@ class Convergence:
 
 
 def analyse_rate(
-    series: LossSeries, *, window: tuple[float, float] | None = None, facts: RunFacts = NO_FACTS
+    series: LossSeries,
+    *,
+    window: tuple[float, float] | None = None,
+    facts: RunFacts = NO_FACTS,
+    smoothing: float | None = None,
 ) -> Convergence:
     """The rate of a clean series.
 
@@ -79,50 +105,99 @@ def analyse_rate(
         series: eight rows at least.
         window: first and last step; None for the rule.
         facts: what is known of the run beside its log.
+        smoothing: factor of a moving average that the log went through; None to recognise one.
 
     Raises:
-        InputError: too few rows, on the window or at all.
+        InputError: too few rows, on the window or at all; the log is no moving average of that factor.
     """
     steps, loss = series.steps, series.loss
-    if window is not None:
-        chosen = given_window(steps, window)
-    else:
-        first, cause = settled_row(steps, loss, series.drift, facts.sharpness)
-        chosen = _to_the_end(steps, first if len(steps) - first >= MIN_POINTS else 0, cause)
+    chosen, settled = _window(series, window, facts)
     rows = chosen.rows
-    selection = select(steps[rows], loss[rows])
-    if selection is None:
+    lr: Array = np.asarray(pd.Series(series.lr[rows]).ffill(), dtype=np.float64)
+    jumps = changes_of(lr)
+    known = [*jumps, *([settled - chosen.first] if settled > chosen.first else [])]
+    clock, reading = _read(steps[rows], loss[rows], lr, known, smoothing)
+    if reading is None:
         raise InputError(
             f"{len(loss[rows])} usable rows are too few to fit a rate", f"{MIN_POINTS} at least, isolated faults aside"
         )
-    fit = selection.rate()
-    sensitivity = _sensitivity(series, chosen, selection.chosen)
-    per_lr = _per_lr_step(series, rows, fit)
-    lr = series.lr[rows][np.isfinite(series.lr[rows])]
-    span = (float(lr.min()), float(lr.max())) if len(lr) else None
-    table = pd.DataFrame({"step": steps, "loss": loss, "fitted": np.nan, "suboptimality": loss - fit.l_inf})
-    table["in_window"] = False
-    table.loc[table.index[rows], "in_window"] = True
-    table.loc[table.index[rows], "fitted"] = selection.chosen.predict(steps[rows], selection.first)
+    fit = answer(reading, clock.time)
+    sensitivity = _sensitivity(reading, series, chosen, clock)
+    segments = segments_of(steps[rows], loss[rows], lr, jumps, reading)
+    kept = reading.kept
+    effective = effective_rate(steps[rows][kept], loss[rows][kept], reading)
+    known_lr = lr[np.isfinite(lr)]
+    span = (float(known_lr.min()), float(known_lr.max())) if len(known_lr) else None
     return Convergence(
         fit,
         chosen,
+        clock.name,
         sensitivity,
-        *per_lr,
+        *clock.per_lr(fit),
         span,
+        segments,
+        effective,
         _theory(series, fit, chosen, facts),
-        tuple(_notes(fit, sensitivity, span, facts)),
-        table,
+        tuple(_notes(fit, clock, reading, span, facts)),
+        _table(series, chosen, clock.time, reading, fit, effective),
     )
 
 
-def _to_the_end(steps: NDArray[np.float64], first: int, cause: str) -> Window:
+def _window(series: LossSeries, window: tuple[float, float] | None, facts: RunFacts) -> tuple[Window, int]:
+    """The rows of the fit, and the row from which the start has settled."""
+    steps, loss = series.steps, series.loss
+    if window is not None:
+        chosen = given_window(steps, window)
+        return chosen, chosen.first
+    first, cause = settled_row(steps, loss, series.drift, facts.sharpness)
+    begin = first if first <= _EARLY * len(steps) and len(steps) - first >= MIN_POINTS else 0
     explanation = (
-        f"steps {steps[first]:g} to {steps[-1]:g}: from "
-        + (f"after the last jump of the {cause}" if first else "the start")
+        f"steps {steps[begin]:g} to {steps[-1]:g}: from "
+        + (f"after the last jump of the {cause}" if begin else "the start")
         + " to the end of the log, as the floor is fitted"
     )
-    return Window(first, len(steps) - 1, float(steps[first]), float(steps[-1]), 0.0, "settled", explanation)
+    return Window(begin, len(steps) - 1, float(steps[begin]), float(steps[-1]), 0.0, "settled", explanation), first
+
+
+def _read(
+    steps: Array, loss: Array, lr: Array, known: list[int], smoothing: float | None
+) -> tuple[Clock, Reading | None]:
+    """By the step, or by the sum of the step sizes where a law holds for all of the log in it alone."""
+    plain = step_clock(steps, lr)
+    reading = read(steps, loss, known, smoothing)
+    if reading is None or (reading.verdict not in ("none", "undecided") and reading.first == 0):
+        return plain, reading
+    other = lr_clock(steps, lr)
+    if other is None:
+        return plain, reading
+    again = read(other.time, loss, (), smoothing)
+    if again is not None and again.verdict not in ("none", "undecided") and again.first == 0:
+        return other, again
+    return plain, reading
+
+
+def _sensitivity(reading: Reading, series: LossSeries, window: Window, clock: Clock) -> dict[str, float | None]:
+    """ρ or α of the chosen curve on moved windows; None where an end cannot move or too few rows are left.
+
+    A start found by rule does not move back over the jump that it lies behind.
+    """
+    found: dict[str, float | None] = dict.fromkeys(("start_earlier", "start_later", "stop_earlier", "stop_later"))
+    if reading.verdict == "none" or reading.tail is not None or reading.smoothing is not None:
+        return found
+    curve = reading.weighed.chosen.curve
+    # Outside the window only the steps are known as time.
+    steps, count = series.steps.copy(), len(series.steps) if clock.name == "step" else window.last + 1
+    steps[window.rows] = clock.time
+    kept = np.ones(len(steps), dtype=bool)
+    kept[window.rows] = reading.kept
+    whole = Window(window.first + reading.first, window.first + reading.last, 0.0, 0.0, 0.0, "settled", "")
+    for name, rows in whole.moved(count).items():
+        if rows == whole.rows or (name == "start_earlier" and window.rule == "settled"):
+            continue
+        inside = np.flatnonzero(kept[rows]) + rows.start
+        if len(inside) >= MIN_POINTS:
+            found[name] = _focus(fit_all(scaled(steps[inside], series.loss[inside]), (curve,))[curve.name])
+    return found
 
 
 def _focus(fit: CurveFit) -> float:
@@ -130,40 +205,32 @@ def _focus(fit: CurveFit) -> float:
     return value if fit.curve.name == "sublinear" else float(np.exp(-value / fit.data.span))
 
 
-def _sensitivity(series: LossSeries, window: Window, chosen: CurveFit) -> dict[str, float | None]:
-    """ρ or α of the chosen curve on moved windows; None where an end cannot move or too few rows are left.
-
-    A start found by rule does not move back over the jump that it lies behind.
-    """
-    found: dict[str, float | None] = {}
-    for name, rows in window.moved(len(series.steps)).items():
-        behind_a_jump = name == "start_earlier" and window.rule == "settled"
-        usable = rows != window.rows and rows.stop - rows.start >= MIN_POINTS and not behind_a_jump
-        found[name] = _focus(fit_curve(chosen.curve, series.steps[rows], series.loss[rows])) if usable else None
-    return found
-
-
-def _per_lr_step(series: LossSeries, rows: slice, fit: RateFit) -> tuple[float | None, float | None, float | None]:
-    lr, steps = pd.Series(series.lr[rows]).ffill().to_numpy(), series.steps[rows]
-    if fit.rate is None or not np.isfinite(lr).all() or (lr <= 0).any():
-        return None, None, None
-    if lr.min() == lr.max():
-        values = [None if v is None or v <= 0 else -np.log(v) / lr[0] for v in (fit.rate, fit.rate_high, fit.rate_low)]
-        return values[0], values[1], values[2]
-    # The trapezoidal rule between rows: logs of epochs know the step size at their ends only.
-    elapsed = np.append(0.0, np.cumsum(0.5 * (lr[1:] + lr[:-1]) * np.diff(steps)))
-    again = fit_rate(elapsed, series.loss[rows])
-    if again is None or again.rate is None:
-        return None, None, None
-    values = [None if v is None or v <= 0 else float(-np.log(v)) for v in (again.rate, again.rate_high, again.rate_low)]
-    return values[0], values[1], values[2]
+def _table(
+    series: LossSeries, window: Window, time: Array, reading: Reading, fit: RateFit, effective: pd.DataFrame
+) -> pd.DataFrame:
+    steps, loss, rows = series.steps, series.loss, window.rows
+    table = pd.DataFrame({"step": steps, "loss": loss, "fitted": np.nan, "suboptimality": loss - (fit.l_inf or 0.0)})
+    table["in_window"] = False
+    table.loc[table.index[rows], "in_window"] = True
+    if reading.tail is None and reading.verdict != "none":
+        part = slice(window.first + reading.first, window.first + reading.last + 1)
+        inside = time[reading.first : reading.last + 1]
+        table.loc[table.index[part], "fitted"] = reading.weighed.chosen.predict(inside)
+    for column in effective.columns[1:]:
+        table[column] = (
+            np.interp(steps, effective["step"], effective[column], left=np.nan, right=np.nan)
+            if len(effective)
+            else np.nan
+        )
+    return table
 
 
 def _theory(series: LossSeries, fit: RateFit, window: Window, facts: RunFacts) -> dict[str, float | None]:
     """1 − ημ (theory.md section 2, C2) for the μ that are known."""
     lowest = None
     if series.has_gradients:
-        fair = stable_window(series.steps, series.loss, fit.l_inf, window.first)
+        floor = min(fit.l_inf or 0.0, float(series.loss.min()))
+        fair = stable_window(series.steps, series.loss, floor, window.first)
         if fair is not None:
             ratio = pl_ratio(series.loss, series.grad_norm_sq, float(series.loss.min()))
             lowest = envelope(ratio[fair.rows]).min
@@ -182,30 +249,35 @@ def _theory(series: LossSeries, fit: RateFit, window: Window, facts: RunFacts) -
     }
 
 
-def _notes(
-    fit: RateFit, sensitivity: dict[str, float | None], lr: tuple[float, float] | None, facts: RunFacts
-) -> list[str]:
+def _notes(fit: RateFit, clock: Clock, reading: Reading, lr: tuple[float, float] | None, facts: RunFacts) -> list[str]:
     notes = []
+    law = fit.verdict in ("linear", "two_rate", "sublinear")
     if facts.other_loss:
         notes.append(f"the loss is {facts.other_loss}: the theory's rate is for the squared loss")
     if fit.verdict == "undecided":
         notes.append("undecided: the constants are those of the linear law, not evidence for it")
-    if lr is not None and lr[0] != lr[1]:
+    if fit.points < 40 and fit.verdict == "undecided":
+        notes.append(f"{fit.points} rows: too few to tell a law from another one; some hundred decide most cases")
+    if lr is not None and lr[0] != lr[1] and clock.name == "step":
         notes.append(
             f"the step size varies from {lr[0]:g} to {lr[1]:g}: ρ is per step at the step's size, decay_per_lr_step is "
             "per unit of the sum of step sizes"
+        )
+    if clock.name == "lr_step":
+        notes.append(
+            "the law holds in the sum of the step sizes, not in steps, as the step size varies: ρ and the half-life "
+            "are for steps of the mean size"
         )
     if facts.momentum:
         notes.append(
             f"with momentum {facts.momentum:g} a step moves up to 1/(1 − momentum) = {1 / (1 - facts.momentum):.3g} "
             "times its step size: theory's rate does not apply"
         )
-    values = [v for v in sensitivity.values() if v is not None]
-    low, high = (fit.alpha_low, fit.alpha_high) if fit.rate is None else (fit.rate_low, fit.rate_high)
-    if values and low is not None and high is not None and (min(values) < low or max(values) > high):
-        name = "α" if fit.rate is None else "ρ"
+    if fit.smoothing is not None:
+        notes.append(f"the log is a moving average, S = {fit.smoothing:g} S + {1 - fit.smoothing:.3g} L: it was undone")
+    if law and reading.tail is None and REJECTED <= fit.misfit < DOUBTED:
         notes.append(
-            f"the law is not exact: moving an end of the window by {SENSITIVITY:.0%} moves {name} between "
-            f"{min(values):.6g} and {max(values):.6g}, beyond the interval, which speaks of noise alone"
+            f"the law may not be exact: a free curve on top of it fits better (p = {fit.misfit:.2g}; below "
+            f"{DOUBTED:g} on one in twenty exact laws); the interval speaks of noise alone"
         )
     return notes

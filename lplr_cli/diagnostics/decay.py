@@ -1,9 +1,9 @@
-"""Curves that a loss may follow: linear (exponential), two-rate and sublinear (power law), each with a floor.
+"""Curves that a loss may follow: exponentials and a power law, which are offered as laws, and a stretched exponential
+and a logarithm, which only say what a curve looks like when no law holds. Each has a floor.
 
 All work on scaled data: time s in [0, 1] over the rows of the fit, losses of geometric mean 1. A curve is
-m(s; p) > 0 and is compared with the data on the logarithm, which is the scale of multiplicative noise
-(theory.md section 8). Rates, amplitudes and exponents enter by their logarithms and so stay positive; the floor
-enters as it is, with the bound 0, so that a loss without a floor can be fitted exactly.
+m(s; p) > 0. Rates, amplitudes and exponents enter by their logarithms and so stay positive; the floor enters as it
+is, with the bound 0, so that a loss without a floor can be fitted exactly.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Curve(ABC):
     def starts(self, s: Array, y: Array) -> list[Array]:
         """Starting points, best first, for data s, y of moderate length."""
 
-    def log_residual(self, p: Array, s: Array, log_y: Array) -> tuple[Array, Array]:
-        """log m − log y and its Jacobian."""
-        m, jacobian = self.value(p, s)
-        m = np.maximum(m, 1e-300)
-        return np.log(m) - log_y, jacobian / m[:, None]
+    def box(self, rows: int, ceiling: float) -> tuple[Array, Array]:
+        """:meth:`bounds` with the floor at most ``ceiling``."""
+        lower, upper = self.bounds(rows)
+        upper[-1] = min(float(upper[-1]), ceiling)
+        return lower, upper
 
 
 def _non_negative_starts(bases: Array, y: Array, keep: int) -> list[tuple[int, Array]]:
@@ -137,6 +137,10 @@ class Exponentials(Curve):
             p[1::2] = choices[index]
             p[-1] = coefficients[-1]
             starts.append(p)
+        if self.terms == 1:
+            # Losses over hundreds of decades lie beyond what the linear least squares above hold.
+            slope, level = np.polyfit(s, np.log(y), 1)
+            starts.append(np.array([level, np.log(max(-slope, 1e-3)), 0.0]))
         return starts
 
     def ordered(self, p: Array) -> Array:
@@ -176,7 +180,61 @@ class PowerLaw(Curve):
         return [np.array([np.log(c[0]), *choices[i], c[1]]) for i, c in _non_negative_starts(bases, y, 4)]
 
 
+class Stretched(Curve):
+    """m = c + exp(a − (k s)^β); p = (a, log k, log β, c). Slower than an exponential for β < 1, faster for β > 1."""
+
+    def __init__(self) -> None:
+        super().__init__("stretched", ("log_amplitude", "log_scale", "log_beta", "floor"), 2)
+
+    def value(self, p: Array, s: Array) -> tuple[Array, Array]:
+        """m and its Jacobian."""
+        beta = np.exp(p[2])
+        logs = p[1] + np.log(np.maximum(s, 1e-300))
+        inner = np.exp(np.minimum(beta * logs, 700.0))
+        term = np.exp(p[0] - inner)
+        return p[3] + term, np.column_stack([term, -beta * inner * term, -beta * logs * inner * term, 1 + 0 * s])
+
+    def bounds(self, rows: int) -> tuple[Array, Array]:
+        """k as the rates of exponentials with more room, β from a seventh to four."""
+        low, high = _rate_bounds(rows)
+        return np.array([-600.0, low, np.log(0.15), 0.0]), np.array([600.0, high + 12.0, np.log(4.0), np.inf])
+
+    def starts(self, s: Array, y: Array) -> list[Array]:
+        """k and β from a grid, amplitude and floor by weighted linear least squares."""
+        choices = [(k, np.log(b)) for b in (0.3, 0.5, 0.7, 1.4, 2.0) for k in np.linspace(-1.0, 7.0, 9)]
+        bases = np.array([[np.exp(-((np.exp(k) * s) ** np.exp(b)))] for k, b in choices])
+        return [np.array([np.log(c[0]), *choices[i], c[1]]) for i, c in _non_negative_starts(bases, y, 4)]
+
+
+class Logarithm(Curve):
+    """m = c + exp(b) log((1 + 1/t0) / (1 + s/t0)); p = (b, log t0, c), c the value at the end."""
+
+    def __init__(self) -> None:
+        super().__init__("logarithm", ("log_slope", "log_t0", "floor"), 0)
+
+    def value(self, p: Array, s: Array) -> tuple[Array, Array]:
+        """m and its Jacobian."""
+        slope, t0 = np.exp(p[0]), np.exp(p[1])
+        term = slope * (np.log1p(1 / t0) - np.log1p(s / t0))
+        change = slope * (s / (t0 + s) - 1 / (t0 + 1))
+        return p[2] + term, np.column_stack([term, change, 1 + 0 * s])
+
+    def bounds(self, rows: int) -> tuple[Array, Array]:
+        """t0 as for the power law."""
+        return np.array([-600.0, np.log(0.01 / rows), 0.0]), np.array([600.0, np.log(100.0), np.inf])
+
+    def starts(self, s: Array, y: Array) -> list[Array]:
+        """t0 from a grid, slope and end by weighted linear least squares."""
+        choices = np.linspace(np.log(0.3 / len(s)), np.log(3.0), 8)
+        bases = np.array([[np.log1p(np.exp(-t)) - np.log1p(s * np.exp(-t))] for t in choices])
+        return [np.array([np.log(c[0]), choices[i], c[1]]) for i, c in _non_negative_starts(bases, y, 3)]
+
+
 LINEAR = Exponentials(1)
 TWO_RATE = Exponentials(2)
 SUBLINEAR = PowerLaw()
-CURVES: tuple[Curve, ...] = (LINEAR, TWO_RATE, SUBLINEAR)
+STRETCHED = Stretched()
+LOGARITHM = Logarithm()
+LAWS: tuple[Curve, ...] = (LINEAR, TWO_RATE, SUBLINEAR)
+LABELS: tuple[Curve, ...] = (STRETCHED, LOGARITHM)
+CURVES: tuple[Curve, ...] = LAWS + LABELS

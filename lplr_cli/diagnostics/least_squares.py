@@ -1,12 +1,8 @@
-"""Nonlinear least squares with box bounds and first-order autoregressive errors, for curves of few parameters.
+"""Nonlinear least squares with box bounds, for curves of few parameters.
 
 The solver is Levenberg-Marquardt (Marquardt's scaling by the columns of the Jacobian, gain-ratio update of the
 damping) with parameters frozen at a bound while the gradient points outwards. Each step solves the augmented system
 by orthogonal factorisation, never the normal equations, so that nearly dependent columns keep their digits.
-
-Errors e_i = φ e_{i-1} + innovation are whitened exactly (Prais and Winsten 1954). φ comes from the restricted
-likelihood (Patterson and Thompson 1971), which takes off the bias that fitting the mean brings: with it, intervals
-keep their coverage where the plain estimate would make them too short.
 """
 
 from __future__ import annotations
@@ -21,10 +17,6 @@ Array = NDArray[np.float64]
 # p → (residual, shape (n,); its Jacobian, shape (n, p)).
 Residual = Callable[[Array], tuple[Array, Array]]
 
-# Correlations beyond this cannot be told from a random walk.
-MAX_CORRELATION = 0.995
-_GRID = np.concatenate([np.linspace(-0.95, 0.95, 96), 1 - np.geomspace(0.045, 1 - MAX_CORRELATION, 24)])
-
 
 @dataclass(frozen=True)
 class Solution:
@@ -32,7 +24,7 @@ class Solution:
 
     Attributes:
         p: parameters, shape (p,).
-        residual: at p, whitened when the problem was, shape (n,).
+        residual: at p, shape (n,).
         jacobian: of the residual, shape (n, p).
         cost: residual · residual.
     """
@@ -43,20 +35,8 @@ class Solution:
     cost: float
 
 
-def whiten(values: Array, phi: float) -> Array:
-    """Turn AR(1) errors of correlation ``phi`` into uncorrelated ones; first axis n, innovations keep their size."""
-    if phi == 0.0:
-        return values
-    out = np.empty_like(values)
-    out[0] = np.sqrt(1 - phi * phi) * values[0]
-    np.subtract(values[1:], phi * values[:-1], out=out[1:])
-    return out
-
-
-def minimise(
-    residual: Residual, start: Array, lower: Array, upper: Array, phi: float = 0.0, max_iterations: int = 100
-) -> Solution:
-    """Minimise ||whiten(residual(p), phi)||² over the box from ``start``.
+def minimise(residual: Residual, start: Array, lower: Array, upper: Array, max_iterations: int = 100) -> Solution:
+    """Minimise ||residual(p)||² over the box from ``start``.
 
     Parameters whose bounds coincide stay fixed.
     """
@@ -66,8 +46,7 @@ def minimise(
     def at(q: Array) -> tuple[Array, Array, float]:
         with np.errstate(all="ignore"):
             r, jac = residual(q)
-        r, jac = whiten(r, phi), whiten(jac, phi)
-        return r, jac, float(r @ r)
+            return r, jac, float(r @ r)
 
     r, jac, cost = at(p)
     damping, growth = 1e-3, 2.0
@@ -113,44 +92,3 @@ def minimise(
         if fell < 1e-13 and moved < 1e-9:
             break
     return Solution(p, r, jac, cost)
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """AR(1) correlation φ of the errors, with the restricted estimate of the innovations' variance."""
-
-    phi: float
-    variance: float
-
-
-def restricted_correlation(residual: Array, jacobian: Array) -> Correlation:
-    """φ of restricted maximum likelihood for raw (not whitened) residuals and their Jacobian.
-
-    The likelihood is that of the model linearised at the fit. For AR(1) errors every product that it needs is a
-    quadratic in φ, so that a grid of φ costs no more passes over the data than one value.
-    """
-    scale = np.sqrt((jacobian**2).sum(axis=0))
-    columns = jacobian[:, scale > 0] / scale[scale > 0]
-    # An orthonormal basis of the tangent space: nearly dependent columns count once.
-    u, singular, _ = np.linalg.svd(columns, full_matrices=False)
-    basis = u[:, singular > 1e-10 * singular[0]] if len(singular) else u
-    n, p = basis.shape
-    both = np.column_stack([basis, residual])
-    middle = both[1:-1]
-    squares, inner = both.T @ both, middle.T @ middle
-    cross = both[1:].T @ both[:-1]
-    cross = cross + cross.T
-
-    def criterion(phi: Array) -> tuple[Array, Array]:
-        products = squares - phi[:, None, None] * cross + (phi**2)[:, None, None] * inner
-        a, b, c = products[:, :p, :p], products[:, :p, p], products[:, p, p]
-        rest = np.maximum(c - (b * np.linalg.solve(a, b[..., None])[..., 0]).sum(axis=1), 1e-300)
-        return (n - p) * np.log(rest) - np.log1p(-(phi**2)) + np.linalg.slogdet(a)[1], rest
-
-    grid = _GRID
-    for _ in range(3):
-        value, rest = criterion(grid)
-        best = int(np.argmin(value))
-        phi, variance = float(grid[best]), float(rest[best]) / max(n - p, 1)
-        grid = np.linspace(grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)], 33)
-    return Correlation(phi, variance)

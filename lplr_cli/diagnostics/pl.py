@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
-from lplr_cli.diagnostics.rate import select
+from lplr_cli.diagnostics.rate import read
 from lplr_cli.diagnostics.series import LossSeries
 from lplr_cli.diagnostics.window import Window, given_window, settled_row, stable_window
 from lplr_cli.errors import InputError
@@ -157,9 +157,10 @@ def analyse_pl_ratio(
         )
     steps, loss = series.steps, series.loss
     first, cause = settled_row(steps, loss, series.drift, facts.sharpness)
-    selection = select(steps[first:], loss[first:])
-    floor = selection.floor if selection else 0.0
+    reading = read(steps[first:], loss[first:])
     lowest = float(loss.min())
+    # L* lies at or below every loss that was seen.
+    floor = min(reading.floor, lowest) if reading else 0.0
     value, rule = _l_star(l_star, loss, floor)
     chosen = given_window(steps, window, floor) if window else stable_window(steps, loss, floor, first, cause)
     ratio = pl_ratio(loss, series.grad_norm_sq, value)

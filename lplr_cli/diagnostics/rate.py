@@ -1,426 +1,334 @@
-"""Convergence rate of a loss series: which law, which rate, how sure (theory.md section 8).
+"""Which law a loss follows, or that it follows none (theory.md sections 8 and 12).
 
-Linear, two-rate and sublinear curves with a floor (:mod:`lplr_cli.diagnostics.decay`) are fitted to the log of the
-loss with AR(1) errors. The Bayesian information criterion of that likelihood, which is the one corrected for
-autocorrelation, chooses the law; intervals are profile likelihood.
+Linear, two-rate and sublinear curves with a floor are weighed by the Bayesian information criterion under one noise.
+A law is named when it fits: a free curve on top of it must not better it (an F test), nor a stretched exponential or
+a logarithm. Where no law fits the whole log, the answer is the law of what follows the last change, with the change
+named, or ``none`` with what the curve looks like.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
-from lplr_cli.diagnostics.decay import CURVES, LINEAR, SUBLINEAR, TWO_RATE, Curve, Exponentials
-from lplr_cli.diagnostics.least_squares import MAX_CORRELATION, Array, minimise, restricted_correlation, whiten
+from lplr_cli.diagnostics.decay import LABELS, LAWS, LINEAR, LOGARITHM, STRETCHED, SUBLINEAR, TWO_RATE
+from lplr_cli.diagnostics.faults import spikes
+from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, fit_all, scaled
+from lplr_cli.diagnostics.least_squares import Array
+from lplr_cli.diagnostics.noise import whiten
+from lplr_cli.diagnostics.shape import Stretch, describe, stretches
+from lplr_cli.diagnostics.smoothing import recognise, unsmoothed
+from lplr_cli.diagnostics.tails import Tail, analyse_tail, fine_noise
+from lplr_cli.errors import InputError
 
-# A fit with fewer rows than this says nothing about its own uncertainty.
-MIN_POINTS = 8
-# Rows used at most, evenly spread: beyond, the statistical error is far below that of any model.
-MAX_POINTS = 20_000
 # Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
 EVIDENCE = 6.0
-# Relative resolution of a log loss; residuals below it are rounding.
-_RESOLUTION = 1e-13
-_THINNED = 200
+# A second exponential is resolved when it decays this much faster than the first.
+GAP = 2.0
+# Innovations that correlate with a p-value below this are no noise that intervals could rest on; a law is given up for
+# them where they are this large a share of the loss.
+COLOURED = 1e-8
+LARGE = 0.2
+# A law for a part must hold over this share of the rows, this many of them, and these e-folds of the suboptimality.
+PART_SHARE, PART_ROWS, PART_FOLDS = 0.2, 30, 1.5
+# Rows at most when parts are searched: each costs a fit of all curves.
+_SEARCHED = 1_500
 
 
 @dataclass(frozen=True)
-class _Data:
-    """Scaled data of a fit: time in [0, 1], log of the loss with mean 0."""
-
-    s: Array
-    log_y: Array
-    span: float
-    shift: float
-
-
-@dataclass(frozen=True)
-class CurveFit:
-    """One curve fitted to one series.
+class Weighed:
+    """All curves fitted to one stretch of rows, and what the evidence says.
 
     Attributes:
-        curve: the family.
-        p: its parameters, on scaled data.
-        phi: AR(1) correlation of the errors of the log loss.
-        sigma: standard deviation of its innovations.
-        bic: information criterion, in units of −2 log likelihood.
-        data: what was fitted.
+        verdict: linear, two_rate, sublinear, undecided or none.
+        reason: one line for people.
+        chosen: the law whose constants are reported; for ``none`` the nearest.
+        fits: by name of the curve.
+        misfit: p-value of ``chosen`` against a free curve on top.
+        label: what the curve looks like, when a curve that is no law says it.
+        constant_bic: criterion of a loss that stays where it is.
     """
 
-    curve: Curve
-    p: Array
-    phi: float
-    sigma: float
-    bic: float
-    data: _Data
+    verdict: str
+    reason: str
+    chosen: CurveFit
+    fits: dict[str, CurveFit]
+    misfit: float
+    label: str | None
+    constant_bic: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a series says.
+
+    Attributes:
+        verdict, reason: as in :class:`lplr_cli.diagnostics.answer.RateFit`.
+        weighed: of the whole series or of the part that the law holds for.
+        tail: when the verdict rests on foretold rows, as there is no noise.
+        looks_like: what the whole series looks like; None when a law holds for all of it.
+        first: row where the part begins that the law holds for; 0 for the whole.
+        last: its last row.
+        kept: rows that are no spikes, shape (T,).
+        found: stretches of the series; empty when a law holds for all of it.
+        smoothing: factor of the moving average that was undone; None for none.
+    """
+
+    verdict: str
+    reason: str
+    weighed: Weighed
+    tail: Tail | None
+    looks_like: str | None
+    first: int
+    last: int
+    kept: NDArray[np.bool_]
+    found: tuple[Stretch, ...]
+    smoothing: float | None = None
+
+    @property
+    def resolved(self) -> tuple[int, int]:
+        """First and last of the rows without spikes that the tail was read from."""
+        assert self.tail is not None
+        return self.tail.first, self.tail.last
 
     @property
     def floor(self) -> float:
-        """L_∞ in the units of the loss."""
-        return float(self.p[-1] * math.exp(self.data.shift))
-
-    @property
-    def degrees(self) -> float:
-        """Degrees of freedom of σ: rows, counted as what they are worth under their correlation, less parameters."""
-        phi = max(self.phi, 0.0)
-        return max(len(self.data.s) * (1 - phi) / (1 + phi) - len(self.p), 2.0)
-
-    def predict(self, steps: Array, first: float) -> Array:
-        """The curve at ``steps``, in the units of the loss; ``first`` is the first step of the fit."""
-        scaled = (np.asarray(steps, dtype=np.float64) - first) / self.data.span
-        return self.curve.value(self.p, scaled)[0] * math.exp(self.data.shift)
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Profile-likelihood interval of the focus parameter, as fitted (a logarithm); an open end is infinite.
-
-        φ is raised by half a standard error, because it is itself an estimate and too small a one makes intervals
-        too short; the simulations of docs/benchmarks.md show the coverage that results.
-        """
-        curve, data, count = self.curve, self.data, len(self.data.s)
-        lower, upper = curve.bounds(count)
-        phi = min(self.phi + 0.5 * math.sqrt((1 - self.phi**2) / count), MAX_CORRELATION)
-
-        def residual(p: Array) -> tuple[Array, Array]:
-            return curve.log_residual(p, data.s, data.log_y)
-
-        best = minimise(residual, self.p, lower, upper, phi)
-        sigma = max(math.sqrt(best.cost / max(count - len(self.p), 1)), _RESOLUTION)
-        reach = float(special.stdtrit(self.degrees, 0.5 + level / 2))
-        warm = {float(best.p[curve.focus]): best.p}
-
-        def excess(value: float) -> float:
-            low, high = lower.copy(), upper.copy()
-            low[curve.focus] = high[curve.focus] = value
-            start = warm[min(warm, key=lambda known: abs(known - value))].copy()
-            start[curve.focus] = value
-            found = minimise(residual, start, low, high, phi, 40)
-            warm[value] = found.p
-            return math.sqrt(max(found.cost - best.cost, 0.0)) / sigma - reach
-
-        centre = float(best.p[curve.focus])
-        width = reach * min(max(sigma * _standard_error(best.jacobian, curve.focus), 1e-13), 0.5)
-        return (
-            _crossing(excess, centre, -width, float(lower[curve.focus]), reach),
-            _crossing(excess, centre, width, float(upper[curve.focus]), reach),
-        )
+        """L_∞ of the law, of the nearest when there is none."""
+        return self.weighed.chosen.floor if self.tail is None else self.tail.floor
 
 
-def _crossing(excess: Callable[[float], float], centre: float, width: float, limit: float, reach: float) -> float:
-    """Where the profile crosses its threshold on the side of ``width``; infinite when it does not before ``limit``."""
-    inner = (centre, -reach)
-    for _ in range(12):
-        x = max(centre + width, limit) if width < 0 else min(centre + width, limit)
-        outer = (x, excess(x))
-        if outer[1] >= 0:
-            return _root(excess, inner, outer)
-        if x == limit:
-            break
-        inner, width = outer, 1.7 * width
-    return math.copysign(math.inf, width)
-
-
-def _standard_error(jacobian: Array, focus: int) -> float:
-    scale = np.sqrt((jacobian**2).sum(axis=0))
-    if scale[focus] == 0:
-        return math.inf
-    _, r = np.linalg.qr(jacobian[:, scale > 0] / scale[scale > 0])
-    position = int((scale[:focus] > 0).sum())
-    unit = np.zeros(r.shape[0])
-    unit[position] = 1.0
-    return float(np.linalg.norm(np.linalg.lstsq(r.T, unit, rcond=1e-12)[0]) / scale[focus])
-
-
-def _root(f: Callable[[float], float], inner: tuple[float, float], outer: tuple[float, float]) -> float:
-    """Zero of a nearly linear increasing function between two points (Illinois variant of regula falsi)."""
-    (a, fa), (b, fb) = inner, outer
-    for _ in range(20):
-        x = b - fb * (b - a) / (fb - fa) if fb != fa else 0.5 * (a + b)
-        fx = f(x)
-        if abs(fx) < 5e-3 or abs(b - a) < 1e-12 * (1 + abs(a)):
-            return x
-        if fx > 0:
-            b, fb = x, fx
-            fa *= 0.5
-        else:
-            a, fa = x, fx
-            fb *= 0.5
-    return x
-
-
-def _scaled(steps: Array, loss: Array) -> _Data:
-    keep = np.arange(len(loss))
-    if len(loss) > MAX_POINTS:
-        keep = np.unique(np.linspace(0, len(loss) - 1, MAX_POINTS).round().astype(int))
-    t, log_y = steps[keep], np.log(loss[keep])
-    shift = float(log_y.mean())
-    span = float(t[-1] - t[0])
-    return _Data((t - t[0]) / span, log_y - shift, span, shift)
-
-
-def fit_curve(curve: Curve, steps: Array, loss: Array) -> CurveFit:
-    """Fit one curve by maximum likelihood of AR(1) errors on the log of the loss.
+def weigh(steps: Array, loss: Array) -> Weighed:
+    """Fit every curve and weigh the evidence.
 
     Args:
-        curve: one of :data:`lplr_cli.diagnostics.decay.CURVES`.
-        steps: increasing, shape (T,), T ≥ :data:`MIN_POINTS`.
-        loss: positive, shape (T,).
+        steps: increasing, shape (T,), T ≥ :data:`MIN_POINTS`; any unit of time.
+        loss: positive and finite, without spikes, shape (T,).
     """
-    data = _scaled(steps, loss)
-    count = len(data.s)
-    lower, upper = curve.bounds(count)
-    keep = np.unique(np.linspace(0, count - 1, min(count, _THINNED)).round().astype(int))
-    s, log_y = data.s[keep], data.log_y[keep]
-    rough = [
-        minimise(lambda p: curve.log_residual(p, s, log_y), start, lower, upper, max_iterations=40)
-        for start in curve.starts(s, np.exp(log_y))
-    ]
+    fits = fit_all(scaled(steps, loss))
+    one, two, power = (fits[c.name] for c in LAWS)
+    straight = two if two.bic < one.bic - EVIDENCE and _resolved(two) else one
+    law, rival = (straight, power) if straight.bic <= power.bic else (power, straight)
+    constant = _constant_bic(one)
+    misfit = law.misfit()
+    noise_like = law.sigma < LARGE or law.whiteness() >= COLOURED
 
-    def residual(p: Array) -> tuple[Array, Array]:
-        return curve.log_residual(p, data.s, data.log_y)
+    def answer(verdict: str, reason: str, chosen: CurveFit, label: str | None = None) -> Weighed:
+        return Weighed(verdict, reason, chosen, fits, misfit, label, constant)
 
-    p = min(rough, key=lambda found: found.cost).p
-    p = minimise(residual, p, lower, upper).p
-    phi = 0.0
-    for _ in range(4):
-        before = phi
-        phi = restricted_correlation(*residual(p)).phi
-        p = minimise(residual, p, lower, upper, phi).p
-        if abs(phi - before) < 0.005:
-            break
-    raw = residual(p)[0]
-    white = whiten(raw, phi)
-    cost = max(float(white @ white), count * _RESOLUTION**2)
-    bic = count * math.log(cost / count) - math.log1p(-phi * phi) + (len(p) + 2) * math.log(count)
-    sigma = math.sqrt(cost / max(count - len(p), 1))
-    if isinstance(curve, Exponentials):
-        p = curve.ordered(p)
-    return CurveFit(curve, p, phi, sigma, bic, data)
-
-
-def spikes(log_loss: Array) -> NDArray[np.bool_]:
-    """Rows that stand out from both sides: isolated faults of a log, shape (T,).
-
-    A row is one when it lies above (or below) all but one of its three neighbours on each side, by more than six
-    times the noise (median absolute second difference) and 1 %. Monotone stretches have no such row, however steep.
-    """
-    count = len(log_loss)
-    if count < MIN_POINTS:
-        return np.zeros(count, dtype=bool)
-    second = log_loss[1:-1] - 0.5 * (log_loss[:-2] + log_loss[2:])
-    noise = 1.4826 * float(np.median(np.abs(second - np.median(second)))) / math.sqrt(1.5)
-    threshold = max(6 * noise, 0.01)
-
-    def outstanding(values: Array) -> NDArray[np.bool_]:
-        padded = np.concatenate([np.full(3, np.inf), values, np.full(3, np.inf)])
-        near = np.stack([padded[k : k + count] for k in (0, 1, 2, 4, 5, 6)])
-        near.partition(4, axis=0)
-        flags: NDArray[np.bool_] = values - near[4] > threshold
-        return flags
-
-    return outstanding(log_loss) | outstanding(-log_loss)
-
-
-@dataclass(frozen=True)
-class RateFit:
-    """Which law a loss follows on a window, and its constants.
-
-    Attributes:
-        verdict: linear, two_rate (linear convergence in the end, with a faster mode before), sublinear or undecided.
-        reason: one line for people.
-        rate: ρ, the factor of the suboptimality a unit of time (a step); of the slowest mode; None if sublinear.
-        rate_low, rate_high: its 95 % interval; None at an open end.
-        half_life, half_life_low, half_life_high: units of time in which the suboptimality halves.
-        alpha, alpha_low, alpha_high: exponent of the power law; None unless sublinear.
-        l_inf: L_∞ of the chosen curve, estimated.
-        r_squared: of the chosen curve on log(L − L_∞), over the rows where L − L_∞ stands above the noise.
-        sigma: standard deviation of the log loss about the curve.
-        autocorrelation: φ of these deviations from row to row.
-        points: rows the fit used.
-        spikes: rows left out as isolated faults.
-        delta_bic: by curve, the information criterion less that of the best; null for a curve that was not fitted.
-        curves: parameters by curve, in the units of the log.
-    """
-
-    verdict: str
-    reason: str
-    rate: float | None
-    rate_low: float | None
-    rate_high: float | None
-    half_life: float | None
-    half_life_low: float | None
-    half_life_high: float | None
-    alpha: float | None
-    alpha_low: float | None
-    alpha_high: float | None
-    l_inf: float
-    r_squared: float | None
-    sigma: float
-    autocorrelation: float
-    points: int
-    spikes: int
-    delta_bic: dict[str, float]
-    curves: dict[str, dict[str, float]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Fits of all curves to one series, and which of them the evidence names.
-
-    Attributes:
-        chosen: the curve whose constants are reported.
-        verdict, reason: as in :class:`RateFit`.
-        fits: by name of the curve.
-        constant_bic: criterion of a loss that stays where it is.
-        first: step of the first row.
-        dropped: rows left out as spikes.
-    """
-
-    chosen: CurveFit
-    verdict: str
-    reason: str
-    fits: dict[str, CurveFit]
-    constant_bic: float
-    first: float
-    dropped: int
-
-    @property
-    def floor(self) -> float:
-        """L_∞ of the chosen curve."""
-        return self.chosen.floor
-
-    def rate(self) -> RateFit:
-        """The constants with their intervals."""
-        fit, span = self.chosen, self.chosen.data.span
-        rate: _Interval = _NOTHING
-        half: _Interval = _NOTHING
-        alpha: _Interval = _NOTHING
-        low, high = fit.interval()
-        middle = float(fit.p[fit.curve.focus])
-        if fit.curve is SUBLINEAR:
-            alpha = _interval(lambda a: a, middle, low, high)
-        else:
-            # A fast decay is a small ρ and a short half-life: the ends change places.
-            rate = _interval(lambda k: math.exp(-k / span), middle, high, low)
-            half = _interval(lambda k: math.log(2) * span / k, middle, high, low)
-        best = min(f.bic for f in self.fits.values())
-        return RateFit(
-            self.verdict,
-            self.reason,
-            *rate,
-            *half,
-            *alpha,
-            l_inf=fit.floor,
-            r_squared=_r_squared(fit),
-            sigma=fit.sigma / math.sqrt(1 - fit.phi**2),
-            autocorrelation=fit.phi,
-            points=len(fit.data.s),
-            spikes=self.dropped,
-            delta_bic={**{k: f.bic - best for k, f in self.fits.items()}, "constant": self.constant_bic - best},
-            curves={k: _parameters(f) for k, f in self.fits.items()},
+    if constant < law.bic + EVIDENCE:
+        if misfit >= REJECTED and noise_like:
+            return answer("undecided", "the loss does not fall measurably more than its noise", straight)
+        return answer("none", _refuted(law, misfit) if misfit < REJECTED else _coloured(law), straight)
+    label = _label(fits, law)
+    if label is not None:
+        return answer("none", _beaten(law, label), law, _looks(label))
+    if misfit < REJECTED:
+        return answer("none", _refuted(law, misfit), law)
+    if not noise_like:
+        return answer("none", _coloured(law), law)
+    gap = rival.bic - law.bic
+    if gap < EVIDENCE:
+        reason = (
+            f"the evidence between linear and sublinear is thin (ΔBIC {gap:.1f} for {_name(law)}, {EVIDENCE:g} is "
+            "asked for)"
         )
+        return answer("undecided", reason, straight)
+    close = _close_label(fits, law)
+    if close is not None:
+        return answer("undecided", f"a {_name(close)} fits as well as the power law", straight)
+    against = f"ΔBIC {gap:.1f} against {'sublinear' if law is straight else 'linear'}"
+    second = f", {one.bic - two.bic:.1f} for a second rate" if law is two else ""
+    return answer(law.curve.name, against + second, law)
 
 
-_Interval = tuple[float | None, float | None, float | None]
-_NOTHING: _Interval = (None, None, None)
+def _name(fit: CurveFit) -> str:
+    return {
+        LINEAR.name: "the linear law",
+        TWO_RATE.name: "the linear law with two rates",
+        SUBLINEAR.name: "the power law",
+        STRETCHED.name: "stretched exponential",
+        LOGARITHM.name: "logarithm",
+    }[fit.curve.name]
 
 
-def _interval(to: Callable[[float], float], *logarithms: float) -> _Interval:
-    """Value, low and high end of ``to`` of exponentials; None for an open end."""
-    value, low, high = (to(math.exp(v)) if math.isfinite(v) else None for v in logarithms)
-    return value, low, high
+def _resolved(two: CurveFit) -> bool:
+    """Whether the rates of two exponentials are apart and both amplitudes matter."""
+    rates = two.p[1:-1:2]
+    return float(rates[1] - rates[0]) > math.log(GAP)
 
 
-def select(steps: Array, loss: Array) -> Selection | None:
-    """Fit every curve and weigh the evidence; None with fewer than :data:`MIN_POINTS` rows.
+def _refuted(law: CurveFit, misfit: float) -> str:
+    return f"{_name(law)}, the nearest, is refuted by its misfit (p = {misfit:.1g} against a free curve)"
+
+
+def _coloured(law: CurveFit) -> str:
+    return f"what {_name(law)} leaves over is no noise: neighbouring errors belong together"
+
+
+def _label(fits: dict[str, CurveFit], law: CurveFit) -> CurveFit | None:
+    """A curve that is no law, fits, and beats the best law."""
+    best = min((fits[c.name] for c in LABELS), key=lambda fit: fit.bic)
+    return best if best.bic < law.bic - EVIDENCE and best.misfit() >= REJECTED else None
+
+
+def _close_label(fits: dict[str, CurveFit], law: CurveFit) -> CurveFit | None:
+    """A curve that is no law and nearly as likely as a power law."""
+    if law.curve is not SUBLINEAR:
+        return None
+    best = min((fits[c.name] for c in LABELS), key=lambda fit: fit.bic)
+    return best if best.bic < law.bic + EVIDENCE / 2 else None
+
+
+def _beaten(law: CurveFit, label: CurveFit) -> str:
+    return f"a {_name(label)} fits better than {_name(law)}, the nearest (ΔBIC {law.bic - label.bic:.1f})"
+
+
+def _looks(label: CurveFit) -> str:
+    if label.curve is LOGARITHM:
+        return "falls ever slower, like a logarithm of time"
+    beta = float(np.exp(label.p[2]))
+    pace = "slower" if beta < 1 else "faster"
+    return f"falls ever {pace}, like a stretched exponential exp(−(t/τ)^{beta:.2g})"
+
+
+def _constant_bic(fit: CurveFit) -> float:
+    """Criterion of a constant under the noise of ``fit``."""
+    data, noise = fit.data, fit.noise
+    scale = noise.scale / np.exp(data.log_y) if noise.additive else noise.scale
+    both = whiten(np.column_stack([data.log_y, np.ones(len(data.s))]) / scale[:, None], noise.phi, noise.theta)
+    white, level = both[:, 0], both[:, 1]
+    white = white - level * float(level @ white) / float(level @ level)
+    n = len(white)
+    return n * math.log(max(float(white @ white), n * NEGLIGIBLE**2) / n) + math.log(n)
+
+
+def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: float | None = None) -> Reading | None:
+    """What a series says; None with fewer than :data:`MIN_POINTS` rows that are no spikes.
 
     Args:
         steps: increasing, shape (T,); any unit of time, for instance the sum of the step sizes.
         loss: positive and finite, shape (T,).
+        changes: rows where something is known to change, for instance the step size.
+        smoothing: factor of an exponential moving average to undo first; None to recognise one.
+
+    Raises:
+        InputError: the log is no moving average of that factor.
     """
-    bad = spikes(np.log(loss)) if len(loss) else np.zeros(0, dtype=bool)
-    steps, loss = steps[~bad], loss[~bad]
-    if len(loss) < MIN_POINTS:
+    if smoothing is not None:
+        raw = unsmoothed(loss, smoothing)
+        if raw is None:
+            raise InputError(
+                f"undoing a moving average of factor {smoothing:g} gives losses that are not positive",
+                "check the factor: 0.9 for S = 0.9 S + 0.1 L",
+            )
+        kept = ~spikes(np.log(raw))
+        if kept.sum() < MIN_POINTS:
+            return None
+        return replace(_read(steps, raw, changes, kept, weigh(steps[kept], raw[kept])), smoothing=smoothing)
+    kept = ~spikes(np.log(loss)) if len(loss) else np.zeros(0, dtype=bool)
+    if kept.sum() < MIN_POINTS:
         return None
-    fits = {curve.name: fit_curve(curve, steps, loss) for curve in CURVES}
-    one, two, power = (fits[c.name] for c in (LINEAR, TWO_RATE, SUBLINEAR))
-    constant = _constant_bic(one.data)
-    # The simpler of the two linear laws unless the evidence for the second rate is strong.
-    straight = two if two.bic < one.bic - EVIDENCE else one
-    gap = power.bic - straight.bic
-    if constant < min(straight.bic, power.bic) + EVIDENCE:
-        chosen, verdict = straight, "undecided"
-        reason = "the loss does not fall measurably more than its noise"
-    elif abs(gap) < EVIDENCE:
-        chosen, verdict = straight, "undecided"
-        reason = f"the evidence between linear and sublinear is thin (ΔBIC {gap:+.1f}, {EVIDENCE:g} is asked for)"
-    elif gap > 0:
-        chosen, verdict = straight, straight.curve.name
-        reason = f"ΔBIC {gap:.1f} against sublinear" + (
-            f", {one.bic - two.bic:.1f} for a second rate" if straight is two else ""
-        )
-    else:
-        chosen, verdict = power, "sublinear"
-        reason = f"ΔBIC {-gap:.1f} against linear"
-    return Selection(chosen, verdict, reason, fits, constant, float(steps[0]), int(bad.sum()))
+    whole = weigh(steps[kept], loss[kept])
+    if kept.all():
+        found = recognise(steps, loss, min(whole.fits.values(), key=lambda fit: fit.bic))
+        if found is not None:
+            return read(steps, loss, changes, found)
+    return _read(steps, loss, changes, kept, whole)
 
 
-def fit_rate(steps: Array, loss: Array) -> RateFit | None:
-    """:func:`select`, with intervals."""
-    selection = select(steps, loss)
-    return None if selection is None else selection.rate()
+def _read(steps: Array, loss: Array, changes: Sequence[int], kept: NDArray[np.bool_], whole: Weighed) -> Reading:
+    rows = np.flatnonzero(kept)
+    t, y = steps[rows], loss[rows]
+    plain = Reading(whole.verdict, whole.reason, whole, None, whole.label, 0, len(loss) - 1, kept, ())
+    exact = _misfit_rules(whole, y)
+    if not exact and (whole.verdict != "none" or whole.label is not None):
+        return plain
+    found = stretches(t, np.log(y))
+    plain = replace(plain, found=tuple(found), looks_like=whole.label or _shape_words(whole, found))
+    if exact:
+        told = _of_tail(plain, t, y, rows)
+        if told is not None:
+            return told
+    if whole.verdict != "none" or whole.label is not None:
+        return replace(plain, looks_like=whole.label, found=())
+    known = [int(np.searchsorted(rows, row)) for row in changes]
+    return _of_part(plain, t, y, rows, known) or plain
 
 
-def _constant_bic(data: _Data) -> float:
-    count = len(data.log_y)
-    ones = np.ones((count, 1))
-    phi = restricted_correlation(data.log_y, ones).phi
-    white, level = whiten(data.log_y, phi), whiten(ones, phi)[:, 0]
-    white = white - level * float(level @ white) / float(level @ level)
-    cost = max(float(white @ white), count * _RESOLUTION**2)
-    return count * math.log(cost / count) - math.log1p(-phi * phi) + 3 * math.log(count)
+def _misfit_rules(whole: Weighed, y: Array) -> bool:
+    """Whether the log has so little noise that what the nearest curve leaves over is misfit."""
+    nearest = min(whole.fits.values(), key=lambda fit: fit.bic)
+    least = NEGLIGIBLE if whole.misfit < REJECTED else 1e3 * NEGLIGIBLE
+    return nearest.sigma > max(20 * float(np.median(fine_noise(np.log(y)))), least)
 
 
-def _r_squared(fit: CurveFit) -> float | None:
-    y = np.exp(fit.data.log_y)
-    model = fit.curve.value(fit.p, fit.data.s)[0]
-    floor = float(fit.p[-1])
-    noise = 3 * fit.sigma / math.sqrt(1 - fit.phi**2)
-    usable = (y > floor) & (model - floor > noise * model)
-    if usable.sum() < 3:
+def _shape_words(whole: Weighed, found: list[Stretch]) -> str:
+    period = whole.chosen.data.period
+    return describe(found) + (f"; a pattern of {period} rows repeats" if period else "")
+
+
+def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp]) -> Reading | None:
+    """The law that foretells the end of a log without noise."""
+    tail = analyse_tail(t, y)
+    if tail is None or tail.verdict not in ("linear", "sublinear", "undecided"):
         return None
-    observed = np.log(y[usable] - floor)
-    total = float(((observed - observed.mean()) ** 2).sum())
-    rest = float(((observed - np.log(model[usable] - floor)) ** 2).sum())
-    return 1 - rest / total if total > 0 else None
+    first, last = int(rows[tail.first]), int(rows[tail.last])
+    errors = tail.errors
+    reason = (
+        f"without noise: exponentials foretell the last third to {errors['exponentials']:.1%} of its change, a power "
+        f"law to {errors['power']:.1%}"
+    )
+    if tail.verdict == "linear" and tail.first_rate > 1.2 * tail.rate:
+        reason += f"; earlier rates are faster, up to {tail.first_rate / tail.rate:.3g} times"
+    if tail.verdict == "undecided":
+        reason += "; several rates are still active at the end"
+    early = tail.first <= 0.1 * len(t)
+    return replace(
+        plain,
+        verdict=tail.verdict,
+        reason=reason,
+        tail=tail,
+        first=0 if early else first,
+        last=last,
+        looks_like=None if early else plain.looks_like,
+    )
 
 
-def _exp(value: float) -> float:
-    """exp, infinite beyond float64."""
-    return math.exp(value) if value < 709.0 else math.inf
+def _of_part(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], known: Sequence[int]) -> Reading | None:
+    """The linear law of the rows behind a change, the earliest that it holds for."""
+    count = len(t)
+    cuts = {one.first for i, one in enumerate(plain.found) if i and _only_falls(plain.found[i:])} | set(known)
+    # The change may lie within a stretch's first tenth.
+    starts = sorted(cuts | {cut + (count - cut) // 10 for cut in cuts})
+    for start in starts:
+        left = count - start
+        if left < max(PART_ROWS, PART_SHARE * count):
+            continue
+        keep = start + np.unique(np.linspace(0, left - 1, min(left, _SEARCHED)).round().astype(int))
+        weighed = weigh(t[keep], y[keep])
+        if _holds(weighed, start in known):
+            return replace(
+                plain, verdict=weighed.verdict, reason=weighed.reason, weighed=weighed, first=int(rows[start])
+            )
+    return None
 
 
-def _parameters(fit: CurveFit) -> dict[str, float]:
-    """In the units of the log: amplitudes at the first row, rates a unit of time, t0 in units of time."""
-    values: dict[str, float] = {}
-    for name, value in zip(fit.curve.parameters, fit.p.tolist(), strict=True):
-        if name.startswith("log_amplitude"):
-            values[name.removeprefix("log_")] = _exp(value + fit.data.shift)
-        elif name.startswith("log_rate"):
-            values["rho" + name.removeprefix("log_rate")] = math.exp(-_exp(value) / fit.data.span)
-        elif name == "log_t0":
-            values["t0"] = _exp(value) * fit.data.span
-        elif name == "log_alpha":
-            values["alpha"] = _exp(value)
-        else:
-            values["l_inf"] = value * math.exp(fit.data.shift)
-    return values
+def _holds(weighed: Weighed, known: bool) -> bool:
+    """Whether a part has a law worth naming; a power law, which any slowing curve resembles, behind a known change."""
+    if weighed.verdict == SUBLINEAR.name:
+        return known
+    return weighed.verdict in (LINEAR.name, TWO_RATE.name) and _folds(weighed.chosen) >= PART_FOLDS
+
+
+def _only_falls(found: Sequence[Stretch]) -> bool:
+    """Whether the loss falls from here, at most to a plateau at the end."""
+    return found[0].trend == "falls" and all(one.trend != "rises" for one in found)
+
+
+def _folds(fit: CurveFit) -> float:
+    """e-folds of the slowest mode over the rows of the fit."""
+    return float(np.exp(fit.p[1]))

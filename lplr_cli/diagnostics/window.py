@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lplr_cli.diagnostics.faults import shifts, spikes
 from lplr_cli.errors import InputError
 
-# A step is a jump when loss or drift change by this many times the typical change of the second half …
-JUMP_FACTOR = 10.0
-# … and the loss by at least this share of itself, the drift by this share of its largest value.
+# The start lies behind the last level shift: a step that stands out by this multiple of the noise and this share …
+JUMP_FACTOR = 6.0
 JUMP_SHARE = 0.05
 # Between two probes the sharpness jumps when it changes by more than this factor.
 SHARPNESS_FACTOR = 1.5
-# The window ends where the terminal proxy of L* would change the ratio by more than this share.
+# The window ends where the terminal proxy of L* would change the ratio by more than this share …
 PROXY_TOLERANCE = 1.0
+# … or where the loss stands less than this many times the noise of its last tenth above its lowest value.
+ABOVE_NOISE = 30.0
+# Rounding of a loss that was accumulated over many samples, in units of itself.
+_ROUNDING = 1e-15
 # By how much of the window's length its ends are moved to see how much they matter.
 SENSITIVITY = 0.2
 
@@ -74,9 +78,11 @@ def settled_row(
 ) -> tuple[int, str]:
     """The row after the last jump in the first half, and what jumped.
 
-    A jump is a step that changes the loss by more than :data:`JUMP_SHARE` of itself and :data:`JUMP_FACTOR` times the
-    median relative change of the second half; or the drift by more than the same share of its largest value and the
-    same multiple of its own median change; or a pair of probes between which the sharpness changes by more than
+    The rule: spikes are left out first. A jump of the loss is a level shift
+    (:func:`lplr_cli.diagnostics.faults.shifts`): a step that stands out from the steps around it by :data:`JUMP_SHARE`
+    of the loss and :data:`JUMP_FACTOR` times the noise, and after which the median of five rows stays on the other
+    side. One row never is one. A jump of the drift is a step of more than the same share of its largest value and ten
+    times its median change; one of the sharpness a pair of probes between which it changes by more than
     :data:`SHARPNESS_FACTOR`.
 
     Args:
@@ -88,16 +94,15 @@ def settled_row(
     count = len(loss)
     half = count // 2
     first, cause = 0, ""
-    if count > 3:
-        change = np.abs(np.diff(np.log(loss)))
-        typical = float(np.median(change[half:]))
-        jumps = np.flatnonzero(change[:half] > max(JUMP_SHARE, JUMP_FACTOR * typical))
-        if len(jumps):
-            first, cause = int(jumps[-1]) + 1, "loss"
+    rows = np.flatnonzero(~spikes(np.log(loss)))
+    jumps = rows[shifts(np.log(loss[rows]), JUMP_SHARE)] if len(rows) else rows
+    jumps = jumps[jumps <= half]
+    if len(jumps):
+        first, cause = int(jumps.max()), "loss"
     if drift is not None and count > 3 and np.isfinite(drift).all() and drift.max() > 0:
         change = np.abs(np.diff(drift))
         typical = float(np.median(change[half:]))
-        jumps = np.flatnonzero(change[:half] > max(JUMP_SHARE * float(drift.max()), JUMP_FACTOR * typical))
+        jumps = np.flatnonzero(change[:half] > max(JUMP_SHARE * float(drift.max()), 10 * typical))
         if len(jumps) and int(jumps[-1]) + 1 > first:
             first, cause = int(jumps[-1]) + 1, "drift"
     for (_, before), (step, after) in pairwise(sharpness):
@@ -118,7 +123,11 @@ def stable_window(
 ) -> Window | None:
     """The window of a positive, finite loss series; None when the rule leaves fewer than three rows.
 
-    It ends with the last row where L_t − L_∞ ≤ (1 + :data:`PROXY_TOLERANCE`) (L_t − L_T).
+    The rule: go through the rows from ``first`` on and stop before the first stretch of rows (a hundredth of them) that
+    all come too near to the lowest loss min L. Near is L_t − min L below min L − L_∞, as the terminal proxy of L* would
+    then change the ratio by more than :data:`PROXY_TOLERANCE`; and below :data:`ABOVE_NOISE` times the noise, which is
+    the median change from row to row over the last tenth, rounding at least: on a plateau the gap is noise, whatever
+    L_∞ is.
 
     Args:
         steps: shape (T,).
@@ -130,8 +139,11 @@ def stable_window(
     count = len(loss)
     if count < 3 or first >= count:
         return None
-    terminal = float(loss[first:].min())
-    fair = np.flatnonzero((loss - floor <= (1 + PROXY_TOLERANCE) * (loss - terminal)) & (np.arange(count) >= first))
+    lowest = float(loss[first:].min())
+    late = np.abs(np.diff(loss[-max(count // 10, 4) :]))
+    noise = max(float(np.median(late)), _ROUNDING * lowest)
+    proxy, level = max(lowest - floor, 0.0) / PROXY_TOLERANCE, ABOVE_NOISE * noise
+    fair = np.flatnonzero((loss - lowest >= max(proxy, level)) & (np.arange(count) >= first))
     # The rows up to the first that the proxy spoils, not islands beyond it.
     last = first - 1
     if len(fair):
@@ -139,11 +151,15 @@ def stable_window(
         last = int(fair[gaps[0]] if len(gaps) else fair[-1])
     if last - first + 1 < 3:
         return None
+    end = (
+        f"where the terminal loss stops being a proxy of L* within a factor {1 + PROXY_TOLERANCE:g}"
+        if proxy >= level
+        else f"where the loss is less than {ABOVE_NOISE:g} times its late noise above its lowest"
+    )
     explanation = (
         f"steps {steps[first]:g} to {steps[last]:g}: from "
         + (f"after the last jump of the {cause} (step {steps[first]:g})" if first else "the start")
-        + f" to where the terminal loss stops being a proxy of L* within a factor {1 + PROXY_TOLERANCE:g}"
-        + f" (estimated floor {floor:.3g})"
+        + f" to {end} (estimated floor {floor:.3g})"
     )
     return Window(first, last, float(steps[first]), float(steps[last]), floor, "stable", explanation)
 

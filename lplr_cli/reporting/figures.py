@@ -123,11 +123,29 @@ def _certified_path(axes: Axes, table: pd.DataFrame) -> None:
 def rate_axes(axes: Axes, result: Convergence) -> None:
     """Draw the suboptimality with the fitted curve onto ``axes``."""
     _shade(axes, result.window)
-    table = result.table.assign(fitted_gap=result.table["fitted"] - result.fit.l_inf)
-    _curve(axes, table, "suboptimality", color=BLUE, label="L − L_∞")
+    floor = result.fit.l_inf
+    table = result.table.assign(fitted_gap=result.table["fitted"] - (floor or 0.0))
+    _curve(axes, table, "suboptimality", color=BLUE, label="L" if floor is None else "L − L_∞")
     _curve(axes, table, "fitted_gap", color=VERMILION, ls="--", label=f"fit: {result.fit.verdict.replace('_', ' ')}")
     axes.set_ylabel("suboptimality")
     _log_axis(axes)
+
+
+def effective_axes(axes: Axes, result: Convergence) -> None:
+    """Draw the effective rate with its band onto ``axes``."""
+    series = result.effective
+    low, high = series["effective_rate_low"], series["effective_rate_high"]
+    axes.fill_between(series["step"], low, high, color=BLUE, alpha=0.2, lw=0)
+    _curve(axes, series, "effective_rate", color=BLUE, label="ρ(t), local slope")
+    if result.fit.rate is not None:
+        axes.axhline(result.fit.rate, color=VERMILION, ls="--", label="ρ")
+    # A band that noise blows up would hide the rest.
+    if len(series):
+        middle = series["effective_rate"]
+        margin = 0.5 * max(float(middle.max() - middle.min()), 1e-6)
+        axes.set_ylim(max(0.0, float(middle.min()) - margin), float(middle.max()) + margin)
+    axes.set_ylabel("effective rate")
+    axes.set_xlabel("step")
 
 
 def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
@@ -231,10 +249,12 @@ def rate_figure(results: list[tuple[str, Convergence]], title: str) -> Figure:
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-        axes = figure.subplots()
-        if len(results) == 1:
+        one = len(results) == 1
+        figure = Figure(figsize=(5.2, 4.8 if one else 3.4), layout="constrained")
+        axes = figure.add_subplot(2, 1, 1) if one else figure.subplots()
+        if one:
             rate_axes(axes, results[0][1])
+            effective_axes(figure.add_subplot(2, 1, 2, sharex=axes), results[0][1])
         else:
             colours = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
             for (name, result), colour in zip(results, colours * (len(results) // 7 + 1), strict=False):

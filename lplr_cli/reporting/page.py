@@ -122,13 +122,16 @@ def _diagnostics(report: RunReport, figure: Figure) -> str:
 
 def _rate(rate: Convergence, figure: Figure) -> str:
     fit = rate.fit
-    if fit.rate is not None:
+    if fit.verdict == "none":
+        said = "no rate"
+    elif fit.rate is not None:
         ends = f"{number(fit.rate_low, 8)} to {number(fit.rate_high, 8)}"
         said = f"ρ = {number(fit.rate, 8)} a step, 95 % interval {ends}"
     else:
         said = f"α = {number(fit.alpha)}, 95 % interval {number(fit.alpha_low)} to {number(fit.alpha_high)}"
-    caption = f"Rate: {fit.verdict.replace('_', ' ')}; {said}; floor {number(fit.l_inf)}; {fit.reason}."
-    table = _behind("Fit", rate.table[["step", "loss", "fitted", "suboptimality"]])
+    caption = f"Rate: {fit.says}; {said}; floor {number(fit.l_inf)}; {fit.reason}. "
+    caption += "Below: the effective rate ρ(t) with its band."
+    table = _behind("Fit", rate.table[["step", "loss", "fitted", "suboptimality", "effective_rate"]])
     notes = "".join(f"<p>{escape.html(n)}.</p>" for n in rate.notes)
     return _figure(_svg(figure, "Rate", caption), caption, table, "narrow") + "\n" + notes
 

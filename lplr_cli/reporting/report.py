@@ -166,11 +166,12 @@ def rate_figure(report: RunReport) -> Figure | None:
     if report.rate is None:
         return None
     with draw.style():
-        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         draw.rate_axes(axes, report.rate)
+        draw.effective_axes(below, report.rate)
         fit, window = report.rate.fit, report.rate.window
-        if fit.rate and fit.rate_low and fit.rate_high:
+        if fit.rate and fit.rate_low and fit.rate_high and fit.l_inf is not None:
             table = report.rate.table[report.rate.table["in_window"]]
             elapsed = table["step"].to_numpy() - window.start
             gap = table["fitted"].to_numpy() - fit.l_inf

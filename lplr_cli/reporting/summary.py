@@ -133,8 +133,14 @@ def _rate_row(rate: RateFit | None) -> Row:
 
 def _rate_meaning(rate: RateFit) -> str:
     law = {"linear": "linear", "two_rate": "linear, slower of two modes", "sublinear": "sublinear"}
+    if rate.verdict == "none":
+        return f"no offered law holds: the loss {rate.looks_like}"
     if rate.rate is None:
         return f"{law['sublinear']}: L − L_∞ ~ t^-{number(rate.alpha, 3)}, floor {number(rate.l_inf, 3)}"
     low, high = number(rate.rate_low, 7), number(rate.rate_high, 7)
     name = law.get(rate.verdict, "undecided whether linear or sublinear")
+    if rate.part is not None:
+        name += f" from step {number(rate.part['start'])} on"
+    if rate.r_squared is None:
+        return f"{name}; {low} to {high} by other readings of the end, floor {number(rate.l_inf, 3)}"
     return f"{name}; 95 % interval {low} to {high}, R² {number(rate.r_squared)}, floor {number(rate.l_inf, 3)}"

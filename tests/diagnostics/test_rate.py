@@ -9,10 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lplr_cli.diagnostics import RunFacts, analyse_rate, clean_series, fit_rate
+from lplr_cli.diagnostics import VERDICTS, RunFacts, analyse_rate, clean_series, fit_rate
 from lplr_cli.diagnostics.decay import CURVES, SUBLINEAR, Curve, Exponentials
-from lplr_cli.diagnostics.least_squares import minimise, restricted_correlation, whiten
-from lplr_cli.diagnostics.rate import spikes
+from lplr_cli.diagnostics.faults import spikes
+from lplr_cli.diagnostics.least_squares import minimise
+from lplr_cli.diagnostics.noise import restricted_correlation, whiten
 from lplr_cli.errors import InputError
 
 Array = NDArray[np.float64]
@@ -28,7 +29,7 @@ def noisy(loss: Array, sigma: float, phi: float = 0.0, seed: int = 0) -> Array:
     return loss * np.exp(e)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(rate=st.floats(0.9, 0.997), floor=st.floats(0.0, 0.5), amplitude=st.floats(0.5, 100.0))
 def test_exact_exponentials_are_recovered(rate: float, floor: float, amplitude: float) -> None:
     fit = fit_rate(STEPS, floor + amplitude * rate**STEPS)
@@ -42,7 +43,7 @@ def test_exact_exponentials_are_recovered(rate: float, floor: float, amplitude: 
     assert fit.half_life == pytest.approx(np.log(0.5) / np.log(rate), rel=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(alpha=st.floats(0.3, 3.0), floor=st.sampled_from([0.0, 0.1]), t0=st.floats(2.0, 50.0))
 def test_exact_power_laws_are_recovered(alpha: float, floor: float, t0: float) -> None:
     fit = fit_rate(STEPS, floor + 3.0 * (1 + STEPS / t0) ** -alpha)
@@ -61,6 +62,7 @@ def test_two_rates_are_told_apart() -> None:
     assert fit.curves["two_rate"]["rho_2"] == pytest.approx(0.93, abs=6e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sigma", "phi"), [(0.02, 0.0), (0.05, 0.0), (0.02, 0.6)])
 @pytest.mark.parametrize("law", ["linear", "sublinear"])
 def test_law_and_interval_of_planted_noise(law: str, sigma: float, phi: float) -> None:
@@ -131,7 +133,8 @@ def test_rate_per_unit_of_step_size_under_a_schedule() -> None:
     tau = np.append(0, np.cumsum(0.5 * (lr[1:] + lr[:-1])))
     result = analyse_rate(clean_series(pd.DataFrame({"step": STEPS, "loss": 2 * np.exp(-0.4 * tau), "lr": lr})))
     assert result.decay_per_lr_step == pytest.approx(0.4, rel=1e-3)
-    assert any("varies from" in note for note in result.notes)
+    assert result.clock == "lr_step"
+    assert any("sum of the step sizes" in note for note in result.notes)
     constant = analyse_rate(clean_series(pd.DataFrame({"step": STEPS, "loss": 0.98**STEPS, "lr": 0.01})))
     assert constant.decay_per_lr_step == pytest.approx(-np.log(0.98) / 0.01, rel=1e-6)
 
@@ -161,7 +164,6 @@ def test_sensitivity_and_window_of_a_fit() -> None:
     later = result.sensitivity["stop_later"]
     assert later is not None
     assert abs(later - 0.98) > 1e-4
-    assert any("not exact" in note for note in result.notes)
     with pytest.raises(InputError, match="too few"):
         analyse_rate(clean_series(log), window=(0, 4))
 
@@ -262,7 +264,7 @@ def test_lanczos3_is_linear_with_more_than_one_rate() -> None:
     assert SUBLINEAR.name in fit.delta_bic
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.floats(1e-300, 1e300), min_size=8, max_size=40),
     st.floats(1e-6, 1e6),
@@ -285,8 +287,8 @@ def test_lanczos3_is_linear_with_more_than_one_rate() -> None:
 def test_any_positive_series_is_answered(values: list[float], spacing: float) -> None:
     fit = fit_rate(np.arange(len(values), dtype=np.float64) * spacing, np.array(values))
     if fit is not None:
-        assert fit.verdict in {"linear", "two_rate", "sublinear", "undecided"}
-        assert (fit.rate is None) == (fit.verdict == "sublinear")
+        assert fit.verdict in VERDICTS
+        assert (fit.rate is None) == (fit.verdict in ("sublinear", "none"))
         assert fit.rate is None or 0 <= fit.rate <= 1
 
 
@@ -294,4 +296,4 @@ def test_any_positive_series_is_answered(values: list[float], spacing: float) ->
 def test_odd_series_have_an_answer(loss: Array) -> None:
     fit = fit_rate(np.arange(50.0), loss)
     assert fit is not None
-    assert (fit.verdict == "undecided") == (loss[-1] >= loss[0])
+    assert (fit.verdict in ("undecided", "none")) == (loss[-1] >= loss[0])

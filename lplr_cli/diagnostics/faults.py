@@ -1,0 +1,106 @@
+"""Faults of a log that are no part of its course: single rows that stand out, and spikes that recover at once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+# In units of the noise, and at least this much of the loss.
+_SIZE = 6.0
+_SHARE = 0.01
+# A spike has recovered after this share of the rows, or it is part of the course; so it is when spikes fill a third.
+_LONGEST = 1 / 15
+_LONGEST_ROWS = 20
+_MOST = 1 / 3
+
+
+def spikes(log_loss: Array) -> NDArray[np.bool_]:
+    """Rows that are faults, shape (T,): :func:`outliers`, and :func:`excursions` of what is left.
+
+    With fewer than eight rows there are none.
+    """
+    count = len(log_loss)
+    found = np.zeros(count, dtype=bool)
+    if count < 8:
+        return found
+    found = outliers(log_loss)
+    left = np.flatnonzero(~found)
+    found[left[excursions(log_loss[left])]] = True
+    return found if found.sum() <= _MOST * count else outliers(log_loss)
+
+
+def noise_level(log_loss: Array) -> float:
+    """Standard deviation of white noise with the median absolute second difference of the series."""
+    second = log_loss[1:-1] - 0.5 * (log_loss[:-2] + log_loss[2:])
+    return 1.4826 * float(np.median(np.abs(second - np.median(second)))) / math.sqrt(1.5) if len(second) else 0.0
+
+
+def outliers(log_loss: Array) -> NDArray[np.bool_]:
+    """Rows that stand out from both sides, shape (T,).
+
+    A row is one when it lies above (or below) all but one of its three neighbours on each side, by more than six
+    times the noise and 1 %. Monotone stretches have no such row, however steep.
+    """
+    count = len(log_loss)
+    threshold = max(_SIZE * noise_level(log_loss), _SHARE)
+
+    def outstanding(values: Array) -> NDArray[np.bool_]:
+        padded = np.concatenate([np.full(3, np.inf), values, np.full(3, np.inf)])
+        near = np.stack([padded[k : k + count] for k in (0, 1, 2, 4, 5, 6)])
+        near.partition(4, axis=0)
+        flags: NDArray[np.bool_] = values - near[4] > threshold
+        return flags
+
+    return outstanding(log_loss) | outstanding(-log_loss)
+
+
+def excursions(log_loss: Array) -> NDArray[np.bool_]:
+    """Spikes over several rows, shape (T,): a sudden rise after which the loss is soon back.
+
+    A spike starts where the loss rises within a row by more than six times the noise and 5 %, and ends where it is
+    back at the median of the five rows before, plus twice the noise; half of its length is added for its tail. One
+    that is not back after a fifteenth of the rows, or twenty, is no spike.
+    """
+    count = len(log_loss)
+    found = np.zeros(count, dtype=bool)
+    level = noise_level(log_loss)
+    longest = max(3, min(round(_LONGEST * count), _LONGEST_ROWS))
+    end = 0
+    for start in (np.flatnonzero(np.diff(log_loss) > max(_SIZE * level, 0.05)) + 1).tolist():
+        if start < end or start < 5:
+            continue
+        before = float(np.median(log_loss[max(start - 5, 0) : start])) + 2 * level
+        back = np.flatnonzero(log_loss[start : start + longest + 1] <= before)
+        if len(back):
+            end = start + int(back[0])
+            found[start : min(end + int(back[0] + 1) // 2, count)] = True
+    return found
+
+
+def shifts(log_loss: Array, least: float = 0.05) -> NDArray[np.intp]:
+    """Rows at which the level changes at once and stays changed, largest change first; spikes must be gone.
+
+    Row i is one when the step to it differs from the median of the ten steps around by more than ``least`` and six
+    times the noise, and the medians of the five rows before and after it, less that trend, differ by half as much.
+    """
+    count = len(log_loss)
+    if count < 12:
+        return np.zeros(0, dtype=np.intp)
+    change = np.diff(log_loss)
+    threshold = max(least, _SIZE * math.sqrt(2) * noise_level(log_loss))
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(change, 5, mode="reflect"), 11)
+    # Rows whose steps are small beside the threshold need no median.
+    near = np.flatnonzero(np.abs(change) > 0.5 * threshold)
+    sizes = []
+    for i in near.tolist():
+        trend = float(np.median(windows[i]))
+        jump = change[i] - trend
+        before, after = log_loss[max(i - 4, 0) : i + 1], log_loss[i + 1 : i + 6]
+        apart = 0.5 * (len(before) + len(after))
+        stays = float(np.median(after) - np.median(before)) - trend * apart
+        if abs(jump) > threshold and stays * jump > 0 and abs(stays) > 0.5 * abs(jump):
+            sizes.append((abs(jump), i + 1))
+    return np.array([i for _, i in sorted(sizes, reverse=True)], dtype=np.intp)

@@ -1,0 +1,380 @@
+"""Curves fitted to a series under one common noise, and how much a free smooth curve would better them.
+
+The noise is estimated once, beside the best curve and a free one (:mod:`lplr_cli.diagnostics.noise`), and then held
+for all: differences between curves are differences of fit, not of noise, and no curve can hide what it misses behind a
+long memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from lplr_cli.diagnostics.decay import CURVES, Curve, Exponentials
+from lplr_cli.diagnostics.faults import shifts
+from lplr_cli.diagnostics.least_squares import Array, minimise
+from lplr_cli.diagnostics.noise import Noise, local_scale, orthonormal, restricted_correlation
+
+# A fit with fewer rows than this says nothing about its own uncertainty.
+MIN_POINTS = 8
+# Rows used at most, evenly spread: beyond, the statistical error is far below that of any model.
+MAX_POINTS = 5_000
+# Relative resolution of a log loss; residuals below it are rounding.
+RESOLUTION = 1e-13
+# A curve whose errors a free curve would better with a p-value below this does not fit.
+REJECTED = 1e-3
+# Errors below this relative size do not matter to a fit, however regular they are.
+NEGLIGIBLE = 1e-9
+_SLOW_SPREAD, _SLOW_PHI = 3.2, 0.97
+_THINNED = 150
+# Level shifts that the free curve may have.
+_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Data:
+    """Scaled data of a fit: time in [0, 1], log of the loss with mean 0.
+
+    Attributes:
+        s, log_y: shape (n,).
+        first, span, shift: of the scales.
+        ceiling: the highest floor that the late losses allow, scaled.
+        free: columns of a free smooth curve on the logarithm, shape (n, K); see :func:`smooth_columns`.
+        period: rows of a pattern that repeats and was taken off; 0 for none.
+    """
+
+    s: Array
+    log_y: Array
+    first: float
+    span: float
+    shift: float
+    ceiling: float
+    free: Array
+    period: int = 0
+
+    def rows(self, keep: NDArray[np.bool_]) -> Data:
+        """The same scales on fewer rows."""
+        return replace(self, s=self.s[keep], log_y=self.log_y[keep], free=self.free[keep])
+
+
+def scaled(steps: Array, loss: Array) -> Data:
+    """Scale a series, thinned evenly to :data:`MAX_POINTS` rows.
+
+    Args:
+        steps: increasing, shape (T,), T ≥ :data:`MIN_POINTS`.
+        loss: positive, shape (T,).
+    """
+    keep = np.arange(len(loss))
+    if len(loss) > MAX_POINTS:
+        keep = np.unique(np.linspace(0, len(loss) - 1, MAX_POINTS).round().astype(int))
+    t, log_y = steps[keep], np.log(loss[keep])
+    shift, span = float(log_y.mean()), float(t[-1] - t[0])
+    log_y = log_y - shift
+    # The lowest stretch decides, and of it a high quantile, so that noise about a floor does not press it down.
+    stretches = np.array_split(log_y, min(10, len(log_y) // 4))
+    ceiling = min(float(np.quantile(part, 0.75)) for part in stretches)
+    s = (t - t[0]) / span
+    free = smooth_columns(s, shifts(log_y)[:_STEPS])
+    return Data(s, log_y, float(t[0]), span, shift, math.exp(min(ceiling, 700.0)), free)
+
+
+@dataclass(frozen=True)
+class CurveFit:
+    """One curve fitted to one series.
+
+    Attributes:
+        curve: the family.
+        p: its parameters, on scaled data.
+        data: what was fitted.
+        noise: under which the fit is the most likely one.
+        cost: sum of squares of the whitened errors.
+    """
+
+    curve: Curve
+    p: Array
+    data: Data
+    noise: Noise
+    cost: float
+
+    @property
+    def floor(self) -> float:
+        """L_∞ in the units of the loss."""
+        return float(self.p[-1] * math.exp(self.data.shift))
+
+    @property
+    def bic(self) -> float:
+        """Information criterion, in units of −2 log likelihood; comparable under one noise."""
+        n = len(self.data.s)
+        return n * math.log(max(self.cost, n * NEGLIGIBLE**2) / n) + len(self.p) * math.log(n)
+
+    @property
+    def innovation(self) -> float:
+        """Standard deviation of the whitened errors."""
+        n = len(self.data.s)
+        return max(math.sqrt(self.cost / max(n - len(self.p), 1)), RESOLUTION)
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the log loss about the curve, at the rows' typical level."""
+        level = self.innovation * self.noise.spread * float(np.median(self.noise.scale))
+        return level / float(np.median(np.exp(self.data.log_y))) if self.noise.additive else level
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom: rows, counted as what they are worth under their correlation, less parameters."""
+        return max(len(self.data.s) * self.noise.worth - len(self.p), 2.0)
+
+    def predict(self, steps: Array) -> Array:
+        """The curve at ``steps``, in the units of the loss."""
+        s = (np.asarray(steps, dtype=np.float64) - self.data.first) / self.data.span
+        return self.curve.value(self.p, s)[0] * math.exp(self.data.shift)
+
+    def residual(self, p: Array) -> tuple[Array, Array]:
+        """Whitened errors and their Jacobian."""
+        return self.noise.residual(*self.curve.value(p, self.data.s), self.data.log_y)
+
+    def interval(self, level: float = 0.95, index: int | None = None) -> tuple[float, float]:
+        """Profile-likelihood interval of a parameter (the focus), as fitted (a logarithm); an open end is infinite.
+
+        The noise is the cautious one, as correlation is itself an estimate and too small a one makes intervals too
+        short; docs/benchmarks.md has the coverage that results.
+        """
+        focus = self.curve.focus if index is None else index
+        cautious = replace(self, noise=self.noise.cautious())
+        lower, upper = self.curve.box(len(self.data.s), self.data.ceiling)
+        best = minimise(cautious.residual, self.p, lower, upper)
+        sigma = replace(cautious, cost=best.cost).innovation
+        reach = float(special.stdtrit(cautious.degrees, 0.5 + level / 2))
+        warm = {float(best.p[focus]): best.p}
+
+        def excess(value: float) -> float:
+            low, high = lower.copy(), upper.copy()
+            low[focus] = high[focus] = value
+            start = warm[min(warm, key=lambda known: abs(known - value))].copy()
+            start[focus] = value
+            found = minimise(cautious.residual, start, low, high, 40)
+            warm[value] = found.p
+            return math.sqrt(max(found.cost - best.cost, 0.0)) / sigma - reach
+
+        centre = float(best.p[focus])
+        width = reach * min(max(sigma * _standard_error(best.jacobian, focus), 1e-13), 0.5)
+        return (
+            _crossing(excess, centre, -width, float(lower[focus]), reach),
+            _crossing(excess, centre, width, float(upper[focus]), reach),
+        )
+
+    def misfit(self) -> float:
+        """p-value of the curve against the same with a free curve on top; 1 where the errors are at rounding.
+
+        F test of :attr:`Data.free` beside the tangent of the curve, under the cautious noise. Parameters at a bound
+        have no tangent.
+        """
+        cautious = replace(self, noise=self.noise.cautious())
+        error, jacobian = cautious.residual(self.p)
+        return _free_test(error, jacobian[:, self._inside()], cautious._free())[0]
+
+    def whiteness(self) -> float:
+        """p-value of the innovations' correlations (Ljung and Box 1978), beside a free curve; 1 at rounding."""
+        error, jacobian = self.residual(self.p)
+        left = _free_test(error, jacobian[:, self._inside()], self._free())[1]
+        n, lags = len(left), min(10, len(left) // 5)
+        total = float(left @ left)
+        if lags < 1 or total <= n * NEGLIGIBLE**2:
+            return 1.0
+        correlation = np.array([float(left[lag:] @ left[:-lag]) for lag in range(1, lags + 1)]) / total
+        statistic = n * (n + 2) * float((correlation**2 / (n - np.arange(1, lags + 1))).sum())
+        return float(stats.chi2.sf(statistic, lags))
+
+    def _inside(self) -> NDArray[np.bool_]:
+        lower, upper = self.curve.box(len(self.data.s), self.data.ceiling)
+        inside: NDArray[np.bool_] = (self.p > lower) & (self.p < upper)
+        return inside
+
+    def _free(self) -> Array:
+        """Whitened columns of the free curve."""
+        m = self.curve.value(self.p, self.data.s)[0]
+        return self.noise.residual(m, self.data.free * m[:, None], self.data.log_y)[1]
+
+
+def _free_test(error: Array, tangent: Array, free: Array) -> tuple[float, Array]:
+    """p-value of an F test of the columns ``free`` beside ``tangent``, and what both leave of the error."""
+    basis = orthonormal(tangent)
+    error = error - basis @ (basis.T @ error)
+    added = orthonormal(free - basis @ (basis.T @ free))
+    left = error - added @ (added.T @ error)
+    k, degrees = added.shape[1], len(error) - basis.shape[1] - added.shape[1]
+    rest = max(float(left @ left), len(error) * NEGLIGIBLE**2)
+    if k == 0 or degrees < 3:
+        return 1.0, left
+    gained = max(float(error @ error) - rest, 0.0)
+    return float(stats.f.sf(gained / k / (rest / degrees), k, degrees)), left
+
+
+def smooth_columns(s: Array, steps: NDArray[np.intp]) -> Array:
+    """A free curve on the logarithm: cosines in time and in log time, and level shifts at rows ``steps``.
+
+    Returns:
+        shape (n, K); K is smaller for short series.
+    """
+    n = len(s)
+    log_time = np.log1p(n / 3 * s) / math.log1p(n / 3)
+    even, early = min(8, n // 25 if n > 50 else n // 12), min(4, n // 50)
+    waves = [np.cos(math.pi * j * s) for j in range(1, even + 1)]
+    waves += [np.cos(math.pi * j * log_time) for j in range(1, early + 1)]
+    waves += [(np.arange(n) >= row).astype(np.float64) for row in steps]
+    return np.column_stack(waves) if waves else np.empty((n, 0))
+
+
+def _crossing(excess: Callable[[float], float], centre: float, width: float, limit: float, reach: float) -> float:
+    """Where the profile crosses its threshold on the side of ``width``; infinite when it does not before ``limit``."""
+    inner = (centre, -reach)
+    for _ in range(12):
+        x = max(centre + width, limit) if width < 0 else min(centre + width, limit)
+        outer = (x, excess(x))
+        if outer[1] >= 0:
+            return _root(excess, inner, outer)
+        if x == limit:
+            break
+        inner, width = outer, 1.7 * width
+    return math.copysign(math.inf, width)
+
+
+def _standard_error(jacobian: Array, focus: int) -> float:
+    scale = np.sqrt((jacobian**2).sum(axis=0))
+    if scale[focus] == 0:
+        return math.inf
+    _, r = np.linalg.qr(jacobian[:, scale > 0] / scale[scale > 0])
+    position = int((scale[:focus] > 0).sum())
+    unit = np.zeros(r.shape[0])
+    unit[position] = 1.0
+    return float(np.linalg.norm(np.linalg.lstsq(r.T, unit, rcond=1e-12)[0]) / scale[focus])
+
+
+def _root(f: Callable[[float], float], inner: tuple[float, float], outer: tuple[float, float]) -> float:
+    """Zero of a nearly linear increasing function between two points (Illinois variant of regula falsi)."""
+    (a, fa), (b, fb) = inner, outer
+    for _ in range(20):
+        x = b - fb * (b - a) / (fb - fa) if fb != fa else 0.5 * (a + b)
+        fx = f(x)
+        if abs(fx) < 5e-3 or abs(b - a) < 1e-12 * (1 + abs(a)):
+            return x
+        if fx > 0:
+            b, fb = x, fx
+            fa *= 0.5
+        else:
+            a, fa = x, fx
+            fb *= 0.5
+    return x
+
+
+def _fit(curve: Curve, data: Data, noise: Noise, start: Array | None) -> CurveFit:
+    """The most likely parameters under ``noise``, from ``start`` or from the curve's own starts."""
+    n = len(data.s)
+    lower, upper = curve.box(n, data.ceiling)
+    if start is None:
+        keep = np.zeros(n, dtype=bool)
+        keep[np.unique(np.linspace(0, n - 1, min(n, _THINNED)).round().astype(int))] = True
+        thin = CurveFit(curve, np.empty(0), data.rows(keep), replace(noise.rows(keep), phi=0.0, theta=0.0), 0.0)
+        starts = curve.starts(thin.data.s, np.exp(thin.data.log_y))
+        rough = [minimise(thin.residual, one, lower, upper, 15) for one in starts]
+        start = min(rough, key=lambda found: found.cost).p
+    fit = CurveFit(curve, start, data, noise, 0.0)
+    found = minimise(fit.residual, start, lower, upper)
+    p = curve.ordered(found.p) if isinstance(curve, Exponentials) else found.p
+    return replace(fit, p=p, cost=found.cost)
+
+
+def fit_one(curve: Curve, data: Data, noise: Noise) -> CurveFit:
+    """Fit one curve under a known noise."""
+    return _fit(curve, data, noise, None)
+
+
+def fit_all(data: Data, curves: tuple[Curve, ...] = CURVES) -> dict[str, CurveFit]:
+    """Fit every curve under one noise, which is estimated beside the best of them; a periodic pattern is taken off.
+
+    Where the best misfits, slow noise that the free curve has absorbed is tried as the explanation: it is one when its
+    memory is short beside the series and it is no larger than the fast noise.
+    """
+    plain = Noise(np.ones(len(data.s)))
+    fits = {curve.name: _fit(curve, data, plain, None) for curve in curves}
+    scale = local_scale(data.log_y)
+    for attempt in range(2):
+        best = _best(fits)
+        noise = _noise_beside(best, scale)
+        if attempt == 0:
+            data = _without_pattern(replace(best, noise=noise))
+            if data.period:
+                scale = local_scale(data.log_y)
+                noise = _noise_beside(replace(best, data=data), scale)
+        fits = _refit(fits, data, noise)
+    best = _best(fits)
+    if best.misfit() < REJECTED:
+        slow = _noise_beside(best, scale, free=False)
+        if slow.spread <= _SLOW_SPREAD and slow.phi <= _SLOW_PHI:
+            again = _refit(fits, data, slow)
+            if _best(again).misfit() >= REJECTED:
+                return again
+    return fits
+
+
+def _best(fits: dict[str, CurveFit]) -> CurveFit:
+    return min(fits.values(), key=lambda fit: fit.bic)
+
+
+def _refit(fits: dict[str, CurveFit], data: Data, noise: Noise) -> dict[str, CurveFit]:
+    return {name: _fit(fit.curve, data, noise, fit.p) for name, fit in fits.items()}
+
+
+def _without_pattern(fit: CurveFit) -> Data:
+    """The data less a pattern that repeats (batches in the same order every epoch, the beat of momentum).
+
+    The period is the lag at which the innovations correlate most, by five standard errors and 0.3 at least, with less
+    correlation at some shorter lag, and four repetitions at least; the pattern is the mean error by phase.
+    """
+    data, n = fit.data, len(fit.data.s)
+    error, jacobian = fit.residual(fit.p)
+    white = _free_test(error, jacobian, fit._free())[1]
+    lags = n // 4
+    if lags < 4 or not float(white @ white) > n * RESOLUTION**2:
+        return data
+    size = 2 ** math.ceil(math.log2(2 * n))
+    power = np.abs(np.fft.rfft(white - white.mean(), size)) ** 2
+    correlation = np.fft.irfft(power)[: lags + 1]
+    correlation = correlation / correlation[0]
+    lowest = np.minimum.accumulate(correlation)
+    found = np.flatnonzero((correlation > max(0.3, 5 / math.sqrt(n))) & (correlation > lowest + 0.3))
+    found = found[found >= 3]
+    if len(found) == 0:
+        return data
+    peak = float(correlation[found].max())
+    period = int(found[correlation[found] > 0.85 * peak][0])
+    # The first of a run of large lags is its shoulder: go up to the top.
+    while period < lags and correlation[period + 1] > correlation[period]:
+        period += 1
+    row = np.rint(data.s * data.span / float(np.median(np.diff(data.s)) * data.span)).astype(int) % period
+    raw, tangent = replace(fit, noise=replace(fit.noise, phi=0.0, theta=0.0)).residual(fit.p)
+    raw = _free_test(raw, tangent, replace(fit, noise=replace(fit.noise, phi=0.0, theta=0.0))._free())[1]
+    raw = -raw * fit.noise.scale
+    if fit.noise.additive:
+        raw = raw / np.exp(data.log_y)
+    count = np.maximum(np.bincount(row, minlength=period), 1)
+    pattern = np.bincount(row, raw, minlength=period) / count
+    return replace(data, log_y=data.log_y - pattern[row], period=period)
+
+
+def _noise_beside(fit: CurveFit, scale: Array, free: bool = True) -> Noise:
+    """Noise of the errors of ``fit``, beside a free curve or not."""
+    data = fit.data
+    m, jacobian = fit.curve.value(fit.p, data.s)
+    additive = float(scale.max()) > 1.5 * float(scale.min())
+    noise = Noise(scale * m if additive else scale, additive)
+    noise = replace(noise, scale=noise.scale / float(np.exp(np.log(noise.scale).mean())))
+    error, tangent = noise.residual(m, jacobian, data.log_y)
+    design = np.column_stack([tangent, replace(fit, noise=noise)._free()]) if free else tangent
+    found = restricted_correlation(error, design)
+    return replace(noise, phi=found.phi, theta=found.theta, phi_high=found.phi_high, theta_high=found.theta_high)

@@ -1,0 +1,236 @@
+"""Logs without noise: the rate that rules at their end, by what predicts a held-out tail.
+
+Without noise every law is refuted by its smallest misfit, and differences of an information criterion only measure
+that misfit. What counts then is which law foretells rows that it has not seen. The loss is read through its decrement
+per unit of time, which needs no floor and resolves the suboptimality down to rounding: a sum of exponentials stays
+one, t^(−α) becomes t^(−α−1). Sums of many exponentials (least squares, the NTK regime) are fitted as non-negative
+amplitudes on a fine grid of rates (Lawson and Hanson 1974).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import median_filter
+from scipy.optimize import nnls
+
+from lplr_cli.diagnostics.decay import SUBLINEAR
+from lplr_cli.diagnostics.fits import Data, fit_one
+from lplr_cli.diagnostics.least_squares import Array
+from lplr_cli.diagnostics.noise import Noise
+
+# Decrements are read at this many nodes at most, down to this multiple of their noise.
+NODES = 120
+RESOLVED = 30.0
+LEAST_NODES = 10
+# A mixture describes the decrements when the logarithms differ by less, and a law foretells a tail when its error
+# there is below this share of the tail's own change.
+DESCRIBES = 0.1
+FORETELLS = 0.5
+# Readings of the rate at the end agree when they differ by less than this factor.
+AGREE = 1.4
+# The end is settled when the rates that are active differ by less (squared coefficient of variation, by their share
+# of the decrement): 0 for one exponential, 1/(α + 1) for a power law.
+SETTLED = 0.1
+_RATES = 300
+# Modes with less of the decrement at the end say nothing about the gap that is left.
+_LEAST_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The end of a log without noise.
+
+    Attributes:
+        verdict: linear, sublinear, undecided or none.
+        rate, slowest, fastest: −log ρ a unit of time that rules at the end, and its range by four readings.
+        first_rate: that at the start of the resolved rows.
+        alpha: exponent of the power law.
+        floor: L_∞ by the extrapolated decrement.
+        modes: exponentials that the decrements hold.
+        spread: of the active rates at the end; see :data:`SETTLED`.
+        errors: of the foretold tail as a share of its change, by law.
+        first, last: rows that are resolved.
+    """
+
+    verdict: str
+    rate: float
+    slowest: float
+    fastest: float
+    first_rate: float
+    alpha: float
+    floor: float
+    modes: int
+    spread: float
+    errors: dict[str, float]
+    first: int
+    last: int
+
+
+def fine_noise(log_loss: Array) -> Array:
+    """Relative noise of each row that no fast smooth decay can feign: medians of |eighth differences|, shape (T,)."""
+    if len(log_loss) < LEAST_NODES:
+        return np.full(len(log_loss), np.inf)
+    eighth = np.abs(np.diff(log_loss, 8)) / math.sqrt(12870.0)
+    eighth = median_filter(np.concatenate([eighth[:1].repeat(4), eighth, eighth[-1:].repeat(4)]), 7, mode="nearest")
+    return np.maximum(1.5 * eighth, 2.0**-52)
+
+
+def decrements(steps: Array, loss: Array) -> tuple[Array, Array, Array]:
+    """Rows of the nodes (m + 1), decrement per unit of time between them (m), its noise (m)."""
+    nodes = np.unique(np.linspace(0, len(loss) - 1, min(len(loss), NODES + 1)).round().astype(int))
+    apart = np.diff(steps[nodes])
+    local = fine_noise(np.log(loss))[nodes] * loss[nodes]
+    return nodes, -np.diff(loss[nodes]) / apart, 1.4 * np.maximum(local[1:], local[:-1]) / apart
+
+
+def resolved(steps: Array, loss: Array) -> tuple[int, int]:
+    """First and last row of the stretch that ends where decrements vanish in noise or rounding, and falls throughout.
+
+    Equal when there is none.
+    """
+    first, last = 0, len(loss) - 1
+    for _ in range(2):
+        if last - first < LEAST_NODES:
+            return 0, 0
+        nodes, fall, noise = decrements(steps[first : last + 1], loss[first : last + 1])
+        clear = fall > RESOLVED * noise
+        if not clear.any():
+            return 0, 0
+        stop = int(np.flatnonzero(clear)[-1])
+        broken = np.flatnonzero(~clear[:stop])
+        start = int(broken[-1]) + 1 if len(broken) else 0
+        first, last = first + int(nodes[start]), first + int(nodes[stop + 1])
+    return first, last
+
+
+def analyse_tail(steps: Array, loss: Array) -> Tail | None:
+    """The law at the end of a log without noise; None where its decrements are not resolved.
+
+    Args:
+        steps: increasing, shape (T,).
+        loss: positive, shape (T,).
+    """
+    first, last = resolved(steps, loss)
+    rows = slice(first, last + 1)
+    if last - first < LEAST_NODES or last - first < 0.25 * _changing(loss):
+        return None
+    nodes, fall, _ = decrements(steps[rows], loss[rows])
+    if (fall <= 0).any():
+        return None
+    at = steps[rows][nodes]
+    data = _data(0.5 * (at[1:] + at[:-1]), np.log(fall))
+    mixture = Mixture.of(data, len(data.s))
+    end, start = mixture.active(1.0), mixture.active(0.0)
+    seen = [end.mean, *(_slope(data, share) for share in (0.1, 0.2))]
+    readings = [*seen, end.of_gap]
+    errors = _foretell(data)
+    floor = float(loss[last]) - end.gap * math.exp(data.shift) * data.span
+    return Tail(
+        _verdict(mixture.error, errors, end.spread, max(seen) / max(min(seen), 1e-300)),
+        math.sqrt(end.mean * max(end.of_gap, min(seen) / AGREE)) / data.span,
+        min(readings) / data.span,
+        max(readings) / data.span,
+        start.mean / data.span,
+        float(np.exp(fit_one(SUBLINEAR, data, _white(data)).p[2])) - 1,
+        min(max(floor, 0.0), float(loss.min())),
+        int((mixture.size > 0).sum()),
+        end.spread,
+        errors,
+        first,
+        last,
+    )
+
+
+def _changing(loss: Array) -> float:
+    """Rows until the loss has come within a millionth of its range of its lowest."""
+    above = np.flatnonzero(loss - loss.min() > 1e-6 * float(loss.max() - loss.min()))
+    return float(above[-1] + 1) if len(above) else 0.0
+
+
+def _data(t: Array, log_fall: Array) -> Data:
+    shift, span = float(log_fall.mean()), float(t[-1] - t[0])
+    return Data((t - t[0]) / span, log_fall - shift, float(t[0]), span, shift, 0.0, np.empty((len(t), 0)))
+
+
+def _white(data: Data) -> Noise:
+    return Noise(np.ones(len(data.s)))
+
+
+@dataclass(frozen=True)
+class Active:
+    """The modes at one time: mean rate by their shares of the decrement and by those of the gap, spread, gap."""
+
+    mean: float
+    of_gap: float
+    spread: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Σ size exp(−rate s), sizes not negative: a decrement on scaled time.
+
+    Attributes:
+        size, rate: shape (modes,).
+        error: root mean square of the log residual.
+    """
+
+    size: Array
+    rate: Array
+    error: float
+
+    @classmethod
+    def of(cls, data: Data, rows: int) -> Mixture:
+        """Fit to the first ``rows`` rows, weighted relative to the decrement."""
+        s, log_fall = data.s[:rows], data.log_y[:rows]
+        steepest = float((-np.diff(log_fall) / np.diff(s)).max())
+        rate = np.geomspace(0.3 / s[-1], max(1.2 * steepest, 20.0 / s[-1]), _RATES)
+        design = np.exp(-np.outer(s, rate) - log_fall[:, None])
+        norm = np.sqrt((design**2).sum(axis=0))
+        size = nnls(design / norm, np.ones(rows), maxiter=50 * _RATES)[0]
+        told = np.log(np.maximum((design / norm) @ size, 1e-300))
+        return cls(size / norm, rate, float(np.sqrt(np.mean(told**2))))
+
+    def log_value(self, s: Array) -> Array:
+        """Logarithm of the decrement, shape of s."""
+        return np.asarray(np.log(np.maximum(np.exp(-np.outer(s, self.rate)) @ self.size, 1e-300)))
+
+    def active(self, s: float) -> Active:
+        """The modes at time s."""
+        fall = self.size * np.exp(-self.rate * s)
+        seen = fall > _LEAST_SHARE * fall.sum()
+        fall, rate = fall[seen], self.rate[seen]
+        mean, gap = float((fall * rate).sum() / fall.sum()), float((fall / rate).sum())
+        spread = float((fall * (rate - mean) ** 2).sum() / fall.sum()) / mean**2
+        return Active(mean, float(fall.sum()) / gap, spread, gap)
+
+
+def _foretell(data: Data) -> dict[str, float]:
+    """Errors by law on the last third of the nodes, as a share of its change, of fits to those before."""
+    n = len(data.s)
+    stop = n - n // 3
+    power = fit_one(SUBLINEAR, data.rows(np.arange(n) < stop), _white(data).rows(np.arange(n) < stop))
+    told = {
+        "exponentials": Mixture.of(data, stop).log_value(data.s[stop:]),
+        "power": np.log(np.maximum(SUBLINEAR.value(power.p, data.s[stop:])[0], 1e-300)),
+    }
+    change = max(float(np.ptp(data.log_y[stop - 1 :])), 1e-12)
+    return {name: float(np.sqrt(np.mean((log - data.log_y[stop:]) ** 2))) / change for name, log in told.items()}
+
+
+def _slope(data: Data, share: float) -> float:
+    """−slope of the logarithm over the last ``share`` of the nodes."""
+    keep = slice(-max(4, round(share * len(data.s))), None)
+    return -float(np.polyfit(data.s[keep], data.log_y[keep], 1)[0])
+
+
+def _verdict(error: float, errors: dict[str, float], spread: float, apart: float) -> str:
+    straight, power = errors["exponentials"], errors["power"]
+    if error < DESCRIBES and straight < min(power, FORETELLS):
+        return "linear" if spread < SETTLED and apart < AGREE else "undecided"
+    if power < min(straight, FORETELLS) and spread > SETTLED:
+        return "sublinear"
+    return "none"
