@@ -31,6 +31,8 @@ REJECTED = 1e-3
 # Errors below this relative size do not matter to a fit, however regular they are.
 NEGLIGIBLE = 1e-9
 _SLOW_SPREAD, _SLOW_PHI = 3.2, 0.97
+# What a free curve betters is small when it is less than this share of the noise's variance.
+_SMALL = 0.5
 _THINNED = 150
 # Level shifts that the free curve may have.
 _STEPS = 6
@@ -178,6 +180,15 @@ class CurveFit:
         error, jacobian = cautious.residual(self.p)
         return _free_test(error, jacobian[:, self._inside()], cautious._free())[0]
 
+    def excess(self) -> float:
+        """Variance that a free curve takes off the whitened errors, as a share of what it leaves."""
+        error, jacobian = self.residual(self.p)
+        basis = orthonormal(jacobian[:, self._inside()])
+        error = error - basis @ (basis.T @ error)
+        left = _free_test(error, jacobian[:, self._inside()], self._free())[1]
+        rest = max(float(left @ left), len(error) * NEGLIGIBLE**2)
+        return max(float(error @ error) / rest - 1, 0.0)
+
     def whiteness(self) -> float:
         """p-value of the innovations' correlations (Ljung and Box 1978), beside a free curve; 1 at rounding."""
         error, jacobian = self.residual(self.p)
@@ -298,7 +309,7 @@ def fit_all(data: Data, curves: tuple[Curve, ...] = CURVES) -> dict[str, CurveFi
     """Fit every curve under one noise, which is estimated beside the best of them; a periodic pattern is taken off.
 
     Where the best misfits, slow noise that the free curve has absorbed is tried as the explanation: it is one when its
-    memory is short beside the series and it is no larger than the fast noise.
+    memory is short beside the series, or when what it explains is small beside the fast noise.
     """
     plain = Noise(np.ones(len(data.s)))
     fits = {curve.name: _fit(curve, data, plain, None) for curve in curves}
@@ -315,7 +326,7 @@ def fit_all(data: Data, curves: tuple[Curve, ...] = CURVES) -> dict[str, CurveFi
     best = _best(fits)
     if best.misfit() < REJECTED:
         slow = _noise_beside(best, scale, free=False)
-        if slow.spread <= _SLOW_SPREAD and slow.phi <= _SLOW_PHI:
+        if best.excess() < _SMALL or (slow.spread <= _SLOW_SPREAD and slow.phi <= _SLOW_PHI):
             again = _refit(fits, data, slow)
             if _best(again).misfit() >= REJECTED:
                 return again

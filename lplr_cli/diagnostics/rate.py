@@ -29,6 +29,8 @@ from lplr_cli.errors import InputError
 EVIDENCE = 6.0
 # A second exponential is resolved when it decays this much faster than the first.
 GAP = 2.0
+# A stretched exponential whose exponent is this near to 1 is an exponential.
+NEARLY_ONE = 0.15
 # Innovations that correlate with a p-value below this are no noise that intervals could rest on; a law is given up for
 # them where they are this large a share of the loss.
 COLOURED = 1e-8
@@ -37,6 +39,8 @@ LARGE = 0.2
 PART_SHARE, PART_ROWS, PART_FOLDS = 0.2, 30, 1.5
 # Rows at most when parts are searched: each costs a fit of all curves.
 _SEARCHED = 1_500
+# A law that misses a log without noise by less than this and tells the tail's rate within this share is exact.
+_EXACT, _SAME = 1e-4, 0.005
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,8 @@ def _coloured(law: CurveFit) -> str:
 def _label(fits: dict[str, CurveFit], law: CurveFit) -> CurveFit | None:
     """A curve that is no law, fits, and beats the best law."""
     best = min((fits[c.name] for c in LABELS), key=lambda fit: fit.bic)
+    if best.curve is STRETCHED and abs(float(best.p[2])) < NEARLY_ONE:
+        return None
     return best if best.bic < law.bic - EVIDENCE and best.misfit() >= REJECTED else None
 
 
@@ -286,6 +292,10 @@ def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp]) -> Read
         reason += f"; earlier rates are faster, up to {tail.first_rate / tail.rate:.3g} times"
     if tail.verdict == "undecided":
         reason += "; several rates are still active at the end"
+    law = plain.weighed.chosen
+    # Where the law and the tail tell the same rate the law's own is the sharper one.
+    if tail.verdict == "linear" and law.curve is not SUBLINEAR and law.sigma < _EXACT and _same(law, tail):
+        return replace(plain, verdict=law.curve.name, reason=reason, looks_like=None, found=())
     early = tail.first <= 0.1 * len(t)
     return replace(
         plain,
@@ -296,6 +306,10 @@ def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp]) -> Read
         last=last,
         looks_like=None if early else plain.looks_like,
     )
+
+
+def _same(law: CurveFit, tail: Tail) -> bool:
+    return abs(math.exp(law.p[1]) / law.data.span / tail.rate - 1) < _SAME
 
 
 def _of_part(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], known: Sequence[int]) -> Reading | None:

@@ -10,13 +10,14 @@ import math
 
 import numpy as np
 
+from lplr_cli.diagnostics.decay import LAWS
 from lplr_cli.diagnostics.fits import CurveFit, fit_all, scaled
 from lplr_cli.diagnostics.least_squares import Array
 
 # Evidence asked for, in units of −2 log likelihood.
 _EVIDENCE = 10.0
-_LEAST_PHI, _LEAST_ROWS = 0.5, 100
-_COMMON = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99])
+_LEAST_PHI, _LEAST_ROWS, _MOST_ROWS = 0.5, 100, 5_000
+_COMMON = (0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 
 
 def unsmoothed(loss: Array, phi: float) -> Array | None:
@@ -44,9 +45,7 @@ def recognise(steps: Array, loss: Array, fit: CurveFit) -> float | None:
     apart = np.diff(steps)
     if n < _LEAST_ROWS or len(fit.data.s) < n or fit.noise.phi < _LEAST_PHI or np.ptp(apart) > 1e-6 * apart[0]:
         return None
-    width = 4 * math.sqrt((1 - fit.noise.phi**2) / n)
-    near = _COMMON[np.abs(_COMMON - fit.noise.phi) < max(width, 0.05)]
-    tried = [(cost, phi) for phi in near.tolist() if (cost := _cost(steps, loss, phi)) is not None]
+    tried = [(cost, phi) for phi in _COMMON if (cost := _cost(steps, loss, phi)) is not None]
     if not tried or fit.noise.additive:
         return None
     best, phi = min(tried)
@@ -60,7 +59,7 @@ def _cost(steps: Array, loss: Array, phi: float) -> float | None:
     if raw is None:
         return None
     n = len(loss)
-    fit = min(fit_all(scaled(steps, raw)).values(), key=lambda one: one.bic)
+    fit = min(fit_all(scaled(steps, raw), LAWS).values(), key=lambda one: one.bic)
     if fit.noise.additive:
         return None
     stretch = np.log(loss[1:] / ((1 - phi) * raw[1:]))

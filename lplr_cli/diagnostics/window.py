@@ -14,7 +14,7 @@ from lplr_cli.diagnostics.faults import shifts, spikes
 from lplr_cli.errors import InputError
 
 # The start lies behind the last level shift: a step that stands out by this multiple of the noise and this share …
-JUMP_FACTOR = 6.0
+JUMP_FACTOR = 12.0
 JUMP_SHARE = 0.05
 # Between two probes the sharpness jumps when it changes by more than this factor.
 SHARPNESS_FACTOR = 1.5

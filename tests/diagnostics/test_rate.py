@@ -29,7 +29,7 @@ def noisy(loss: Array, sigma: float, phi: float = 0.0, seed: int = 0) -> Array:
     return loss * np.exp(e)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(rate=st.floats(0.9, 0.997), floor=st.floats(0.0, 0.5), amplitude=st.floats(0.5, 100.0))
 def test_exact_exponentials_are_recovered(rate: float, floor: float, amplitude: float) -> None:
     fit = fit_rate(STEPS, floor + amplitude * rate**STEPS)
@@ -43,7 +43,7 @@ def test_exact_exponentials_are_recovered(rate: float, floor: float, amplitude: 
     assert fit.half_life == pytest.approx(np.log(0.5) / np.log(rate), rel=1e-4)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(alpha=st.floats(0.3, 3.0), floor=st.sampled_from([0.0, 0.1]), t0=st.floats(2.0, 50.0))
 def test_exact_power_laws_are_recovered(alpha: float, floor: float, t0: float) -> None:
     fit = fit_rate(STEPS, floor + 3.0 * (1 + STEPS / t0) ** -alpha)
@@ -264,7 +264,7 @@ def test_lanczos3_is_linear_with_more_than_one_rate() -> None:
     assert SUBLINEAR.name in fit.delta_bic
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     st.lists(st.floats(1e-300, 1e300), min_size=8, max_size=40),
     st.floats(1e-6, 1e6),
