@@ -173,7 +173,9 @@ def _grid(name: str, series: LossSeries, result: Convergence) -> Grid:
         notes.append(f"The interval is conditional on {fit.conditional_on}.")
     notes += [f"Note: {text}." for text in result.notes]
     if fit.spikes:
-        notes.append(f"Isolated faults left out of the fit: {fit.spikes:,} rows.")
+        notes.append(
+            f"Isolated faults and losses below the normal range of floats, left out of the fit: {fit.spikes:,} rows."
+        )
     if series.counts():
         notes.append(series.counts())
     return Grid(f"Convergence of {name}", ("quantity", "value", "95 % interval", "meaning"), rows, (1,), tuple(notes))

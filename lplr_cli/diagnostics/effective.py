@@ -18,6 +18,7 @@ POINTS = 40
 _SHARE, _ROWS = 1 / 12, 7
 # Rows whose suboptimality stands less above its noise have no logarithm to speak of.
 _ABOVE = 3.0
+_BLOCKS = 240
 
 
 def effective_rate(steps: Array, loss: Array, reading: Reading) -> pd.DataFrame:
@@ -66,11 +67,20 @@ def _suboptimality(steps: Array, loss: Array, reading: Reading) -> tuple[Array, 
         floor, sigma, worth = 0.0, noise_level(np.log(loss)), 1.0
     else:
         floor, sigma, worth = min(reading.floor, float(loss.max())), fit.sigma, fit.noise.worth
+    steps, loss, rows = _blocks(steps, loss)
+    sigma /= math.sqrt(rows * worth)
     gap = loss - floor
-    # Rows of an ARMA process are worth fewer independent ones.
-    relative = sigma / math.sqrt(worth) * loss
+    relative = sigma * loss
     clear = gap > _ABOVE * sigma * loss
     return steps[clear], np.log(gap[clear]), relative[clear] / gap[clear]
+
+
+def _blocks(steps: Array, loss: Array) -> tuple[Array, Array, float]:
+    """Means of at most :data:`_BLOCKS` blocks, and rows a block: noise may be as large as the loss, its mean is not."""
+    edges = np.unique(np.linspace(0, len(loss), min(len(loss), _BLOCKS) + 1).round().astype(int))
+    size = np.diff(edges)
+    means = (np.add.reduceat(values, edges[:-1]) / size for values in (steps, loss))
+    return next(means), next(means), float(size.mean())
 
 
 def _slope(t: Array, y: Array, sigma: Array) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import whiten
 from lplr_cli.diagnostics.shape import Stretch, describe, stretches
 from lplr_cli.diagnostics.smoothing import recognise, unsmoothed
-from lplr_cli.diagnostics.tails import Tail, analyse_tail, fine_noise
+from lplr_cli.diagnostics.tails import SETTLED, Tail, analyse_tail, fine_noise
 from lplr_cli.errors import InputError
 
 # Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
@@ -231,11 +231,11 @@ def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: floa
                 f"undoing a moving average of factor {smoothing:g} gives losses that are not positive",
                 "check the factor: 0.9 for S = 0.9 S + 0.1 L",
             )
-        kept = ~spikes(np.log(raw))
+        kept = _usable(raw)
         if kept.sum() < MIN_POINTS:
             return None
         return replace(_read(steps, raw, changes, kept, weigh(steps[kept], raw[kept])), smoothing=smoothing)
-    kept = ~spikes(np.log(loss)) if len(loss) else np.zeros(0, dtype=bool)
+    kept = _usable(loss)
     if kept.sum() < MIN_POINTS:
         return None
     whole = weigh(steps[kept], loss[kept])
@@ -244,6 +244,17 @@ def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: floa
         if found is not None:
             return read(steps, loss, changes, found)
     return _read(steps, loss, changes, kept, whole)
+
+
+def _usable(loss: Array) -> NDArray[np.bool_]:
+    """Rows that are no spikes, and whose loss is a normal number: below, floats have no digits left."""
+    if not len(loss):
+        return np.zeros(0, dtype=bool)
+    normal: NDArray[np.bool_] = loss >= np.finfo(np.float64).tiny
+    kept = normal if normal.sum() >= MIN_POINTS else np.ones(len(loss), dtype=bool)
+    rows = np.flatnonzero(kept)
+    kept[rows] = ~spikes(np.log(loss[rows]))
+    return kept
 
 
 def _read(steps: Array, loss: Array, changes: Sequence[int], kept: NDArray[np.bool_], whole: Weighed) -> Reading:
@@ -291,7 +302,7 @@ def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp]) -> Read
     if tail.verdict == "linear" and tail.first_rate > 1.2 * tail.rate:
         reason += f"; earlier rates are faster, up to {tail.first_rate / tail.rate:.3g} times"
     if tail.verdict == "undecided":
-        reason += "; several rates are still active at the end"
+        reason += "; several rates are still active at the end" if tail.spread >= SETTLED else "; neither is clear"
     law = plain.weighed.chosen
     # Where the law and the tail tell the same rate the law's own is the sharper one.
     if tail.verdict == "linear" and law.curve is not SUBLINEAR and law.sigma < _EXACT and _same(law, tail):

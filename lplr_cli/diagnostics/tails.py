@@ -29,6 +29,8 @@ LEAST_NODES = 10
 # there is below this share of the tail's own change.
 DESCRIBES = 0.1
 FORETELLS = 0.5
+# A power law is named when its error is this much smaller than that of exponentials.
+CLEARLY = 1.5
 # Readings of the rate at the end agree when they differ by less than this factor.
 AGREE = 1.4
 # The end is settled when the rates that are active differ by less (squared coefficient of variation, by their share
@@ -231,6 +233,6 @@ def _verdict(error: float, errors: dict[str, float], spread: float, apart: float
     straight, power = errors["exponentials"], errors["power"]
     if error < DESCRIBES and straight < min(power, FORETELLS):
         return "linear" if spread < SETTLED and apart < AGREE else "undecided"
-    if power < min(straight, FORETELLS) and spread > SETTLED:
+    if CLEARLY * power < min(straight, FORETELLS) and spread > SETTLED:
         return "sublinear"
-    return "none"
+    return "undecided" if min(straight, power) < FORETELLS and error < DESCRIBES else "none"

@@ -22,8 +22,8 @@ SHARPNESS_FACTOR = 1.5
 PROXY_TOLERANCE = 1.0
 # … or where the loss stands less than this many times the noise of its last tenth above its lowest value.
 ABOVE_NOISE = 30.0
-# Rounding of a loss that was accumulated over many samples, in units of itself.
-_ROUNDING = 1e-15
+# Rounding of a loss that was accumulated over many samples, in units of itself, with room for a gap of some digits.
+_ROUNDING = 3e-13
 # By how much of the window's length its ends are moved to see how much they matter.
 SENSITIVITY = 0.2
 

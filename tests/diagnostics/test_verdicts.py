@@ -1,0 +1,171 @@
+"""Curves without a law, laws on a part, logs without noise, smoothed logs: a seeded sample of benchmarks/rates.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+
+from benchmarks.rate_cases import CASES, Sample
+from benchmarks.rates import log_of, sample_of
+from lplr_cli.diagnostics import Convergence, analyse_pl_ratio, analyse_rate, clean_series, settled_row
+from lplr_cli.diagnostics.faults import excursions, shifts, spikes
+from lplr_cli.diagnostics.noise import restricted_correlation, whiten
+from lplr_cli.diagnostics.shape import describe, stretches
+from lplr_cli.diagnostics.smoothing import unsmoothed
+from lplr_cli.errors import InputError
+
+Array = NDArray[np.float64]
+
+
+def case(name: str, rows: int = 200) -> Sample:
+    found = next(c for c in CASES if c.name == name)
+    return sample_of(found, rows, 1)
+
+
+def verdict(name: str, rows: int = 200) -> Convergence:
+    return analyse_rate(clean_series(log_of(case(name, rows))))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("falls, then rises", "falls, then rises from step"),
+        ("three plateaus", "3 plateaus, changes at 40 and 120"),
+        ("exp(−t²)", "ever faster"),
+        ("logarithm", "logarithm"),
+        ("stretched exponential 0.5", "ever slower"),
+        ("rises", "rises"),
+    ],
+)
+def test_no_law_is_said_with_what_it_looks_like(name: str, words: str) -> None:
+    result = verdict(name)
+    assert result.fit.verdict == "none"
+    assert result.fit.rate is None
+    assert result.fit.l_inf is None
+    assert result.fit.looks_like is not None
+    assert words in result.fit.looks_like
+    assert result.fit.conditional_on == "no law, no interval"
+
+
+@pytest.mark.parametrize("name", ["plateau, then drop", "warm-up, lr unknown"])
+def test_a_law_of_a_part_names_the_part(name: str) -> None:
+    result, sample = verdict(name), case(name)
+    assert result.fit.verdict == "linear"
+    assert result.fit.part is not None
+    assert 30 <= result.fit.part["start"] <= 125
+    assert "from step" in result.fit.says
+    if sample.rate is not None:
+        assert result.fit.rate is not None
+        assert -np.log(result.fit.rate) == pytest.approx(sample.rate, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quadratic, condition 10, 20 modes, L* = 0.1",
+        "quadratic, condition 3, 20 modes, L* = 0",
+        "least squares 100 × 50, L* = 0.1",
+        "losses below the normal range",
+    ],
+)
+def test_quadratics_are_linear_with_the_rate_of_their_end(name: str) -> None:
+    sample = case(name)
+    result = analyse_rate(clean_series(log_of(sample)))
+    assert result.fit.verdict in ("linear", "two_rate")
+    assert result.fit.rate is not None
+    assert sample.rate is not None
+    assert -np.log(result.fit.rate) == pytest.approx(sample.rate, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["quadratic, condition 10, 20 modes, L* = 0.1", "least squares 100 × 50, L* = 0.1"])
+def test_the_bracket_of_the_pl_ratio_holds_the_true_constant(name: str) -> None:
+    sample = case(name, 1000)
+    result = analyse_pl_ratio(clean_series(log_of(sample)))
+    assert result.pl_ratio_star.min is not None
+    assert result.pl_ratio.min is not None
+    assert sample.mu is not None
+    assert result.pl_ratio_star.min <= sample.mu <= result.pl_ratio.min * (1 + 1e-4)
+    assert result.window is not None
+    # Rounding of the loss is far below the last gap of the window.
+    assert sample.loss[result.window.last] - sample.loss.min() > 1e-14 * sample.loss.min()
+
+
+def test_the_effective_rate_of_many_modes_slows_to_that_of_the_end() -> None:
+    sample = case("least squares 100 × 50, L* = 0.1", 1000)
+    series = analyse_rate(clean_series(log_of(sample))).effective
+    assert sample.rate is not None
+    assert series["effective_rate"].iloc[-1] == pytest.approx(np.exp(-sample.rate), abs=0.01 * sample.rate)
+    assert series["effective_rate"].iloc[0] < series["effective_rate"].iloc[-1]
+
+
+def test_a_moving_average_is_recognised_and_undone() -> None:
+    sample = case("smoothed")
+    result = analyse_rate(clean_series(log_of(sample)))
+    assert result.fit.smoothing in (0.8, 0.9)
+    assert result.fit.verdict == "linear"
+    told = analyse_rate(clean_series(log_of(sample)), smoothing=0.9)
+    assert told.fit.smoothing == 0.9
+    rng = np.random.default_rng(0)
+    raw = np.exp(rng.normal(size=50))
+    smooth = lfilter([0.1], [1.0, -0.9], raw, zi=[0.9 * raw[0]])[0]
+    assert unsmoothed(smooth, 0.9) == pytest.approx(raw)
+    falling = pd.DataFrame({"step": np.arange(50.0), "loss": 0.5 ** np.arange(50)})
+    with pytest.raises(InputError, match="moving average"):
+        analyse_rate(clean_series(falling), smoothing=0.9)
+
+
+def test_piecewise_rates_stand_in_a_table_where_the_step_size_jumps() -> None:
+    result = verdict("step decay, lr known")
+    assert [s.start for s in result.segments] == [0, 100, 150]
+    assert [s.lr for s in result.segments] == [0.1, 0.01, 0.001]
+    first = result.segments[0]
+    assert first.rate is not None
+    assert first.decay_per_lr_step == pytest.approx(-np.log(first.rate) / 0.1)
+
+
+def test_one_row_is_no_level_shift() -> None:
+    sample = case("one row × 1.3", 400)
+    assert settled_row(np.arange(400.0), sample.loss) == (0, "")
+    assert np.flatnonzero(spikes(np.log(sample.loss))).tolist() == [180]
+    shifted = np.log(sample.loss) + np.where(np.arange(400) >= 100, 0.5, 0.0)
+    assert shifts(shifted[spikes(shifted) == 0])[0] == 100
+
+
+def test_a_spike_that_recovers_is_left_out_with_its_rows() -> None:
+    log = -0.01 * np.arange(200.0)
+    log[80:90] += 0.6 * np.exp(-np.arange(10) / 3)
+    assert excursions(log)[80:87].all()
+    assert not excursions(log)[:80].any()
+
+
+def test_whitening_of_arma_errors_is_their_exact_likelihood() -> None:
+    phi, theta, n = 0.7, -0.4, 8
+    lags = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    variance = (1 + 2 * phi * theta + theta**2) / (1 - phi**2)
+    first = phi * variance + theta
+    cov = np.where(lags == 0, variance, first * phi ** np.maximum(lags - 1, 0))
+    v = np.cos(np.arange(n))
+    white = whiten(v, phi, theta)
+    # The normalised innovations give the quadratic form of the inverse covariance.
+    assert white @ white == pytest.approx(v @ np.linalg.solve(cov, v), rel=1e-9)
+
+
+def test_white_noise_on_a_slow_process_is_an_arma() -> None:
+    rng = np.random.default_rng(4)
+    slow = lfilter([1.0], [1.0, -0.95], rng.normal(0, np.sqrt(1 - 0.95**2), 4000))
+    found = restricted_correlation(slow + rng.normal(size=4000), np.ones((4000, 1)))
+    assert found.phi == pytest.approx(0.95, abs=0.03)
+    assert found.theta < -0.5
+
+
+def test_stretches_of_a_broken_line() -> None:
+    t = np.arange(300.0)
+    log = np.where(t < 100, 0.0, np.where(t < 200, -0.03 * (t - 100), -3 + 0.02 * (t - 200)))
+    log = log + np.random.default_rng(0).normal(0, 0.01, 300)
+    found = stretches(t, log)
+    assert [s.trend for s in found] == ["flat", "falls", "rises"]
+    assert [s.start for s in found] == pytest.approx([0, 100, 200], abs=6)
+    assert describe(found).startswith("flat, then falls from step")
