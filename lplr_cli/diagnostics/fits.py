@@ -30,9 +30,9 @@ RESOLUTION = 1e-13
 REJECTED = 1e-3
 # Errors below this relative size do not matter to a fit, however regular they are.
 NEGLIGIBLE = 1e-9
-_SLOW_SPREAD, _SLOW_PHI = 3.2, 0.97
-# What a free curve betters is small when it is less than this share of the noise's variance.
-_SMALL = 0.5
+# Slow noise may explain what a free curve betters when that is less than this share of the noise's variance, and not
+# more certain than this.
+_SMALL, _HOPELESS = 0.5, 1e-12
 _THINNED = 150
 # Level shifts that the free curve may have.
 _STEPS = 6
@@ -308,8 +308,8 @@ def fit_one(curve: Curve, data: Data, noise: Noise) -> CurveFit:
 def fit_all(data: Data, curves: tuple[Curve, ...] = CURVES) -> dict[str, CurveFit]:
     """Fit every curve under one noise, which is estimated beside the best of them; a periodic pattern is taken off.
 
-    Where the best misfits, slow noise that the free curve has absorbed is tried as the explanation: it is one when its
-    memory is short beside the series, or when what it explains is small beside the fast noise.
+    Where the best misfits, slow noise that the free curve has absorbed is tried as the explanation: it is one when what
+    it explains is small beside the fast noise, and no more than some rows could show by chance.
     """
     plain = Noise(np.ones(len(data.s)))
     fits = {curve.name: _fit(curve, data, plain, None) for curve in curves}
@@ -324,12 +324,10 @@ def fit_all(data: Data, curves: tuple[Curve, ...] = CURVES) -> dict[str, CurveFi
                 noise = _noise_beside(replace(best, data=data), scale)
         fits = _refit(fits, data, noise)
     best = _best(fits)
-    if best.misfit() < REJECTED:
-        slow = _noise_beside(best, scale, free=False)
-        if best.excess() < _SMALL or (slow.spread <= _SLOW_SPREAD and slow.phi <= _SLOW_PHI):
-            again = _refit(fits, data, slow)
-            if _best(again).misfit() >= REJECTED:
-                return again
+    if _HOPELESS < best.misfit() < REJECTED and best.excess() < _SMALL:
+        again = _refit(fits, data, _noise_beside(best, scale, free=False))
+        if _best(again).misfit() >= REJECTED:
+            return again
     return fits
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lplr_cli.diagnostics.decay import LABELS, LAWS, LINEAR, LOGARITHM, STRETCHED, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
-from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, fit_all, scaled
+from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, RESOLUTION, CurveFit, fit_all, scaled
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import whiten
 from lplr_cli.diagnostics.shape import Stretch, describe, stretches
@@ -123,6 +123,8 @@ def weigh(steps: Array, loss: Array) -> Weighed:
     def answer(verdict: str, reason: str, chosen: CurveFit, label: str | None = None) -> Weighed:
         return Weighed(verdict, reason, chosen, fits, misfit, label, constant)
 
+    if _rises(law):
+        return answer("none", "the loss ends above all of its beginning", straight)
     if constant < law.bic + EVIDENCE:
         if misfit >= REJECTED and noise_like:
             return answer("undecided", "the loss does not fall measurably more than its noise", straight)
@@ -147,6 +149,12 @@ def weigh(steps: Array, loss: Array) -> Weighed:
     against = f"ΔBIC {gap:.1f} against {'sublinear' if law is straight else 'linear'}"
     second = f", {one.bic - two.bic:.1f} for a second rate" if law is two else ""
     return answer(law.curve.name, against + second, law)
+
+
+def _rises(fit: CurveFit) -> bool:
+    """Whether the median of the last third lies above all of the first third."""
+    log_y, third = fit.data.log_y, len(fit.data.log_y) // 3
+    return float(np.median(log_y[-third:])) > float(log_y[:third].max()) + RESOLUTION
 
 
 def _name(fit: CurveFit) -> str:
