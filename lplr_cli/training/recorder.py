@@ -196,15 +196,26 @@ class Recorder:
         self.hold(optimizer, scaler=scaler)
         self.release(loss)
 
-    def hold(self, optimizer: torch.optim.Optimizer | None = None, *, scaler: Any = None) -> None:
-        """The first half of :meth:`record`, for loops that learn the loss after the update: measures this step."""
+    def hold(
+        self, optimizer: torch.optim.Optimizer | None = None, *, scaler: Any = None, norms: bool = False
+    ) -> float | None:
+        """The first half of :meth:`record`, for loops that learn the loss after the update: measures this step.
+
+        Args:
+            optimizer, scaler: as in :meth:`record`.
+            norms: measure gradient norm and drift of this step, whatever ``norms_every`` says.
+
+        Returns:
+            The gradient norm, where this process measured that of the gradients in the parameters.
+        """
         self._refuse_children()
         if self._status != "running":
             raise InputError("the recorder is closed", "record inside the with block")
         if self._held is not None:
             self.release(None)
         step = self._step
-        if self._due(self.norms_every, step) or self._due(self.probe_every, step):
+        norms = norms or self._due(self.norms_every, step) or self._due(self.probe_every, step)
+        if norms:
             self._tracked.check()
         if scaler is not None and optimizer is not None:
             _unscale(scaler, optimizer)
@@ -214,10 +225,12 @@ class Recorder:
                 self._write_manifest()
         self._held = {"step": step, "logged": self._is_logged(step)}
         if self._held["logged"] and self._writes:
-            self._held |= self._measured(step, optimizer)
+            self._held |= self._measured(step, optimizer, norms)
         if self._writes:
             self._keep(step)
         self._step += 1
+        square = None if self.exact_every else self._held.get("grad_norm_sq")
+        return None if square is None else math.sqrt(square)
 
     def _keep(self, step: int) -> None:
         """Probe and checkpoint, where it is time."""
@@ -226,8 +239,14 @@ class Recorder:
         if step and self._due(self.checkpoint_every, step):
             self._save()
 
-    def release(self, loss: Tensor | float | None) -> None:
-        """The second half of :meth:`record`: logs the step that was held, with its loss; None where it is unknown."""
+    def release(self, loss: Tensor | float | None, *, grad_norm: float | None = None) -> None:
+        """The second half of :meth:`record`: logs the step that was held.
+
+        Args:
+            loss: of that step; None where it is unknown.
+            grad_norm: of the gradient of that loss, where the loop has clipped or else changed the gradients that it
+                left; NaN where it is unknown.
+        """
         self._refuse_children()
         held, self._held = self._held, None
         if held is None or not held.pop("logged"):
@@ -236,6 +255,8 @@ class Recorder:
         if not self._writes:
             return
         row = held if self.exact_every else {**held, "loss": value}
+        if grad_norm is not None and not self.exact_every:
+            row["grad_norm_sq"] = grad_norm**2
         self._write(row)
 
     def finish(self, loss: Tensor | float | None = None) -> None:
@@ -314,11 +335,10 @@ class Recorder:
     def _is_logged(self, step: int) -> bool:
         return step % self.log_every == 0 or self._due(self.exact_every, step) or self._due(self.probe_every, step)
 
-    def _measured(self, step: int, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    def _measured(self, step: int, optimizer: torch.optim.Optimizer | None, norms: bool) -> dict[str, Any]:
         """What a row has but the loss of the loop."""
         row: dict[str, Any] = {"seconds": self._clock()}
         exact = self._due(self.exact_every, step)
-        norms = self._due(self.norms_every, step) or self._due(self.probe_every, step)
         if exact:
             row["loss"], row["grad_norm_sq"] = self._exact()
         elif not self.exact_every and norms:

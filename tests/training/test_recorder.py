@@ -366,34 +366,91 @@ def test_lightning(tmp_path: Path) -> None:
     assert RunDirectory.open(tmp_path / "r").config()["status"] == "finished"
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_hugging_face_trainer(tmp_path: Path) -> None:
+class ReturnsLoss(nn.Module):
+    """A model as transformers has them; without its own loss on request."""
+
+    def __init__(self, returns: bool = True) -> None:
+        super().__init__()
+        self.net, self.returns = net(), returns
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        out = self.net(x)
+        if labels is None or not self.returns:
+            return {"logits": out}
+        return {"loss": (out - labels).square().sum() / len(x), "logits": out}
+
+
+def hugging_face(tmp_path: Path, *, returns: bool = True, norms_every: int = 5, **options: Any) -> pd.DataFrame:
+    """The log of a run of full-batch gradient descent, 12 steps, by the real Trainer."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
 
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net()
-
-        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            out = self.net(x)
-            return {"loss": (out - labels).square().sum() / len(x), "logits": out}
+    def compute(outputs: dict[str, Tensor], labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        return (outputs["logits"] - labels).square().sum() / len(labels)
 
     rows = [{"x": x, "labels": y} for x, y in zip(X.double(), Y.double(), strict=True)]
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path / "hf"), max_steps=5, per_device_train_batch_size=10, learning_rate=0.01,
-        logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, max_grad_norm=0.0, disable_tqdm=True,
+        output_dir=str(tmp_path / "hf"), max_steps=12, learning_rate=0.05, lr_scheduler_type="constant", optim="sgd",
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
+        **{"per_device_train_batch_size": 10, "max_grad_norm": 0.0, **options},
     )  # fmt: skip
-    callback = transformers_callback(tmp_path / "r", norms_every=1)
-    transformers.Trainer(Plain(), arguments, train_dataset=rows, callbacks=[callback]).train()
-    frame = read_log(tmp_path / "r").log
-    assert frame["step"].tolist() == list(range(5))
-    assert frame["loss"].notna().all()
+    callback = transformers_callback(tmp_path / "r", norms_every=norms_every)
+    own = {} if returns else {"compute_loss_func": compute}
+    model = ReturnsLoss(returns)
+    transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[callback], **own).train()
+    assert not model._forward_hooks
+    return read_log(tmp_path / "r").log
+
+
+def by_hand(tmp_path: Path) -> pd.DataFrame:
     module = net()
-    loss = loss_of(module)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert frame["loss"][0] == pytest.approx(float(loss), rel=1e-3)
-    squares = sum(float(p.grad.square().sum()) for p in module.parameters() if p.grad is not None)
-    assert frame["grad_norm_sq"][0] == pytest.approx(squares, rel=1e-6)
-    assert np.isfinite(frame["drift"]).all()
+    with Recorder(module, tmp_path / "one", norms_every=1) as recorder:
+        descend(module, recorder, 12)
+    return read_log(tmp_path / "one").log
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logging_steps": 5},
+        pytest.param({"logging_steps": 1}, marks=pytest.mark.slow),
+        pytest.param({"logging_steps": 7, "logging_first_step": True}, marks=pytest.mark.slow),
+        pytest.param({"logging_strategy": "no"}, marks=pytest.mark.slow),
+        {"logging_steps": 100, "per_device_train_batch_size": 5, "gradient_accumulation_steps": 2},
+    ],
+)
+def test_hugging_face_trainer(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Loss in every row and gradient norm beside it, at any logging_steps: as a loop of one's own has them."""
+    frame, ours = hugging_face(tmp_path, **options), by_hand(tmp_path)
+    assert frame["step"].tolist() == list(range(12))
+    assert frame["loss"].to_numpy() == pytest.approx(ours["loss"].to_numpy(), rel=1e-9)
+    norms = frame[frame["grad_norm_sq"].notna()]
+    assert norms["step"].tolist() == [0, 5, 10]
+    expected = ours[ours["step"] % 5 == 0]
+    for column in ("loss", "grad_norm_sq", "drift"):
+        assert norms[column].to_numpy() == pytest.approx(expected[column].to_numpy(), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_with_a_loss_of_ones_own(tmp_path: Path) -> None:
+    """Known where the trainer logs, as a mean since the last time; the gradient norm is in the same rows."""
+    frame, ours = hugging_face(tmp_path, returns=False, logging_steps=4), by_hand(tmp_path)
+    known = frame[frame["loss"].notna()]
+    assert known["step"].tolist() == [3, 7, 11]
+    means = [ours["loss"][i : i + 4].mean() for i in (0, 4, 8)]
+    assert known["loss"].to_numpy() == pytest.approx(means, rel=1e-3)
+    assert known["grad_norm_sq"].to_numpy() == pytest.approx(ours["grad_norm_sq"][[3, 7, 11]].to_numpy(), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_face_clips(tmp_path: Path) -> None:
+    """The norm of a clipped gradient is not that of the loss: before clipping it is known where the trainer logs."""
+    frame = hugging_face(tmp_path, norms_every=1, logging_steps=3, max_grad_norm=1e-3)
+    known = frame[frame["grad_norm_sq"].notna()]
+    assert known["step"].tolist() == [2, 5, 8, 11]
+    module = net()
+    loss_of(module).backward()  # type: ignore[no-untyped-call]
+    start = sum(float(p.grad.square().sum()) for p in module.parameters() if p.grad is not None)
+    assert known["grad_norm_sq"].iloc[0] == pytest.approx(start, rel=1e-2)
+    assert frame["loss"].notna().all()
