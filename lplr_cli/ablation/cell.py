@@ -95,9 +95,10 @@ def run_cell(
 def _refuse_other_run(run: RunDirectory, config: TrainConfig) -> None:
     """A cell is gone on with only where its directory holds the run that was asked for."""
     kept = TrainConfig.from_dict(run.manifest().config, str(run.path / "run.json"))
-    # The step size is settled when a run starts, and the path of its data made absolute.
-    data = replace(kept.data.vouched(Word(data=config.data.source)), source=config.data.source)
-    if kept.with_(lr=kept.lr if config.lr is None else config.lr, data=data) != config.with_(lr=kept.lr):
+    # What the line leaves open is settled when a run starts: the step size, details of the data and their path.
+    other = kept.data.vouched(Word(data=config.data.source)).differing(config.data)
+    settled = replace(config, lr=kept.lr if config.lr is None else config.lr, data=kept.data)
+    if other is not None or kept != settled:
         raise InputError(f"{run.path} holds a run with other options", "choose another --out")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,9 +238,8 @@ def _same_data(own: DataSpec, source: Source, path: Path) -> DataSpec:
     if source.data is None:
         return own
     settled = own.vouched(source.word)
-    blank = DataSpec(own.source)
-    for name in (f.name for f in fields(DataSpec) if f.name not in ("source", "data_dir", "told_by")):
+    name = own.differing(source.data)
+    if name is not None:
         given = getattr(source.data, name)
-        if given not in (getattr(blank, name), getattr(own, name)):
-            raise InputError(f"{path} knows its own data: {name} is {getattr(own, name)}, not {given}", "leave it out")
+        raise InputError(f"{path} knows its own data: {name} is {getattr(own, name)}, not {given}", "leave it out")
     return settled

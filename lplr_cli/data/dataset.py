@@ -95,6 +95,14 @@ class DataSpec:
         is_code = is_factory_reference(self.source) and not Path(self.source).exists()
         return f"--data {self.source}" if is_code else None
 
+    def differing(self, said: DataSpec) -> str | None:
+        """The first detail that ``said`` gives otherwise; what it leaves at its default may have been settled here."""
+        blank = DataSpec(self.source)
+        for name in (f.name for f in fields(DataSpec) if f.name not in ("source", "data_dir", "told_by")):
+            if getattr(said, name) not in (getattr(blank, name), getattr(self, name)):
+                return name
+        return None
+
     def vouched(self, word: Word) -> DataSpec:
         """These data as the user's, where the user says the same; unchanged where the user says nothing.
 
