@@ -212,7 +212,7 @@ def linear_rate(e: Evidence) -> Finding:
     if fit.verdict == "sublinear":
         reason = f"no linear rate is seen: sublinear, exponent {fit.alpha:.3g}, {fit.reason}"
         return Finding("C2", UNKNOWN, fit.alpha, None, reason)
-    return Finding("C2", UNKNOWN, fit.rate, None, fit.reason)
+    return Finding("C2", UNKNOWN, fit.rate, None, fit.about)
 
 
 def _ball(e: Evidence) -> AtRadius | None:
