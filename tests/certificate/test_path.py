@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import mpmath  # type: ignore[import-untyped]
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lplr_cli.certificate import CERTIFIED, Aim, BallBounds, CertifiedCurvature, Region, SmoothMLP, Smoothness, Walk
-from lplr_cli.certificate.pieces import Piece, Pieces
 from lplr_cli.losses import Loss
 from lplr_cli.models import ModelSpec, build_model
 from lplr_cli.training.objective import Objective
@@ -110,97 +105,6 @@ def test_least_squares_has_its_curvature_and_ratio(scale: float) -> None:
         low = region.l_star_lower
         assert low is not None
         assert case.objective(b)[0] - low <= region.rate * (case.objective(a)[0] - low)
-
-
-def test_nothing_deviates_from_the_chord_of_a_quadratic() -> None:
-    piece = quadratic_piece(beta=3.0, alpha=0.0)
-    pieces = Pieces([piece])
-    assert float(pieces.deviation.max()) == 0.0
-
-
-def quadratic_piece(beta: float, alpha: float) -> Piece:
-    """L = ½ θᵀ diag(1, 3) θ between two points."""
-    h = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    a, b = torch.tensor([1.0, 1.0], dtype=torch.float64), torch.tensor([0.6, 0.2], dtype=torch.float64)
-    g, k = h * a, h * b
-    s, y = b - a, k - g
-    return Piece(
-        step=0, length=float(s.norm()), start=float(g @ g), end=float(k @ k), inner=float(g @ k), change=float(y @ y),
-        along=float(s @ y), loss_start=float(a @ g) / 2, loss_end=float(b @ k) / 2, dot_error=0.0, allowed=0.01,
-        smoothness=Smoothness(beta, alpha, 0.0, 0.0),
-    )  # fmt: skip
-
-
-def test_lemmas_on_a_quadratic_in_rational_numbers() -> None:
-    """κ², the chord, U and ℓ against their formulas, evaluated by hand for L = ½ θᵀ diag(1, 3) θ."""
-    pieces = Pieces([quadratic_piece(beta=3.0, alpha=0.5)])
-    # σ = (−2/5, −4/5), y = (−2/5, −12/5): ⟨σ, y⟩ = 52/25, d² = 4/5, ||y||² = 148/25.
-    assert float(pieces.kappa_sq[0]) == pytest.approx(2.5 * 52 / 25 + 0.5 * 3 * 4 / 5 - 148 / 25, rel=1e-9)
-    assert float(pieces.chord_high.max()) == pytest.approx(math.sqrt(10), rel=1e-9)
-    assert float(pieces.chord_low.min()) == pytest.approx(math.sqrt(0.36 + 0.36), rel=1e-9)
-    above, below = pieces.loss_above(0.01), float(pieces.loss_below(0.01)[0])
-    # At the first node: L = 2, the bow is that of the first interval, ρ times the gradient there and βρ²/2 on top.
-    bow = (1 / 128) * (127 / 128)
-    away = (math.sqrt(10) + 0.0 * bow) * 0.01 + 3.0 * 1e-4 / 2
-    assert float(above[0, 0]) == pytest.approx(2.0 + 0.5 * 0.8 * bow / 2 + away, rel=1e-9)
-    # Lowest: near the second node, where L = 6/25.
-    assert below <= 6 / 25 - 0.01 * math.sqrt(0.72) - 0.5 * 1e-4 / 2 + 1e-12
-    assert below >= 6 / 25 - 0.01 * float(pieces.chord_high[0, -1]) - 3 * 0.8 / 8 - 1e-3
-
-
-# -- lemmas against functions whose Hessian is known --
-
-
-# Amplitude, frequency, start and move of each coordinate.
-WAVES = st.tuples(st.floats(0.1, 2), st.floats(0.3, 3), st.floats(-3, 3), st.floats(-1.5, 1.5))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(WAVES, min_size=1, max_size=4),
-    st.floats(0.0, 0.3),
-)
-def test_lemmas_bound_sums_of_sines(waves: list[tuple[float, float, float, float]], rho: float) -> None:
-    """L = 10 + Σ a sin(bθ): −ab² ≤ ∇²L ≤ ab², its Lipschitz constant ab³; every bound at many points of the tube."""
-    a, b, start, move = (np.array(v) for v in zip(*waves, strict=True))
-    beta = alpha = float((a * b**2).max())
-    end = start + move
-    loss: Callable[[np.ndarray], float] = lambda t: 10 + float((a * np.sin(b * t)).sum())  # noqa: E731
-    grad: Callable[[np.ndarray], np.ndarray] = lambda t: a * b * np.cos(b * t)  # noqa: E731
-    g, k, sigma = grad(start), grad(end), end - start
-    length = float(np.linalg.norm(sigma))
-    piece = Piece(
-        0, length * (1 + 1e-12), float(g @ g), float(k @ k), float(g @ k), float((k - g) @ (k - g)),
-        float(sigma @ (k - g)), loss(start), loss(end), 1e-15, 1.0,
-        Smoothness(beta, alpha, 0.0, float((a * b**3).max())),
-    )  # fmt: skip
-    pieces = Pieces([piece])
-    assert pieces.kappa_sq[0] >= -1e-9
-    lower, above, below = pieces.gradient(rho)[0], pieces.loss_above(rho)[0], float(pieces.loss_below(rho)[0])
-    seen = float(pieces.lowest_seen(rho)[0])
-    rng = np.random.default_rng(0)
-    lowest = math.inf
-    for tau in np.linspace(0, 1, 33):
-        interval = min(int(tau * len(lower)), len(lower) - 1)
-        centre = start + tau * sigma
-        for _ in range(4):
-            away = rng.standard_normal(len(a))
-            # Perpendicular to the segment, so that the nearest point is this one, except beyond its ends.
-            if length > 0:
-                away -= (away @ sigma) / length**2 * sigma
-            size = float(np.linalg.norm(away))
-            point = centre + (rho / size * away if size > 1e-9 else 0)
-            around = [interval, max(0, interval - 1)] if tau * len(lower) == interval else [interval]
-            assert min(lower[i] for i in around) <= np.linalg.norm(grad(point)) + 1e-9
-            assert max(above[i] for i in around) >= loss(point) - 1e-9
-            assert below <= loss(point) + 1e-9
-        lowest = min(lowest, loss(centre))
-    assert seen >= below
-    # D reaches ρ from each node: going down the gradient by ρ is inside.
-    for point, slope in ((start, g), (end, k)):
-        if np.linalg.norm(slope) > 0:
-            lowest = min(lowest, loss(point - rho * slope / np.linalg.norm(slope)))
-    assert seen >= lowest - 1e-6 or seen >= min(loss(start), loss(end)) - beta * rho**2
 
 
 # -- curvature over balls --
@@ -493,29 +397,6 @@ def test_errors_that_are_inflated_show_in_the_result() -> None:
             assert worse.rate is not None
             assert clean.rate is not None
             assert worse.rate > clean.rate
-    piece = quadratic_piece(3.0, 0.5)
-    sharp, blunt = Pieces([piece]), Pieces([replace(piece, dot_error=1e-3)])
-    assert float(blunt.kappa_sq[0]) > float(sharp.kappa_sq[0])
-    assert float(blunt.chord_low.min()) < float(sharp.chord_low.min())
-    assert float(blunt.chord_high.max()) > float(sharp.chord_high.max())
-
-
-def test_each_constant_moves_the_bounds_in_its_direction() -> None:
-    base = quadratic_piece(3.0, 0.5)
-    s = Smoothness(3.0, 0.5, 2.0, 2.0)
-
-    def bounds(**changes: float) -> tuple[float, float, float]:
-        p = Pieces([replace(base, smoothness=replace(s, **changes))])
-        return float(p.gradient(0.01).min()), float(p.loss_above(0.01).max()), float(p.loss_below(0.01)[0])
-
-    clean = bounds()
-    # Small Lipschitz constants rule here, so that each of them is felt.
-    assert bounds(gauss_newton=2.5)[0] < clean[0]
-    assert bounds(rest=2.2)[0] < clean[0]
-    assert bounds(beta=4.0)[0] < clean[0]
-    assert bounds(alpha=0.6)[1] > clean[1]
-    assert bounds(beta=4.0)[2] < clean[2]
-    assert bounds(loss_error=0.1)[1:] == pytest.approx((clean[1] + 0.1, clean[2] - 0.1))
 
 
 def test_aims_change_the_work_and_never_the_truth() -> None:
