@@ -79,24 +79,21 @@ class PathCertificate:
     @property
     def figures(self) -> PathFigures:
         """For people and files; a proof and an estimate never share a figure."""
-        r, proved = self.region, self.region.kind == CERTIFIED
-        values = [k.mu for k in self.kernel or ()]
-        known = [v for v in values if v is not None]
+        r = self.region
+        own, other = (r, None) if r.kind == CERTIFIED else (None, r)
         return PathFigures(
             kind=r.kind,
             why_estimate=self.why_estimate or None,
             loss=self.loss,
-            certified_share=r.certified_share if proved else 0.0,
+            certified_share=own.certified_share if own else 0.0,
             share=r.certified_share,
             length=r.length,
             first_step=r.first_step,
             last_step=r.last_step,
             steps=r.steps,
-            steps_certified=r.steps_certified if proved else 0,
-            mu_path=r.mu if proved else None,
-            mu_path_star=r.mu_star if proved else None,
-            mu_path_estimated=None if proved else r.mu,
-            mu_path_star_estimated=None if proved else r.mu_star,
+            steps_certified=own.steps_certified if own else 0,
+            **_mu_and_rate(own, ("mu_path", "mu_path_star", "rate_proved")),
+            **_mu_and_rate(other, ("mu_path_estimated", "mu_path_star_estimated", "rate_estimated")),
             measured=r.measured,
             measured_star=r.measured_star,
             radius=r.radius,
@@ -104,8 +101,6 @@ class PathCertificate:
             l_star_upper=r.l_star_upper,
             beta_max=r.beta_max,
             eta_beta_max=r.eta_beta_max,
-            rate_proved=r.rate if proved else None,
-            rate_estimated=None if proved else r.rate,
             rate_from_step=r.rate_from_step,
             rate_reason=r.rate_reason or None,
             eta_mu_t=r.eta_mu_t,
@@ -115,9 +110,16 @@ class PathCertificate:
             not_certified=tuple({"step": step, "reason": reason} for step, reason in r.not_certified),
             agreement=self.agreement.sentence,
             confirmed=self.agreement.confirmed,
-            mu_kernel_tube=min(known) if known and len(known) == len(values) else None,
+            mu_kernel_tube=self._kernel_mu,
             kernel_tube=None if self.kernel is None else tuple(asdict(k) for k in self.kernel),
         )
+
+    @property
+    def _kernel_mu(self) -> float | None:
+        """The smallest of the checkpoints; None where one has none."""
+        values = [k.mu for k in self.kernel or ()]
+        known = [v for v in values if v is not None]
+        return min(known) if known and len(known) == len(values) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The object ``path`` of ``lplr certify RUN --path --format json``."""
@@ -126,6 +128,12 @@ class PathCertificate:
     def to_frame(self) -> pd.DataFrame:
         """A row a step: step, certified, mu, mu_star, beta, eta_beta, factor, length, pieces, reason."""
         return pd.DataFrame([asdict(row) for row in self.region.rows])
+
+
+def _mu_and_rate(region: Region | None, names: tuple[str, str, str]) -> dict[str, float | None]:
+    """μ, μ with L* = 0 and the rate under these names; None where the region is of the other kind."""
+    values = (None, None, None) if region is None else (region.mu, region.mu_star, region.rate)
+    return dict(zip(names, values, strict=True))
 
 
 def certify_path(

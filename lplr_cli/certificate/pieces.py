@@ -87,7 +87,8 @@ class Pieces:
         }
         self.beta, self.alpha = constants["beta"], constants["alpha"]
         self.step, self.length, self.allowed = columns["step"].astype(np.int64), columns["length"], columns["allowed"]
-        self._loss = columns["loss_start"], columns["loss_end"], constants["loss_error"]
+        ends = [p.loss_start for p in pieces], [p.loss_end for p in pieces]
+        self._loss = np.array(ends[0], dtype=np.float64), np.array(ends[1], dtype=np.float64), constants["loss_error"]
         edges = np.linspace(0.0, 1.0, INTERVALS + 1)
         low, high = edges[:-1], edges[1:]
         # sup of τ(1 − τ) on each interval: at ½, or at the end that is nearer to it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,42 +164,56 @@ def assemble(
     """
     bounds = _bounds(found, radius)
     rows = _rows(found, bounds, descents, lost)
-    length = math.fsum(row.length for row in rows)
-    inside = [row for row in rows if row.certified]
-    certified = [p for p, ok in zip(found, bounds.inside, strict=True) if ok]
     rate, first, reason = _rate(rows, bool(descents))
-    eta = {d.step: d.lr for d in descents}
-    empty = not certified
-    mu = None if empty else float(bounds.mu[bounds.inside].min())
     eta_beta = [row.eta_beta for row in rows if row.eta_beta is not None and math.isfinite(row.eta_beta)]
-    return Region(
+    outside = Region(
         kind=kind,
-        certified_share=1.0
-        if len(inside) == len(rows) and rows
-        else min(1.0, math.fsum(p.length for p in certified) / length)
-        if length > 0
-        else 0.0,
-        length=length,
-        first_step=None if empty else certified[0].step,
-        last_step=None if empty else certified[-1].step + 1,
+        certified_share=0.0,
+        length=math.fsum(row.length for row in rows),
+        first_step=None,
+        last_step=None,
         steps=steps,
-        steps_certified=len(inside),
-        radius=None if empty else bounds.radius,
-        mu=mu,
-        mu_star=None if empty else float(bounds.mu_star[bounds.inside].min()),
-        l_star_lower=None if empty else bounds.floor,
-        l_star_upper=None if empty else bounds.above,
-        beta_max=None if empty else max(p.smoothness.beta for p in certified),
-        eta_beta_max=max(eta_beta) if eta_beta else None,
+        steps_certified=0,
+        radius=None,
+        mu=None,
+        mu_star=None,
+        l_star_lower=None,
+        l_star_upper=None,
+        beta_max=None,
+        eta_beta_max=max(eta_beta, default=None),
         rate=rate,
         rate_from_step=first,
         rate_reason=reason,
-        eta_mu_t=math.fsum(eta.get(row.step, 0.0) * mu for row in inside) if mu is not None and descents else None,
+        eta_mu_t=None,
         pieces=len(found),
         balls=balls,
         measured=_measured(nodes, bounds.floor),
         measured_star=_measured(nodes, 0.0),
         rows=rows,
+    )
+    return _inside(outside, found, bounds, descents) if bounds.inside.any() else outside
+
+
+def _inside(region: Region, found: Sequence[Piece], bounds: _Bounds, descents: Sequence[Descent]) -> Region:
+    """What is known of D, where it is not empty."""
+    certified = [p for p, ok in zip(found, bounds.inside, strict=True) if ok]
+    inside = [row for row in region.rows if row.certified]
+    whole = len(inside) == len(region.rows)
+    mu = float(bounds.mu[bounds.inside].min())
+    eta = {d.step: d.lr for d in descents}
+    return replace(
+        region,
+        certified_share=1.0 if whole else min(1.0, math.fsum(p.length for p in certified) / region.length),
+        first_step=certified[0].step,
+        last_step=certified[-1].step + 1,
+        steps_certified=len(inside),
+        radius=bounds.radius,
+        mu=mu,
+        mu_star=float(bounds.mu_star[bounds.inside].min()),
+        l_star_lower=bounds.floor,
+        l_star_upper=bounds.above,
+        beta_max=max(p.smoothness.beta for p in certified),
+        eta_mu_t=math.fsum(eta.get(row.step, 0.0) * mu for row in inside) if descents else None,
     )
 
 
