@@ -142,7 +142,7 @@ def test_kill_between_status_and_summary(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def killed() -> None:
-        with mock.patch("lplr_cli.cli.train._finish", die):
+        with mock.patch.object(RunDirectory, "write_summary", die):
             options = ["--samples", "8", "--width", "3", "--depth", "1", "--lr", "0.02", "--steps", "20"]
             lplr(["train", "mnist", *options, "--probe-every", "10", "--out", str(tmp_path / "r")])
 
