@@ -17,12 +17,15 @@ if TYPE_CHECKING:
         certify,
         certify_path,
         fit_rate,
+        list_runs,
         pl_ratio,
         predict,
         predict_outputs,
         probe_hessian,
         probe_ntk,
+        report,
         train,
+        watch,
     )
     from lplr_cli.audit.run import Audit, audit
     from lplr_cli.training import Recorder
@@ -36,12 +39,15 @@ _HOMES = {
         "certify",
         "certify_path",
         "fit_rate",
+        "list_runs",
         "pl_ratio",
         "predict",
         "predict_outputs",
         "probe_hessian",
         "probe_ntk",
+        "report",
         "train",
+        "watch",
     ),
     "lplr_cli.audit.run": ("Audit", "audit"),
     "lplr_cli.analysis": ("Source",),
@@ -58,14 +64,21 @@ __all__ = [
     "certify_path",
     "fit_rate",
     "lightning_callback",
+    "list_runs",
     "pl_ratio",
     "predict",
     "predict_outputs",
     "probe_hessian",
     "probe_ntk",
+    "report",
     "train",
     "transformers_callback",
+    "watch",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

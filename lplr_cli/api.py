@@ -6,6 +6,8 @@ Errors are :class:`lplr_cli.errors.LplrError`, with the same text as on the comm
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from lplr_cli import ablation, analysis
 from lplr_cli.analysis import (
+    OWN,
     HessianProbe,
     HessianSeries,
     KernelProbe,
@@ -29,19 +32,25 @@ from lplr_cli.analysis import (
     predict_run,
     probe_checkpoint,
     read_log,
+    summary_of,
 )
 from lplr_cli.analysis import certify_path as along_path
 from lplr_cli.data import DataSpec
 from lplr_cli.diagnostics import Convergence, PLRatio, analyse_pl_ratio, analyse_rate
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
-from lplr_cli.runs import RunDirectory
+from lplr_cli.reporting.files import check_target, expanded_runs, write_report
+from lplr_cli.reporting.look import view
+from lplr_cli.reporting.report import gather
+from lplr_cli.runs import RunDirectory, frame_of, runs_root
+from lplr_cli.runs.catalogue import COLUMNS, catalogue
+from lplr_cli.shown import Shown
 from lplr_cli.training import TrainConfig
 from lplr_cli.training import train as run_training
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """A record of figures, nested as in the command's JSON."""
 
     record: dict[str, Any]
@@ -55,8 +64,8 @@ class Report:
         return pd.json_normalize(self.record).T.rename_axis("key").set_axis(["value"], axis=1).reset_index()
 
 
-@dataclass(frozen=True)
-class TrainingRun:
+@dataclass(frozen=True, repr=False)
+class TrainingRun(Shown):
     """A run and its closing table.
 
     Attributes:
@@ -78,8 +87,8 @@ class TrainingRun:
         return read_log(self.path).log
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Shown):
     """A grid of runs.
 
     Attributes:
@@ -99,6 +108,29 @@ class Sweep:
     def to_frame(self) -> pd.DataFrame:
         """A row a run."""
         return self.table
+
+
+@dataclass(frozen=True, repr=False)
+class RunList(Shown):
+    """The runs below a folder.
+
+    Attributes:
+        runs: a record a run, with the keys of ``lplr list --format json``.
+    """
+
+    runs: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The records and their number."""
+        return {"count": len(self.runs), "runs": self.runs}
+
+    def short(self) -> list[tuple[str, str]]:
+        """A row a run."""
+        return [(r["run"], r["error"] or f"{r['status']}, step {r['steps']}, loss {r['loss']}") for r in self.runs]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a run."""
+        return frame_of(self.runs, COLUMNS)
 
 
 def _step_size(value: Any) -> Any:
@@ -235,3 +267,66 @@ def fit_rate(
     """``lplr fit-rate`` on a run, a log or a table in memory."""
     log = _log(source, columns)
     return analyse_rate(log.series(), window=window, facts=log.facts(), smoothing=smoothing)
+
+
+def list_runs(folder: str | Path | None = None, *, status: str | None = None, name: str | None = None) -> RunList:
+    """``lplr list``: the runs below a folder, $LPLR_RUNS (./runs) by default, with status and key figures.
+
+    Raises:
+        InputError: no such folder or status.
+    """
+    root = runs_root() if folder is None else Path(folder)
+    return RunList(catalogue(root, lambda run: summary_of(run).to_dict(), status=status, name=name))
+
+
+def watch(run: str | Path, *, every: float = 1.0) -> Iterator[str]:
+    """``lplr watch``: looks at a run as text, now and every ``every`` seconds until it has ended.
+
+    ::
+
+        for look in lplr.watch("runs/mine"):
+            print(look)
+
+    Raises:
+        InputError: no run, or one without a row yet.
+    """
+    directory = RunDirectory.open(Path(run))
+    while True:
+        running = directory.manifest().status == "running"
+        yield view(directory)
+        if not running:
+            return
+        time.sleep(every)
+
+
+def report(
+    *runs: str | Path,
+    out: str | Path = "report.html",
+    columns: dict[str, str] | None = None,
+    window: tuple[float, float] | None = None,
+    title: str | None = None,
+    formats: Sequence[str] = ("png", "svg"),
+    certificate: bool = True,
+    source: Source = OWN,
+    force: bool = False,
+) -> Report:
+    """``lplr report``: a self-contained HTML page, or a folder of figures.
+
+    Args:
+        *runs: run directories, sweep directories or logs.
+        out: a page, which ends in .html, or a folder.
+        columns, window: as in :func:`pl_ratio`.
+        title: of the page.
+        formats: of figures in a folder: png, svg, pdf.
+        certificate: prove what can be proved.
+        source: network and data of runs that do not tell them.
+        force: overwrite.
+
+    Raises:
+        InputError: a run that cannot be read, or a target that exists.
+    """
+    target = Path(out)
+    check_target(target, formats, force)
+    logs = [read_log(name, columns) for name in expanded_runs([str(run) for run in runs])]
+    reports = [gather(log, source, window=window, certificate=certificate) for log in logs]
+    return Report(write_report(reports, target, kinds=formats, title=title, force=force))

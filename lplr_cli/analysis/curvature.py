@@ -39,6 +39,7 @@ from lplr_cli.ntk import DEFAULT_MEMORY, Network, NTKOperator
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
 from lplr_cli.runs.checkpoint import is_checkpoint, parse_checkpoint
 from lplr_cli.runs.foreign_weights import read_file
+from lplr_cli.shown import Shown
 from lplr_cli.training import resolve_device
 
 # Points of the density's curve, and its smoothing in parts of the spectrum's width.
@@ -47,8 +48,8 @@ _GRID, _WIDTH = 401, 0.01
 NEGATIVE = 1e-3
 
 
-@dataclass(frozen=True)
-class HessianProbe:
+@dataclass(frozen=True, repr=False)
+class HessianProbe(Shown):
     """The Hessian at a checkpoint: the JSON record and the smoothed density."""
 
     record: dict[str, Any]
@@ -63,8 +64,8 @@ class HessianProbe:
         return self.density
 
 
-@dataclass(frozen=True)
-class HessianSeries:
+@dataclass(frozen=True, repr=False)
+class HessianSeries(Shown):
     """The Hessian along a run: the JSON record and a row a checkpoint."""
 
     record: dict[str, Any]

@@ -30,6 +30,7 @@ from lplr_cli.ntk import (
     operator_norm,
 )
 from lplr_cli.runs import RunDirectory, plain
+from lplr_cli.shown import Shown
 
 Vector = NDArray[np.float64]
 # A run is called lazy while the predicted loss is within 10 % of the measured one at every step.
@@ -78,8 +79,8 @@ class Piece:
     error_to_end: float | None
 
 
-@dataclass(frozen=True)
-class LazyPrediction:
+@dataclass(frozen=True, repr=False)
+class LazyPrediction(Shown):
     """Measured and predicted loss of a run.
 
     Attributes:

@@ -17,11 +17,12 @@ from lplr_cli.data import Dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES
 from lplr_cli.runs import SCHEMA_VERSION, plain
+from lplr_cli.shown import Shown
 from lplr_cli.training import resolve_device
 
 
-@dataclass(frozen=True)
-class KernelProbe:
+@dataclass(frozen=True, repr=False)
+class KernelProbe(Shown):
     """Spectrum of the NTK at a checkpoint: the JSON record and the eigenvalues, ascending."""
 
     record: dict[str, Any]

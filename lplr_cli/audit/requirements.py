@@ -1,4 +1,4 @@
-"""Requirement expressions such as ``pl_ratio.min >= 0.05`` over the JSON of a command."""
+"""Requirements such as ``pl_ratio.min >= 0.05`` or ``verdict == "linear"`` over the JSON of a command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from lplr_cli.errors import InputError
 
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
     ">": operator.gt,
@@ -19,19 +19,22 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
-_FORM = re.compile(r"\s*(?P<key>[A-Za-z_][\w.]*)\s*(?P<op>>=|<=|==|!=|>|<)\s*(?P<number>\S+)\s*")
+_FORM = re.compile(
+    r"""\s*(?P<key>[A-Za-z_][\w.]*)\s*(?P<op>>=|<=|==|!=|>|<)\s*"""
+    r"""(?:(?P<quote>["'])(?P<text>[^"']*)(?P=quote)|(?P<number>[^\s"']+))\s*"""
+)
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """A key of the JSON, a comparison and a number."""
+    """A key of the JSON, a comparison, and a number or a text."""
 
     key: str
     comparison: str
-    number: float
+    value: float | str
 
     def __str__(self) -> str:
-        return f"{self.key} {self.comparison} {self.number:g}"
+        return f"{self.key} {self.comparison} {_shown(self.value, 'g')}"
 
 
 @dataclass(frozen=True)
@@ -39,41 +42,54 @@ class Failure:
     """A requirement that does not hold, with the value found (None for null)."""
 
     requirement: Requirement
-    value: float | None
+    value: float | str | None
 
     def __str__(self) -> str:
-        found = "null" if self.value is None else f"{self.value:.6g}"
-        return f"{self.requirement} (found {found})"
+        return f"{self.requirement} (found {_shown(self.value, '.6g')})"
+
+
+def _shown(value: float | str | None, digits: str) -> str:
+    if value is None:
+        return "null"
+    return f'"{value}"' if isinstance(value, str) else f"{value:{digits}}"
 
 
 def parse_requirement(text: str) -> Requirement:
-    """Read ``KEY COMPARISON NUMBER``; ``true`` and ``false`` are 1 and 0.
+    """Read ``KEY COMPARISON NUMBER`` or ``KEY == "TEXT"``; ``true`` and ``false`` are 1 and 0.
 
     Raises:
         InputError: it has another form.
     """
     match = _FORM.fullmatch(text)
     if match is not None:
-        word = match["number"].lower()
-        try:
-            number = {"true": 1.0, "false": 0.0}.get(word)
-            number = float(word) if number is None else number
-        except ValueError:
-            number = math.nan
-        if not math.isnan(number):
-            return Requirement(match["key"], match["op"], number)
-    raise InputError(f"requirement {text!r} is not understood", "write it like 'pl_ratio.min >= 0.05'")
+        value = match["text"] if match["quote"] else _number(match["number"])
+        if value is not None and (not match["quote"] or match["op"] in ("==", "!=")):
+            return Requirement(match["key"], match["op"], value)
+    raise InputError(
+        f"requirement {text!r} is not understood", "write it like 'pl_ratio.min >= 0.05' or 'verdict == \"linear\"'"
+    )
 
 
-def numeric_keys(record: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """Dotted keys of all numbers, truth values and nulls below ``record``."""
-    found: dict[str, float | None] = {}
+def _number(text: str) -> float | None:
+    word = text.lower()
+    if word in ("true", "false"):
+        return float(word == "true")
+    try:
+        number = float(word)
+    except ValueError:
+        return None
+    return None if math.isnan(number) else number
+
+
+def scalar_keys(record: Mapping[str, Any], prefix: str = "") -> dict[str, float | str | None]:
+    """Dotted keys of all numbers, truth values, texts and nulls below ``record``."""
+    found: dict[str, float | str | None] = {}
     for key, value in record.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found |= numeric_keys(value, f"{name}.")
-        elif value is None:
-            found[name] = None
+            found |= scalar_keys(value, f"{name}.")
+        elif value is None or isinstance(value, str):
+            found[name] = value
         elif isinstance(value, bool | int | float):
             found[name] = float(value)
     return found
@@ -83,9 +99,9 @@ def check_requirements(requirements: Iterable[Requirement], record: Mapping[str,
     """The requirements that fail; a null fails.
 
     Raises:
-        InputError: a key that the record does not have, listing those it has.
+        InputError: a key that the record does not have, listing those it has; a text compared with a number.
     """
-    keys = numeric_keys(record)
+    keys = scalar_keys(record)
     failures = []
     for requirement in requirements:
         if requirement.key not in keys:
@@ -97,6 +113,9 @@ def check_requirements(requirements: Iterable[Requirement], record: Mapping[str,
                 continue
             raise InputError(f"no key {requirement.key!r}", f"the keys are {', '.join(keys)}")
         value = keys[requirement.key]
-        if value is None or not _COMPARISONS[requirement.comparison](value, requirement.number):
+        if value is not None and isinstance(value, str) != isinstance(requirement.value, str):
+            kind, example = ("a text", '== "…"') if isinstance(value, str) else ("a number", ">= 0.05")
+            raise InputError(f"{requirement.key} is {kind}", f"compare it like {requirement.key} {example}")
+        if value is None or not _COMPARISONS[requirement.comparison](value, requirement.value):
             failures.append(Failure(requirement, value))
     return failures

@@ -19,12 +19,13 @@ from lplr_cli.audit.scope import Scope
 from lplr_cli.diagnostics import Convergence, PLRatio
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import SCHEMA_VERSION, plain
+from lplr_cli.shown import Shown
 
 _LOCAL_PL = {Verdict.YES: True, Verdict.NO: False, Verdict.UNDETERMINED: None}
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Shown):
     """Everything that was found.
 
     Attributes:
@@ -80,6 +81,11 @@ class Audit:
             }
         )
         return cleaned
+
+    def short(self) -> list[tuple[str, str]]:
+        """The verdict and each finding."""
+        rows = [("source", self.source), ("local PL", f"{self.verdict}: {self.explanation}")]
+        return [*rows, *((f.key, f"{f.status}: {f.reason}") for f in (*self.findings, *self.sanity))]
 
     def to_frame(self) -> pd.DataFrame:
         """A row a finding."""

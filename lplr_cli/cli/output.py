@@ -15,6 +15,7 @@ from lplr_cli import escape
 from lplr_cli.audit.requirements import Failure, Requirement, check_requirements, parse_requirement
 from lplr_cli.cli.streams import say, unicode_stdout
 from lplr_cli.errors import InputError
+from lplr_cli.shown import flatten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,8 @@ Require = Annotated[
     list[str] | None,
     typer.Option(
         "--require",
-        help="Fail (exit 1) unless it holds, e.g. 'pl_ratio.min >= 0.05'. Repeatable; keys are those of --format json.",
+        help="Fail (exit 1) unless it holds, e.g. 'pl_ratio.min >= 0.05' or 'verdict == \"linear\"'. Repeatable; keys "
+        "are those of --format json.",
         rich_help_panel="Output",
     ),
 ]
@@ -174,17 +176,6 @@ def stdout_console() -> Console:
         width = None if sys.stdout.isatty() else PIPE_WIDTH
         return Console(color_system=None, force_terminal=False, width=width)
     return Console()
-
-
-def flatten(record: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys and scalar values of a nested record, in order."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            pairs += flatten(value, f"{prefix}{key}.")
-        elif not isinstance(value, list):
-            pairs.append((f"{prefix}{key}", value))
-    return pairs
 
 
 def key_value_frame(record: dict[str, Any]) -> pd.DataFrame:

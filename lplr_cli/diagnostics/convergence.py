@@ -20,6 +20,7 @@ from lplr_cli.diagnostics.segments import Segment, segments_of
 from lplr_cli.diagnostics.series import LossSeries
 from lplr_cli.diagnostics.window import Window, given_window, settled_row, stable_window
 from lplr_cli.errors import InputError
+from lplr_cli.shown import Shown
 
 MODEL = (
     "L_t = m(t) with multiplicative or additive ARMA(1,1) noise, m one of: linear L_inf + A rho^t; two_rate "
@@ -33,8 +34,8 @@ _EARLY = 0.1
 DOUBTED = 0.05
 
 
-@dataclass(frozen=True)
-class Convergence:
+@dataclass(frozen=True, repr=False)
+class Convergence(Shown):
     """How a log converges.
 
     Attributes:

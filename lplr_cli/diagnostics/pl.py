@@ -14,6 +14,7 @@ from lplr_cli.diagnostics.rate import read
 from lplr_cli.diagnostics.series import LossSeries
 from lplr_cli.diagnostics.window import Window, given_window, settled_row, stable_window
 from lplr_cli.errors import InputError
+from lplr_cli.shown import Shown
 
 L_STAR_RULES = ("min", "terminal", "zero", "fit")
 
@@ -64,8 +65,8 @@ def rolling_envelope(ratio: NDArray[np.float64], rows: int) -> NDArray[np.float6
     return rolled.quantile(0.05).to_numpy()
 
 
-@dataclass(frozen=True)
-class PLRatio:
+@dataclass(frozen=True, repr=False)
+class PLRatio(Shown):
     """PL ratio of a series, its envelope on a window, and the bracket that needs no L*.
 
     Attributes:

@@ -328,7 +328,31 @@ def test_requirement_expressions() -> None:
         with pytest.raises(InputError):
             parse_requirement(text)
     with pytest.raises(InputError, match=r"a\.b"):
-        check_requirements([parse_requirement("f == 1")], record)
+        check_requirements([parse_requirement("g == 1")], record)
+
+
+def test_requirements_of_texts() -> None:
+    record = {"verdict": "linear", "a": {"status": "holds (verified)", "n": None}, "rate": 0.5}
+    good = ['verdict == "linear"', "verdict=='linear'", 'a.status != "fails"', 'verdict != ""']
+    assert check_requirements([parse_requirement(t) for t in good], record) == []
+    bad = ['verdict == "two_rate"', "a.status != 'holds (verified)'", 'a.n == "x"']
+    failures = [str(f) for f in check_requirements([parse_requirement(t) for t in bad], record)]
+    assert failures[0] == 'verdict == "two_rate" (found "linear")'
+    assert failures[2] == 'a.n == "x" (found null)'
+    for text in ('verdict >= "linear"', 'verdict == "linear', "verdict == linear", "verdict == 'a\"", 'x == "a" b'):
+        with pytest.raises(InputError, match="not understood"):
+            parse_requirement(text)
+    for text, kind in (("verdict == 1", "verdict is a text"), ('rate == "x"', "rate is a number")):
+        with pytest.raises(InputError, match=kind):
+            check_requirements([parse_requirement(text)], record)
+
+
+def test_a_verdict_can_be_required(workspace: Path) -> None:
+    log = workspace / "verdict.csv"
+    log.write_text("step,loss\n" + "".join(f"{t},{0.97**t!r}\n" for t in range(200)))
+    assert run(["fit-rate", str(log), "--require", 'verdict == "linear"']) == 0
+    assert run(["fit-rate", str(log), "--require", 'verdict == "sublinear"']) == 1
+    assert run(["fit-rate", str(log), "--require", "verdict == 3"]) == 2
 
 
 def test_option_parsers() -> None:

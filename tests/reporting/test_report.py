@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from lplr_cli.cli.main import run
-from lplr_cli.cli.watch import sparkline
 from lplr_cli.data import DataSpec
 from lplr_cli.models import ModelSpec
+from lplr_cli.reporting.look import sparkline
 from lplr_cli.reporting.report import Spectrum, binned_spectra
 from lplr_cli.training import TrainConfig, train
 
