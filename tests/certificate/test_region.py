@@ -1,0 +1,160 @@
+"""Theorems 9.3 and 9.4 from given pieces: every figure by its formula, holes and lost steps named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from lplr_cli.certificate import Smoothness
+from lplr_cli.certificate.pieces import Piece, Pieces
+from lplr_cli.certificate.region import TUBE, Descent, Lost, Region, StepRow, assemble
+
+SMOOTH = Smoothness(4.0, 0.5, 0.2, 0.3, 1e-4, 2e-4)
+
+
+def piece(step: int, loss: float = 2.0, slope: float = 1.0, smooth: Smoothness = SMOOTH) -> Piece:
+    """A step of length 0.1 down a slope that falls by a tenth."""
+    after = 0.9 * slope
+    return Piece(
+        step=step, length=0.1, start=slope**2, end=after**2, inner=slope * after, change=(slope - after) ** 2,
+        along=0.1 * (slope - after), loss_start=loss, loss_end=loss - 0.095 * slope, dot_error=1e-6, allowed=0.01,
+        smoothness=smooth,
+    )  # fmt: skip
+
+
+PIECES = [piece(0), piece(1, 1.9, 0.9), piece(2, 1.8, 0.8), piece(2, 1.75, 0.75)]
+DESCENTS = [Descent(s, 0.1, 1e-5, p.start) for s, p in ((0, PIECES[0]), (1, PIECES[1]), (2, PIECES[2]))]
+NODES = [(p.loss_start, p.start) for p in PIECES] + [(1.68, 0.5)]
+
+
+def region(
+    pieces: Sequence[Piece] = PIECES,
+    descents: Sequence[Descent] = DESCENTS,
+    lost: Sequence[Lost] = (),
+    radius: float | None = None,
+) -> Region:
+    return assemble("certified", pieces, descents, lost, NODES, radius=radius, balls=5, steps=3)
+
+
+def test_every_figure_of_a_whole_path() -> None:
+    found, bounds = region(), Pieces(PIECES)
+    rho = float(bounds.share(TUBE).min())
+    assert found.radius == rho > 0
+    floor = float(bounds.loss_below(rho).min())
+    assert found.l_star_lower == floor
+    assert found.l_star_upper == float(bounds.lowest_seen(rho).min())
+    assert found.mu == float(bounds.mu(rho, floor).min())
+    assert found.mu_star == float(bounds.mu(rho, 0.0).min())
+    assert found.mu_star < found.mu
+    assert found.certified_share == 1.0
+    assert (found.first_step, found.last_step, found.steps, found.steps_certified) == (0, 3, 3, 3)
+    assert found.length == pytest.approx(0.4)
+    assert found.beta_max == 4.0
+    assert found.eta_beta_max == pytest.approx(0.4)
+    assert found.eta_mu_t == pytest.approx(0.3 * found.mu)
+    assert (found.pieces, found.balls) == (4, 5)
+    assert found.measured_star == min(s / (2 * v) for v, s in NODES)
+    assert found.measured == min(s / (2 * (v - floor)) for v, s in NODES)
+    assert [row.pieces for row in found.rows] == [1, 1, 2]
+    assert [row.length for row in found.rows] == pytest.approx([0.1, 0.1, 0.2])
+    values, stars = bounds.mu(rho, floor), bounds.mu(rho, 0.0)
+    assert [row.mu for row in found.rows] == [values[0], values[1], values[2:].min()]
+    assert [row.mu_star for row in found.rows] == [stars[0], stars[1], stars[2:].min()]
+    assert found.not_certified == []
+
+
+def factor(d: Descent, beta: float, wrong: float, dot: float, mu: float) -> float:
+    """1 − 2ημ(1 − ηβ/2 − ε) with the least gradient and the largest error."""
+    least = math.sqrt(d.square) * (1 - dot) - wrong
+    error = d.error + d.lr * wrong
+    rounding = error * (1 + d.lr * beta) / (d.lr * least) + beta * error**2 / (2 * d.lr * least**2)
+    return 1 - 2 * d.lr * mu * (1 - d.lr * beta / 2 - rounding)
+
+
+def test_rate_by_its_formula() -> None:
+    found = region()
+    assert found.mu is not None
+    wanted = [factor(d, 4.0, 2e-4, 1e-6, found.mu) for d in DESCENTS]
+    for row, value in zip(found.rows, wanted, strict=True):
+        assert row.factor is not None
+        assert row.factor == pytest.approx(value, abs=1e-12)
+        assert row.factor >= value
+    assert found.rate == max(row.factor or 0.0 for row in found.rows)
+    assert found.rate_from_step == 0
+    assert found.rate_reason == ""
+
+
+def test_the_sharper_piece_of_a_step_rules_it() -> None:
+    sharp = replace(PIECES[3], smoothness=replace(SMOOTH, beta=15.0))
+    found = region([*PIECES[:3], sharp])
+    assert found.rows[2].beta == 15.0
+    assert found.rows[2].eta_beta == pytest.approx(1.5)
+    assert found.beta_max == 15.0
+
+
+@pytest.mark.parametrize(("beta", "edge"), [(19.9, False), (20.1, True)])
+def test_two_over_eta_is_the_edge(beta: float, edge: bool) -> None:
+    found = region([replace(PIECES[0], smoothness=replace(SMOOTH, beta=beta)), *PIECES[1:]])
+    assert (found.rows[0].factor is None) == edge
+    assert found.rate_from_step == (1 if edge else 0)
+    assert bool(found.not_certified) == edge
+    assert not edge or "not below 2" in found.not_certified[0][1]
+    assert found.certified_share == 1.0
+
+
+def test_a_step_that_is_no_gradient_step_has_no_factor() -> None:
+    found = region(descents=[DESCENTS[0], replace(DESCENTS[1], error=0.5), DESCENTS[2]])
+    assert found.rows[1].factor is None
+    assert found.rate_from_step == 2
+    assert "rounding" in found.not_certified[0][1]
+
+
+def test_holes_and_lost_steps() -> None:
+    flat = replace(PIECES[1], start=1e-4, end=1e-4, inner=-1e-4, change=4e-4, along=0.002)
+    found = region([PIECES[0], flat, *PIECES[2:]])
+    assert [row.certified for row in found.rows] == [True, False, True]
+    assert (found.rows[1].mu, found.rows[1].mu_star) == (0.0, 0.0)
+    assert found.certified_share == pytest.approx(0.75)
+    assert found.steps_certified == 2
+    assert "critical point" in dict(found.not_certified)[1]
+    assert found.eta_mu_t == pytest.approx(0.2 * (found.mu or 0.0))
+    assert found.mu == region([PIECES[0], *PIECES[2:]]).mu
+    lost = region([PIECES[0], *PIECES[2:]], lost=[Lost(1, 0.6, "no ball")])
+    assert lost.certified_share == pytest.approx(0.3 / 0.9)
+    assert lost.rows[1] == StepRow(1, False, 0.0, 0.0, math.inf, None, None, 0.6, 0, "no ball")
+    assert lost.rate_from_step == 2
+
+
+def test_half_a_step_in_the_region_is_none() -> None:
+    flat = replace(PIECES[3], start=1e-4, end=1e-4, inner=-1e-4, change=4e-4, along=0.002)
+    found = region([*PIECES[:3], flat])
+    assert not found.rows[2].certified
+    assert found.certified_share == pytest.approx(0.75)
+    assert found.rate is None
+    assert "step 2" in found.rate_reason
+
+
+def test_nothing_is_nothing() -> None:
+    unknown = [replace(p, smoothness=Smoothness(math.inf, math.inf)) for p in PIECES]
+    for pieces in (unknown, []):
+        found = region(pieces, descents=())
+        assert (found.mu, found.mu_star, found.radius, found.rate, found.first_step) == (None,) * 5
+        assert found.certified_share == 0.0
+        assert found.eta_mu_t is None
+    assert "no finite bound" in region(unknown).not_certified[0][1]
+
+
+def test_a_radius_that_is_given_is_taken() -> None:
+    found, bounds = region(radius=0.005), Pieces(PIECES)
+    assert found.radius == 0.005
+    assert found.mu_star == float(bounds.mu(0.005, 0.0).min())
+    # And one that is too large leaves nothing.
+    assert region(radius=1.0).mu is None
+
+
+def test_a_loss_below_zero_is_not_believed() -> None:
+    low = [replace(p, loss_start=1e-4, loss_end=1e-5) for p in PIECES]
+    assert region(low).l_star_lower == 0.0
