@@ -309,10 +309,14 @@ def fit_all(data: Data, curves: tuple[Curve, ...] = CURVES) -> dict[str, CurveFi
     """Fit every curve under one noise, which is estimated beside the best of them; a periodic pattern is taken off.
 
     Where the best misfits, slow noise that the free curve has absorbed is tried as the explanation: it is one when what
-    it explains is small beside the fast noise, and no more than some rows could show by chance.
+    it explains is small beside the fast noise, and no more than some rows could show by chance. Beside a curve that
+    leaves less than :data:`NEGLIGIBLE` there is no noise to estimate: all rows count alike.
     """
     plain = Noise(np.ones(len(data.s)))
     fits = {curve.name: _fit(curve, data, plain, None) for curve in curves}
+    if _best(fits).sigma <= NEGLIGIBLE:
+        # Its differences are the bends of the curve, then rounding: as scales they silence the rows that decay.
+        return fits
     scale = local_scale(data.log_y)
     for attempt in range(2):
         best = _best(fits)
