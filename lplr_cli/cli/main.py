@@ -31,7 +31,7 @@ Runs
 Diagnostics
   probe-ntk  NTK spectrum of a checkpoint.
   probe-hessian
-             Curvature of the loss: extreme eigenvalues, trace, density, and the step that it allows.
+             Curvature of the loss: extreme eigenvalues of the Hessian, trace, density, and the step that it allows.
   certify    Prove μ over a ball: λ0, L_J and L_K with certified radii, and containment of the run.
   pl-ratio   PL ratio of a run and its lower envelope on the stable window.
   fit-rate   Is the convergence linear? Which rate, how sure?

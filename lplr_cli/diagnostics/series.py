@@ -110,7 +110,22 @@ def _column(table: pd.DataFrame, name: str) -> NDArray[np.float64]:
     column = table[name]
     if isinstance(column, pd.DataFrame):
         raise InputError(f"the log has several columns {name!r}", "rename all but one")
-    return np.array(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+    return numbers(column)
+
+
+def numbers(column: pd.Series) -> NDArray[np.float64]:
+    """A column as float64; NaN for what is no number, and for whole numbers beyond float64."""
+    try:
+        return np.array(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+    except OverflowError:
+        return np.array([_number(value) for value in column], dtype=np.float64)
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (OverflowError, TypeError, ValueError):
+        return np.nan
 
 
 def _merge_rows_of_a_step(

@@ -18,6 +18,7 @@ from lplr_cli.diagnostics import (
     settled_row,
     stable_window,
 )
+from lplr_cli.diagnostics.series import numbers
 from lplr_cli.errors import InputError
 
 STEPS = np.arange(400.0)
@@ -215,3 +216,8 @@ def test_one_step_several_columns_of_a_name() -> None:
     frame = pd.DataFrame([[0, 1.0, 2.0]], columns=["step", "loss", "loss"])
     with pytest.raises(InputError, match="several columns"):
         clean_series(frame)
+
+
+def test_whole_numbers_beyond_float64_are_none() -> None:
+    column = pd.Series([1, 10**400, "2.5", None, -(10**400)], dtype=object)
+    assert np.array_equal(numbers(column), [1.0, np.nan, 2.5, np.nan, np.nan], equal_nan=True)

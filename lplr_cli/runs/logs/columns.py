@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lplr_cli.diagnostics.series import numbers
 from lplr_cli.errors import InputError
 
 _OPTIMISERS = ("adam", "adamw", "sgd", "rmsprop", "adagrad", "lion", "muon")
@@ -266,7 +267,7 @@ def pick_run(runs: Mapping[str, str], choice: Choice, origin: str) -> str:
 def _numbers(column: pd.Series | pd.DataFrame) -> NDArray[np.float64]:
     if isinstance(column, pd.DataFrame):
         raise InputError(f"the log has several columns {column.columns[0]!r}", "rename all but one")
-    return np.array(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
+    return numbers(column)
 
 
 def _within_epochs(steps: NDArray[np.float64], epochs: NDArray[np.float64]) -> bool:
