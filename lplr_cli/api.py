@@ -315,7 +315,8 @@ def report(
     Args:
         *runs: run directories, sweep directories or logs.
         out: a page, which ends in .html, or a folder.
-        columns, window: as in :func:`pl_ratio`.
+        columns: as in :func:`pl_ratio`.
+        window: as in :func:`pl_ratio`.
         title: of the page.
         formats: of figures in a folder: png, svg, pdf.
         certificate: prove what can be proved.

@@ -202,7 +202,8 @@ class Recorder:
         """The first half of :meth:`record`, for loops that learn the loss after the update: measures this step.
 
         Args:
-            optimizer, scaler: as in :meth:`record`.
+            optimizer: as in :meth:`record`.
+            scaler: as in :meth:`record`.
             norms: measure gradient norm and drift of this step, whatever ``norms_every`` says.
 
         Returns:

@@ -113,7 +113,7 @@ L1 = Case(one, real, nn.functional.l1_loss, {"loss": "l1"})
 def test_nothing_of_another_loss_is_verified(case: Case, name: str, tmp_path: Path) -> None:
     """The kernel is verified; μ, containment and rate of the squared loss are not those of this run."""
     result = case.audit(tmp_path / "r")
-    found = {f.key: f.status for f in result.findings}
+    found = {f.key: f.status for f in result.findings if not f.key.startswith("P")}
     assert found["C1"] == found["C2"] == Status.UNKNOWN
     assert found["H5"] is not Status.VERIFIED
     assert found["H4"] is not Status.VERIFIED
@@ -152,7 +152,7 @@ def test_scales_other_than_one(scale: float, build: Any, data: Any, tmp_path: Pa
     """MSE of half, summed or averaged over outputs: a true theorem is verified, and with the μ of that scale."""
     case = Case(build, data, squared(scale), {"loss_scale": scale}, lr=0.02 / scale, steps=300)
     result = case.audit(tmp_path / "r", offline_probe=True)
-    assert {f.key: f.status for f in result.findings} == dict.fromkeys(
+    assert {f.key: f.status for f in result.findings if not f.key.startswith("P")} == dict.fromkeys(
         ["H1", "H2", "H3", "H4", "H5", "C1", "C2"], Status.VERIFIED
     ), [f.reason for f in result.findings]
     design = torch.cat([inputs().double(), torch.ones(N, 1, dtype=torch.float64)], dim=1)

@@ -65,6 +65,8 @@ def test_run_directory_is_as_promised(workspace: Path) -> None:
         "probes.csv",
         "probes.parquet",
         "summary.json",
+        "path.json",
+        "path.csv",
         "checkpoints/step-000000.pt",
         "checkpoints/step-000060.pt",
     }
@@ -184,13 +186,13 @@ BAD = [
     (["train", "--resume", "nope"], 2, "no run directory"),
     (["train", "mnist", "--resume", RUN], 2, "does not go with DATASET"),
     (["train", "mnist", "--out", RUN], 2, "exists already"),
-    (["probe-ntk", "nope.pt"], 2, "no checkpoint"),
+    (["probe-ntk", "nope.pt"], 2, "cannot read nope.pt"),
     (["probe-ntk", RUN, "--size", "9999"], 2, "out of range"),
     (["probe-ntk", RUN, "--engine", "magic"], 2, "engine"),
     (["probe-ntk", RUN, "--memory", "much"], 2, "--memory"),
     (["probe-ntk", RUN, "--memory", "1MiB", "--verify"], 2, "needs"),
     (["probe-ntk", RUN, "--engine", "operator", "--verify"], 2, "verified bound"),
-    (["certify", "nope.pt"], 2, "no checkpoint"),
+    (["certify", "nope.pt"], 2, "cannot read nope.pt"),
     (["certify", RUN, "--radius", "-1"], 2, "radius"),
     (["certify", RUN, "--bounds", "magic"], 2, "magic"),
     (["probe-ntk", RUN, "--scratch", "nowhere"], 2, "no directory nowhere"),
@@ -260,19 +262,19 @@ def test_ablate_table_failures_and_resume(tmp_path: Path) -> None:
 
 
 def test_user_model_and_data(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "my_task.py").write_text(
         "import torch\nfrom torch import nn\n"
         "def net(hidden):\n    return nn.Sequential(nn.Linear(3, hidden), nn.Tanh(), nn.Linear(hidden, 2))\n"
         "def data():\n    g = torch.Generator().manual_seed(0)\n"
         "    return torch.randn(9, 3, generator=g), torch.randn(9, 2, generator=g)\n"
     )
     done = lplr(
-        "train", "mine:data", "--model", "mine:net", "--model-arg", "hidden=5", "--steps", "15", "--out", "r",
+        "train", "my_task:data", "--model", "my_task:net", "--model-arg", "hidden=5", "--steps", "15", "--out", "r",
         "--format", "json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"]["parameters"] == 3 * 5 + 5 + 5 * 2 + 2
-    named = ("--model", "mine:net", "--model-arg", "hidden=5", "--data", "mine:data")
+    named = ("--model", "my_task:net", "--model-arg", "hidden=5", "--data", "my_task:data")
     assert lplr("probe-ntk", "r", "--outputs", "trace", *named, cwd=tmp_path).returncode == 0
 
 
@@ -300,7 +302,7 @@ def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
         COMP_WORDS=(lplr train --parametri); COMP_CWORD=2; _lplr_completion lplr; echo "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["probe-ntk", "--parametrization"]
+    assert done.stdout.split() == ["probe-ntk", "probe-hessian", "--parametrization"]
 
 
 def test_module_runs_from_the_checkout() -> None:

@@ -21,8 +21,11 @@ def test_the_golden_run_is_read() -> None:
     kept = directory.summary()
     assert kept is not None
     now = summarize(directory).to_dict()
-    for key in ("lambda_min", "lambda_max", "drift", "loss", "pl_ratio_star", "mu_certified", "certified_radius"):
+    for key in ("lambda_min", "lambda_max", "drift", "loss", "mu_certified", "certified_radius"):
         assert json.dumps(now[key]) == json.dumps(kept[key]), key
+    # The rows of the ratio's window follow a rule that later versions have bettered; the ratio itself does not.
+    log = directory.log()
+    assert kept["pl_ratio_star"]["min"] in (log["grad_norm_sq"] / (2 * log["loss"])).tolist()
     assert directory.checkpoint_steps() == [0, 10, 20]
     assert directory.load(20).step == 20
 

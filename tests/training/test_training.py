@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from lplr_cli import ntk
-from lplr_cli.analysis import open_subject, probe_checkpoint, summarize
+from lplr_cli.analysis import conclude, open_subject, probe_checkpoint, summarize
 from lplr_cli.certificate import estimate_constants
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.losses import SQUARED
 from lplr_cli.models import ModelSpec, build_model
+from lplr_cli.runs import RunDirectory
 from lplr_cli.training import TrainConfig, resume, train
 
 SMALL = TrainConfig(
@@ -113,6 +114,9 @@ def test_same_seed_same_log_and_resume_is_bit_identical(tmp_path: Path, changes:
     assert resume(tmp_path / "c").status == "finished"
     for one, two in zip(logs(tmp_path / "a"), logs(tmp_path / "c"), strict=True):
         pd.testing.assert_frame_equal(one, two, check_exact=True)
+    # A finished run without its summary is summarised by a resume, once.
+    assert resume(tmp_path / "c").status == "finished"
+    conclude(RunDirectory.open(tmp_path / "c"), patience=None)
     with pytest.raises(InputError, match="nothing to resume"):
         resume(tmp_path / "c")
 
