@@ -28,9 +28,7 @@ def conclude(
     """
     ball, why = certified_columns(run, source), PATH_NOT_ASKED
     if patience is not None and run.manifest().status == "finished":
-        log = run.log()
-        seconds = float(log["seconds"].max()) if log["seconds"].notna().any() else 0.0
-        why = path_while_cheap(run, seconds + patience, source, progress)
+        why = path_while_cheap(run, patience, source, progress)
     summary = summarize(run, ball, why)
     run.write_summary(summary.to_dict())
     return summary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,8 +36,10 @@ from lplr_cli.runs import RunDirectory
 _ESTIMATED_BALLS = 40
 # Products of the Hessian with a vector for each of them.
 _PRODUCTS = 40
-# Balls that the first, long steps of a run usually need.
-_FIRST_BALLS = 30
+# Balls that the first, long steps of a run usually need, and by how many first radii the later ones go on.
+_FIRST_BALLS, _REACHES = 30, 8
+# Seconds for what costs the same at any size, a gradient and a ball; operations a second of one core.
+_CALL, _BALL, _FLOPS = 0.0007, 0.03, 3.5e10
 
 Progress = Callable[[int, int], None]
 
@@ -264,21 +265,22 @@ def _kernel(path: Iterates, radius: float, scale: float, memory: int) -> tuple[K
     return tuple(found)
 
 
-def path_while_cheap(run: RunDirectory, seconds: float, source: Source = OWN, progress: Progress | None = None) -> str:
+def path_while_cheap(run: RunDirectory, patience: float, source: Source = OWN, progress: Progress | None = None) -> str:
     """Certify and keep the path of a finished run where that takes little time; else why not, and what would do it.
 
     Args:
         run: of lplr.
-        seconds: that it may take by the estimate.
+        patience: seconds that it may take beyond the training itself, by the estimate.
         source: what the user says of code that the run names.
         progress: see :func:`certify_path`.
     """
     command = f"lplr certify {run.path} --path"
     try:
-        expected = estimated_seconds(run, source)
-        if expected is None or expected > seconds:
-            much = "" if expected is None else f" takes about {expected:.0f} s"
-            return f"not computed: {command}{much}"
+        expected = _expected(run, source)
+        if expected is None:
+            return f"not computed: see {command}"
+        if expected.certificate > expected.training + patience:
+            return f"not computed: {command} takes about {_rounded(expected.certificate)}"
         found = certify_path(run, source=source, kernel=False, progress=progress)
         keep(run, found.figures, found.to_frame())
     except (InputError, NumericalError) as error:
@@ -286,28 +288,34 @@ def path_while_cheap(run: RunDirectory, seconds: float, source: Source = OWN, pr
     return ""
 
 
-def estimated_seconds(run: RunDirectory, source: Source = OWN) -> float | None:
-    """What :func:`certify_path` will take for a run of lplr by gradient descent; None where that cannot be told.
+@dataclass(frozen=True)
+class _Expected:
+    """Seconds of a core that training and certificate take by the count of their operations.
 
-    From one ball, one gradient, and the length of the path by the log: a ball for each two radii of it and as many as
-    usual for the first steps, a gradient a step.
+    Not by a clock: the same run says the same on every machine.
     """
+
+    training: float
+    certificate: float
+
+
+def _expected(run: RunDirectory, source: Source) -> _Expected | None:
+    """For a run of lplr by gradient descent whose network has a certificate; None for any other."""
     manifest, log = run.manifest(), run.log()
     if manifest.recorded or not manifest.exact or manifest.optimizer.name != "gd" or manifest.optimizer.momentum:
         return None
-    begun = time.perf_counter()
     path = Iterates(run, source=source)
     curvature, why = _curvature(path, "auto", DEFAULT_MEMORY)
     if why:
         return None
     theta = path.objective.flat.theta.clone()
-    gradient = time.perf_counter()
-    path.objective(theta)
-    gradient = time.perf_counter() - gradient
-    ball = time.perf_counter()
-    curvature.ball(theta).at(0.0)
-    ball = time.perf_counter() - ball
-    reach = Walk(curvature, path.objective).first_reach(theta)
     length = float((log["lr"] * np.sqrt(log["grad_norm_sq"])).sum())
-    balls = _FIRST_BALLS + length / reach
-    return (time.perf_counter() - begun) + 1.5 * balls * ball + 1.2 * path.steps * gradient
+    reach = Walk(curvature, path.objective).first_reach(theta)
+    gradient = _CALL + 6.0 * len(path.objective.inputs) * theta.numel() / _FLOPS
+    balls = _FIRST_BALLS + length / (_REACHES * reach)
+    return _Expected(path.steps * gradient, balls * (_BALL + 17 * gradient) + 1.2 * path.steps * gradient)
+
+
+def _rounded(seconds: float) -> str:
+    """To two digits, for people."""
+    return f"{seconds:.2g} s" if seconds < 120 else f"{seconds / 60:.2g} min"

@@ -38,7 +38,9 @@ def fit_rate(
     force: out_.Force = False,
     require: out_.Require = None,
 ) -> None:
-    """Is the convergence linear? Which rate, how sure? Where no law holds, it says none and what the curve looks like.
+    """Is the convergence linear? Which rate, how sure?
+
+    Where no law holds, it says none and what the curve looks like.
 
     Several logs give a row each, with mean and spread. CSV and Parquet hold the fitted series of one log, or the
     table of several.

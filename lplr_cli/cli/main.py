@@ -34,7 +34,7 @@ Diagnostics
              Curvature of the loss: extreme eigenvalues of the Hessian, trace, density, and the step that it allows.
   certify    Prove μ over a ball: λ0, L_J and L_K with certified radii, and containment of the run.
   pl-ratio   PL ratio of a run and its lower envelope on the stable window.
-  fit-rate   Is the convergence linear? Which rate, how sure? Where no law holds, it says none and what the curve looks like.
+  fit-rate   Is the convergence linear? Which rate, how sure?
   audit      Judge every hypothesis and conclusion of the theory over a run or log; for CI.
   report     Figures and a self-contained HTML report: verdicts first, tables behind every figure.
   list       List the runs below a folder with status and key figures.
