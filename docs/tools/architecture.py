@@ -24,7 +24,7 @@ ROLES = {
     "ablation": ("grids, executors, recovery", 84, 2),
     "analysis": ("finished runs, anyone's files", 50, 3),
     "training": ("loop, Recorder, probes", 84, 4),
-    "diagnostics": ("PL ratio, window, rate", 16, 4),
+    "diagnostics": ("PL ratio, window, rate", 50, 6),
     "certificate": ("L_J, radii, μ, containment", 50, 5),
     "runs": ("formats, atomic files, readers", 84, 5),
     "curvature": ("Hessian products, sharpness", 16, 6),

@@ -302,7 +302,7 @@ def summary_of(run: RunDirectory) -> Summary:
         InputError: as :func:`summarize`.
     """
     summary = summarize(run)
-    if summary.manifest.status != "running" and not run.is_summarized():
+    if summary.manifest.status != "running" and not run.has_summary:
         with contextlib.suppress(OutputError):
             run.write_summary(summary.to_dict())
     return summary

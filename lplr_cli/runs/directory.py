@@ -163,6 +163,11 @@ class RunDirectory:
         kept, log = self.summary(), self.log()
         return kept is not None and len(log) > 0 and kept.get("steps") == int(log["step"].iloc[-1])
 
+    @property
+    def has_summary(self) -> bool:
+        """Whether there is a summary.json, of whatever steps: a reader makes up for a missing one, it replaces none."""
+        return (self.path / "summary.json").exists()
+
     def write_summary(self, record: dict[str, Any]) -> None:
         """Write summary.json atomically."""
         self._write_json("summary.json", record)
