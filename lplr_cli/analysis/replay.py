@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,8 +109,7 @@ class Iterates:
             self.last = _contiguous(run, steps, self.first, self.last, last is None)
         self.subject = _at(run, source, max(s for s in steps if s <= self.first))
         x, y = self.subject.dataset.tensors(DTYPES.get(self.manifest.dtype or "float64"))
-        own = open_subject(run.path, source, step=0)
-        self.objective = Objective(own.module, x, y, loss)
+        self.objective = Objective(copy.deepcopy(self.subject.module), x, y, loss)
         self.agreement = Agreement("checkpoints" if self.manifest.recorded else "replay")
         self._exact = _exact_losses(self.manifest, self.log)
 

@@ -76,6 +76,8 @@ class CertifiedCurvature:
         cost = len(self.x) * sum(float(len(layer.weight)) ** 3 for layer in self.network.layers[1:-1])
         self.method = ("tight" if cost <= _TIGHT else "fast") if method == "auto" else method
         self.y = targets.reshape(len(inputs), -1).double()
+        # The bounds of |q| by its scale hold for probabilities only.
+        loss.check_targets(self.y)
         self.shapes = {k: p.shape for k, p in module.named_parameters() if p.requires_grad}
 
     def ball(self, centre: Tensor) -> LossBall:

@@ -284,7 +284,9 @@ class Walk:
             if self._allowed == 0.0:
                 self._allowed = self._room(nodes, ball.at(far))
             allowed = self._allowed
-        smoothness = ball.at((far + allowed) * _UP)
+        # A cut is rounded off its segment, by far less than this.
+        rounded = 2.0**-50 * float(torch.linalg.vector_norm(nodes[0].theta))
+        smoothness = ball.at((far + allowed) * _UP + rounded)
         if self._radius is None:
             # What the next ball leaves room for; this one's tube is what its own ball holds.
             self._allowed = self._room(nodes, smoothness)

@@ -20,13 +20,14 @@ class Objective:
         micro_batch: samples at a time, which bounds the memory.
 
     Raises:
-        InputError: nothing is trained.
+        InputError: nothing is trained, or targets that are none of this loss.
     """
 
     def __init__(self, module: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss, micro_batch: int = 4096) -> None:
         self.module, self.loss = module.to(torch.float64), loss
         self.inputs = inputs.double() if inputs.is_floating_point() else inputs
         self.targets = targets.reshape(len(targets), -1).double()
+        loss.check_targets(self.targets)
         self.flat = FlatParameters(self.module)
         self._micro_batch = micro_batch
 

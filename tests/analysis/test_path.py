@@ -14,11 +14,14 @@ from torch import nn
 
 from lplr_cli import audit
 from lplr_cli.analysis import PathFigures, Source, certify_path, conclude, keep, kept_path, summarize
+from lplr_cli.certificate import CertifiedCurvature
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
+from lplr_cli.losses import Loss
 from lplr_cli.models import ModelSpec
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training import Recorder, TrainConfig, resume, train
+from lplr_cli.training.objective import Objective
 from tests.command import command
 
 SMALL = TrainConfig(
@@ -220,3 +223,12 @@ def test_the_command_and_its_contract(run: RunDirectory, tmp_path: Path) -> None
         "certify", str(run.path), "--path", "--directions", "0", "--require", "path.mu_path_star >= 1e9", cwd=tmp_path
     )
     assert held.returncode == 1
+
+
+def test_targets_that_are_no_probabilities_have_no_bound() -> None:
+    """|q| is bounded by the scale for probabilities alone: others are refused, whoever recorded them."""
+
+    net, x, y = nn.Sequential(nn.Linear(2, 1)).double(), torch.randn(3, 2).double(), torch.full((3, 1), 4.0).double()
+    for make in (Objective, CertifiedCurvature):
+        with pytest.raises(InputError, match="targets"):
+            make(net, x, y, Loss("bce"))
