@@ -9,6 +9,7 @@ is a proof or an estimate; the region is called what its curvature is.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -124,7 +125,8 @@ class Walk:
         self._descents: list[Descent] = []
         self._allowed = 0.0
         self._lost: list[Lost] = []
-        self._nodes: list[tuple[float, float]] = []
+        self._nodes = array("d"), array("d")
+        self._lowest = math.inf
         self.balls = 0
         self.steps = 0
 
@@ -181,7 +183,9 @@ class Walk:
         self._group.append(node)
 
     def _see(self, node: _Node) -> None:
-        self._nodes.append((node.loss, node.square))
+        for kept, value in zip(self._nodes, (node.loss, node.square), strict=True):
+            kept.append(value)
+        self._lowest = min(self._lowest, _ratio(node.loss, node.square, 0.0))
 
     def _between(self, a: _Node, b: _Node, share: float) -> _Node:
         """A node on the segment, where the path is cut."""
@@ -301,22 +305,15 @@ class Walk:
         """μ of each piece relative to what it is asked for, and 1.95 relative to ηβ; at least 1 is good enough."""
         pieces, ends = Pieces(found), list(pairwise(nodes))
         rho = self._radius if self._radius is not None else pieces.share(TUBE)
-        value: Array = pieces.mu(rho, 0.0) / self._asked(ends, 0.0, self._aim.star, _QUALITY_STAR)
+        star = self._lowest if self._aim.star is None else self._aim.star
+        value: Array = pieces.mu(rho, 0.0) / _asked(ends, 0.0, star, _QUALITY_STAR)
         if self._aim.floor is not None and self._aim.ratio is not None:
             floor = self._aim.floor
-            value = np.minimum(value, pieces.mu(rho, floor) / self._asked(ends, floor, self._aim.ratio, _QUALITY))
+            value = np.minimum(value, pieces.mu(rho, floor) / _asked(ends, floor, self._aim.ratio, _QUALITY))
         eta = np.array([a.lr or 0.0 for a, _ in ends])
         with np.errstate(divide="ignore"):
             descent: Array = np.where(eta > 0, _STABLE / (eta * pieces.beta), np.inf)
         return value, descent
-
-    def _asked(self, ends: list[tuple[_Node, _Node]], floor: float, known: float | None, quality: float) -> Array:
-        """The smallest ratio of the run, or of the nodes so far, or of the piece's own ends."""
-        if known is None:
-            known = min((_ratio(loss, square, floor) for loss, square in self._nodes), default=math.inf)
-        own = [min(known, *(_ratio(node.loss, node.square, floor) for node in pair)) for pair in ends]
-        asked: Array = quality * np.maximum(np.array(own), 1e-300)
-        return asked
 
     # -- the theorem -------------------------------------------------------------------------------------------------
 
@@ -329,7 +326,7 @@ class Walk:
             self._pieces,
             self._descents,
             self._lost,
-            self._nodes,
+            np.array(self._nodes),
             radius=self._radius,
             balls=self.balls,
             steps=self.steps,
@@ -354,6 +351,13 @@ def _node(step: int, theta: Tensor, loss: float, gradient: Tensor, lr: float | N
 def _distance(a: Tensor, b: Tensor) -> float:
     """||a − b||, rounded upwards."""
     return float(torch.linalg.vector_norm(a - b)) * (1 + gamma(a.numel() + 4, torch.float64))
+
+
+def _asked(ends: list[tuple[_Node, _Node]], floor: float, known: float, quality: float) -> Array:
+    """A part of the smallest ratio of the run, or of the piece's own ends."""
+    own = [min(known, *(_ratio(node.loss, node.square, floor) for node in pair)) for pair in ends]
+    asked: Array = quality * np.maximum(np.array(own), 1e-300)
+    return asked
 
 
 def _ratio(loss: float, square: float, floor: float) -> float:

@@ -20,7 +20,7 @@ INTERVALS = 128
 _MARGIN = 1e-12
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Smoothness:
     """What is known of the loss on one ball.
 
@@ -41,7 +41,7 @@ class Smoothness:
     gradient_error: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """One segment with the inner products that the lemmas need, of vectors as computed.
 

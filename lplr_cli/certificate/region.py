@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,8 @@ TUBE = 1 / 50
 # Below this Σ η μ a rate is no evidence against a 1/t law (docs/theory.md, section 9, "What it is not").
 EVIDENCE = 3.0
 _UP, _DOWN = 1 + 1e-12, 1 - 1e-12
+# Pieces whose intervals are in memory at once.
+BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def assemble(
     found: Sequence[Piece],
     descents: Sequence[Descent],
     lost: Sequence[Lost],
-    nodes: Sequence[tuple[float, float]],
+    nodes: Array,
     *,
     radius: float | None,
     balls: int,
@@ -157,7 +159,7 @@ def assemble(
         found: pieces in the order of the path.
         descents: steps of gradient descent; empty for other optimisers.
         lost: steps without pieces.
-        nodes: (L, ||∇L||²) of every node.
+        nodes: L and ||∇L||² of every node, (2, nodes).
         radius: ρ; by default the smallest that spends :data:`TUBE` of the least gradient on some piece.
         balls: used.
         steps: walked.
@@ -217,34 +219,43 @@ def _inside(region: Region, found: Sequence[Piece], bounds: _Bounds, descents: S
     )
 
 
-def _measured(nodes: Sequence[tuple[float, float]], floor: float) -> float | None:
-    values = [square / (2 * (loss - floor)) for loss, square in nodes if loss > floor and math.isfinite(square)]
-    return min(values, default=None)
+def _measured(nodes: Array, floor: float) -> float | None:
+    loss, square = nodes
+    known = (loss > floor) & np.isfinite(square)
+    return float((square[known] / (2 * (loss[known] - floor))).min()) if known.any() else None
+
+
+def _each(found: Sequence[Piece], of: Callable[[Pieces], Array]) -> Array:
+    """A figure of every piece, in memory that does not grow with their number but for the figures."""
+    blocks = [of(Pieces(found[k : k + BLOCK])) for k in range(0, len(found), BLOCK)]
+    return np.concatenate(blocks) if blocks else np.zeros(0)
 
 
 def _bounds(found: Sequence[Piece], radius: float | None) -> _Bounds:
-    pieces = Pieces(found)
-    possible = _positive(pieces, 0.0)
+    possible = _each(found, lambda pieces: _positive(pieces, 0.0)) > 0
     if radius is None:
-        radius = float(pieces.share(TUBE)[possible].min()) if possible.any() else 0.0
-    inside = possible & _positive(pieces, radius)
-    below = pieces.loss_below(radius)[inside]
+        shares = _each(found, lambda pieces: pieces.share(TUBE))[possible]
+        radius = float(shares.min()) if len(shares) else 0.0
+    rho = radius
+    inside = possible & (_each(found, lambda pieces: _positive(pieces, rho)) > 0)
+    below = _each(found, lambda pieces: pieces.loss_below(rho))[inside]
     floor = max(0.0, float(below.min())) if inside.any() else 0.0
-    above = pieces.lowest_seen(radius)[inside]
+    above = _each(found, lambda pieces: pieces.lowest_seen(rho))[inside]
     return _Bounds(
-        radius,
+        rho,
         inside,
         floor,
         float(above.min()) if inside.any() else math.inf,
-        pieces.mu(radius, floor),
-        pieces.mu(radius, 0.0),
+        _each(found, lambda pieces: pieces.mu(rho, floor)),
+        _each(found, lambda pieces: pieces.mu(rho, 0.0)),
     )
 
 
-def _positive(pieces: Pieces, radius: float) -> NDArray[np.bool_]:
-    least = pieces.gradient(radius).min(axis=1) if len(pieces.beta) else np.zeros(0)
-    positive: NDArray[np.bool_] = (least > 0) & np.isfinite(pieces.loss_above(radius)).all(axis=1)
-    return positive
+def _positive(pieces: Pieces, radius: float) -> Array:
+    """1 where the gradient is positive and the loss finite on the whole piece, else 0."""
+    positive = (pieces.gradient(radius).min(axis=1) > 0) & np.isfinite(pieces.loss_above(radius)).all(axis=1)
+    inside: Array = positive.astype(np.float64)
+    return inside
 
 
 def _rows(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lplr_cli.certificate import CERTIFIED, Aim, CertifiedCurvature, Region, Smoothness, Walk
+from lplr_cli.certificate.pieces import Piece, Pieces
 from lplr_cli.losses import Loss
 from tests.certificate.path_case import LOSSES, Case
 
@@ -202,6 +205,54 @@ def test_a_budget_of_pieces_ends_the_work_and_not_the_region() -> None:
     assert few.steps == 8
     assert few.pieces <= 8 + 3
     assert few.steps_certified + len({s for s, _ in few.not_certified}) >= 8
+
+
+# -- memory --
+
+
+def alive(numel: int) -> int:
+    """Tensors of at least this many numbers."""
+    return sum(issubclass(type(o), Tensor) and o.numel() >= numel for o in gc.get_objects())
+
+
+def most_alive(case: Case, steps: int) -> int:
+    """Vectors like θ that a walk holds at the worst of its steps; room is for five iterates and their gradients."""
+    numel = case.start.numel()
+    walk = Walk(case.curvature, case.objective, memory=5 * 16 * numel)
+    before, most, theta, lr = alive(numel), 0, case.start.clone(), step_size(case)
+    for step in range(steps):
+        loss, gradient = case.objective(theta)
+        walk.add(step, theta, loss, gradient, lr)
+        most = max(most, alive(numel) - before)
+        theta = theta - lr * gradient
+    assert walk.region().steps_certified == steps - 1
+    return most
+
+
+def test_a_longer_run_holds_no_more_vectors() -> None:
+    case = Case(Loss(), width=4, n=4)
+    short, long = most_alive(case, 12), most_alive(case, 120)
+    assert short == long <= 2 * 5 + 6
+
+
+def test_the_theorem_takes_pieces_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any number of pieces, the arrays over their intervals exist for a block of them only; nothing else changes."""
+    case = Case(Loss(), width=4, n=4)
+    lr = step_size(case)
+    path = case.path(20, lr)
+    whole = walked(case, path, lr)
+    sizes = []
+
+    class Counted(Pieces):
+        def __init__(self, pieces: Sequence[Piece]) -> None:
+            sizes.append(len(pieces))
+            super().__init__(pieces)
+
+    monkeypatch.setattr("lplr_cli.certificate.region.Pieces", Counted)
+    monkeypatch.setattr("lplr_cli.certificate.region.BLOCK", 6)
+    assert walked(case, path, lr) == whole
+    assert whole.pieces >= 20
+    assert max(sizes) == 6
 
 
 # -- arithmetic --

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lplr_cli.certificate import Smoothness
@@ -36,7 +37,7 @@ def region(
     lost: Sequence[Lost] = (),
     radius: float | None = None,
 ) -> Region:
-    return assemble("certified", pieces, descents, lost, NODES, radius=radius, balls=5, steps=3)
+    return assemble("certified", pieces, descents, lost, np.array(NODES).T, radius=radius, balls=5, steps=3)
 
 
 def test_every_figure_of_a_whole_path() -> None:
