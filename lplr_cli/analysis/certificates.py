@@ -99,10 +99,25 @@ def certify_checkpoint(
         radius = largest_drift(trajectory) if radius is None else radius
     x, y = _training_data(subject, trajectory)
     found = certify(subject.module, x, y, radius=radius, method=method, memory=memory)
-    estimates: dict[str, Any] | None = None
     reach = radius if radius else found.radius_jacobian
-    if directions > 0 and 0 < reach < float("inf"):
+    estimates: dict[str, Any] | None = None
+    if directions > 0 and 0 < reach < math.inf:
         estimates = sampled_constants(subject.module, x, reach, directions=directions, memory=memory)
+    record = {
+        "command": "certify",
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": str(path),
+        "step": subject.step,
+        **_for_its_loss(found, subject, trajectory),
+        "estimates": estimates,
+        "run": None if other is None or trajectory is None else _against(found, trajectory, other),
+    }
+    cleaned: dict[str, Any] = plain(record)
+    return cleaned
+
+
+def _for_its_loss(found: Certificate, subject: Subject, trajectory: Trajectory | None) -> dict[str, Any]:
+    """The certificate in the loss of its run, of its file, or else in one that is assumed and named."""
     scale = subject.loss_scale if trajectory is None else trajectory.scale
     assumed: tuple[str, ...] = ()
     if trajectory is not None:
@@ -112,11 +127,7 @@ def certify_checkpoint(
     else:
         # Of a file that tells no loss the numbers are those of the squared one with s = 1, which is said.
         own, scale, assumed = found, 1.0, ("the squared loss with s = 1",)
-    record: dict[str, Any] = {
-        "command": "certify",
-        "schema_version": SCHEMA_VERSION,
-        "checkpoint": str(path),
-        "step": subject.step,
+    return {
         "assumptions": [*subject.assumptions, *assumed],
         "normalisation": {
             "loss": _formula(scale, "" if trajectory is None else trajectory.loss_label),
@@ -124,13 +135,7 @@ def certify_checkpoint(
             **NORMALISATION,
         },
         **_record(own),
-        "estimates": estimates,
-        "run": None,
     }
-    if other is not None and trajectory is not None:
-        record["run"] = _against(found, trajectory, other)
-    cleaned: dict[str, Any] = plain(record)
-    return cleaned
 
 
 def certify_run(

@@ -10,6 +10,8 @@ from lplr_cli.cli import output as out_
 from lplr_cli.cli.logs import Columns, RunName, Sources, WindowOption, open_log
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lplr_cli.diagnostics import Convergence, LossSeries, RateFit
     from lplr_cli.reporting import Grid
 
@@ -142,34 +144,51 @@ def _span(low: Any, high: Any, digits: int = 7) -> str:
 
 
 def _grid(name: str, series: LossSeries, result: Convergence) -> Grid:
-    from lplr_cli.reporting import Grid, number
+    from lplr_cli.reporting import Grid
+
+    rows = [*_law(result), *_theory(result)]
+    notes = _notes(series, result)
+    return Grid(f"Convergence of {name}", ("quantity", "value", "95 % interval", "meaning"), rows, (1,), notes)
+
+
+def _law(result: Convergence) -> Iterator[list[str]]:
+    """A row for the law and for each of its numbers that is known."""
+    from lplr_cli.reporting import number
 
     fit = result.fit
-    rows = [["law", fit.law, "", fit.about]]
+    yield ["law", fit.law, "", fit.about]
     if fit.rate is not None:
-        rows += [
-            ["rate ρ a step", number(fit.rate, 8), _span(fit.rate_low, fit.rate_high, 8), "L − L_∞ shrinks by ρ"],
-            ["half-life", number(fit.half_life), _span(fit.half_life_low, fit.half_life_high, 4), "steps"],
-        ]
-        if result.decay_per_lr_step is not None:
-            low, high = result.decay_per_lr_step_low, result.decay_per_lr_step_high
-            meaning = "−log ρ per unit of summed step sizes, comparable with μ"
-            rows.append(["decay per lr·step", number(result.decay_per_lr_step), _span(low, high, 4), meaning])
+        yield ["rate ρ a step", number(fit.rate, 8), _span(fit.rate_low, fit.rate_high, 8), "L − L_∞ shrinks by ρ"]
+        yield ["half-life", number(fit.half_life), _span(fit.half_life_low, fit.half_life_high, 4), "steps"]
+    if fit.rate is not None and result.decay_per_lr_step is not None:
+        low, high = result.decay_per_lr_step_low, result.decay_per_lr_step_high
+        meaning = "−log ρ per unit of summed step sizes, comparable with μ"
+        yield ["decay per lr·step", number(result.decay_per_lr_step), _span(low, high, 4), meaning]
     if fit.alpha is not None:
-        rows.append(["exponent α", number(fit.alpha), _span(fit.alpha_low, fit.alpha_high, 4), "L − L_∞ ~ t^−α"])
+        yield ["exponent α", number(fit.alpha), _span(fit.alpha_low, fit.alpha_high, 4), "L − L_∞ ~ t^−α"]
     if fit.l_inf is not None:
-        rows.append(["floor L_∞", number(fit.l_inf), "", "estimated, not the last value"])
+        yield ["floor L_∞", number(fit.l_inf), "", "estimated, not the last value"]
     if fit.r_squared is not None:
-        rows.append(["R²", number(fit.r_squared, 6), "", f"of log(L − L_∞); {fit.points:,} rows"])
+        yield ["R²", number(fit.r_squared, 6), "", f"of log(L − L_∞); {fit.points:,} rows"]
     if fit.verdict != "none":
-        rows.append(["noise of log L", number(fit.sigma, 3), "", _noise(fit)])
+        yield ["noise of log L", number(fit.sigma, 3), "", _noise(fit)]
+
+
+def _theory(result: Convergence) -> Iterator[list[str]]:
+    """The rates that the theory promises, where its constants are known."""
+    from lplr_cli.reporting import number
+
     for key, meaning in (
         ("rate_certified", "1 − ημ, μ certified"),
         ("rate_estimated", "1 − ημ, μ estimated"),
         ("rate_from_pl_ratio", "1 − ημ with the smallest PL ratio measured on the stable window"),
     ):
         if result.theory[key] is not None:
-            rows.append(["theory's rate", number(result.theory[key], 8), "", meaning])
+            yield ["theory's rate", number(result.theory[key], 8), "", meaning]
+
+
+def _notes(series: LossSeries, result: Convergence) -> tuple[str, ...]:
+    fit = result.fit
     notes = [f"Window: {result.window.explanation}."]
     if fit.verdict != "none":
         notes.append(f"The interval is conditional on {fit.conditional_on}.")
@@ -180,7 +199,7 @@ def _grid(name: str, series: LossSeries, result: Convergence) -> Grid:
         )
     if series.counts():
         notes.append(series.counts())
-    return Grid(f"Convergence of {name}", ("quantity", "value", "95 % interval", "meaning"), rows, (1,), tuple(notes))
+    return tuple(notes)
 
 
 def _noise(fit: RateFit) -> str:

@@ -74,6 +74,13 @@ class TrainConfig:
             InputError: a value of the wrong type or out of range, naming it.
         """
         check_fields(self, "the configuration")
+        self._check_choices()
+        self._check_numbers()
+        if self.loss == "cross-entropy" and self.data.targets is None and self.data.source in ("mnist", "cifar10"):
+            # Their labels are classes, of which the softmax needs one output each.
+            object.__setattr__(self, "data", replace(self.data, targets="onehot"))
+
+    def _check_choices(self) -> None:
         for name, value, allowed in (
             ("loss", self.loss, LOSSES),
             ("optimizer", self.optimizer, OPTIMIZERS),
@@ -85,15 +92,14 @@ class TrainConfig:
                 raise InputError(f"--{name} {value!r} is unknown", f"choose from {', '.join(allowed)}")
         if isinstance(self.probe_size, str) and self.probe_size not in ("auto", "all"):
             raise InputError(f"--probe-size {self.probe_size!r} is no size", "give a number, all or auto")
-        if self.loss == "cross-entropy" and self.data.targets is None and self.data.source in ("mnist", "cifar10"):
-            # Their labels are classes, of which the softmax needs one output each.
-            object.__setattr__(self, "data", replace(self.data, targets="onehot"))
+        if (self.steps is None) == (self.epochs is None):
+            raise InputError("--steps and --epochs exclude each other", "give one of them")
+
+    def _check_numbers(self) -> None:
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise InputError(f"--lr {self.lr} is no step size", "give a positive number or auto")
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum {self.momentum} is out of range", "give a number from 0 to below 1")
-        if (self.steps is None) == (self.epochs is None):
-            raise InputError("--steps and --epochs exclude each other", "give one of them")
         for name, number, least in (
             ("steps", self.steps, 1),
             ("epochs", self.epochs, 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,8 +31,9 @@ from lplr_cli.runs import (
 )
 from lplr_cli.runs.checkpoint import Checkpoint
 from lplr_cli.training.described import loss_facts, optimizer_facts, target_matrix
+from lplr_cli.training.exact import ExactValues
 from lplr_cli.training.probes import Prober, ProbeSettings
-from lplr_cli.training.tracked import DTYPES, TrackedParameters, square_norm
+from lplr_cli.training.tracked import DTYPES, TrackedParameters
 
 # Seconds that rows may wait in memory: writing each would cost more than measuring it.
 LAG = 0.5
@@ -119,22 +120,21 @@ class Recorder:
         optimizer: Mapping[str, Any] | None = None,
         log_format: str = "both",
     ) -> None:
+        _check_schedules((exact_every, checkpoint_every, probe_every), (log_every, norms_every, probe_size))
         if data is None and (exact_every or probe_every):
             raise InputError("exact values and probes need data", "pass data=(inputs, targets)")
-        if min(exact_every, checkpoint_every, probe_every) < 0 or min(log_every, norms_every, probe_size) < 1:
-            raise InputError("a schedule is negative", "give 0 for never, or a number of steps")
         self.module = _unwrapped(module)
         self.data = data
         self.exact_every, self.log_every, self.norms_every = exact_every, log_every, norms_every
         self.checkpoint_every, self.probe_every = checkpoint_every, probe_every
-        self._loss_fn = loss_fn
         targets = None if data is None else data[1]
         self._loss = loss_facts(loss, loss_fn, loss_scale, targets, exact=exact_every > 0)
-        if exact_every and loss_fn is None and self._loss.known is None:
-            raise InputError(f"exact values of {self._loss.label} need its function", "pass loss_fn")
         self._targets = None if data is None else target_matrix(self.module, *data, self._loss)
         self._log_format = log_format
         self._tracked = TrackedParameters(self.module)
+        self._exact: ExactValues | None = None
+        if exact_every and data is not None and self._targets is not None:
+            self._exact = ExactValues(self.module, self._tracked, data, self._targets, loss_fn, self._loss)
         self._step, self._status, self._finite = 0, "running", True
         self._process = os.getpid()
         self._held: dict[str, Any] | None = None
@@ -214,16 +214,13 @@ class Recorder:
             raise InputError("the recorder is closed", "record inside the with block")
         if self._held is not None:
             self.release(None)
+        self._describe(optimizer)
         step = self._step
         norms = norms or self._due(self.norms_every, step) or self._due(self.probe_every, step)
         if norms:
             self._tracked.check()
         if scaler is not None and optimizer is not None:
             _unscale(scaler, optimizer)
-        if self._optimizer is None and optimizer is not None:
-            self._optimizer = optimizer_facts(optimizer, self._described)
-            if self._writes:
-                self._write_manifest()
         self._held = {"step": step, "logged": self._is_logged(step)}
         if self._held["logged"] and self._writes:
             self._held |= self._measured(step, optimizer, norms)
@@ -232,6 +229,13 @@ class Recorder:
         self._step += 1
         square = None if self.exact_every else self._held.get("grad_norm_sq")
         return None if square is None else math.sqrt(square)
+
+    def _describe(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write into the manifest what the optimiser is, once it is known."""
+        if self._optimizer is None and optimizer is not None:
+            self._optimizer = optimizer_facts(optimizer, self._described)
+            if self._writes:
+                self._write_manifest()
 
     def _keep(self, step: int) -> None:
         """Probe and checkpoint, where it is time."""
@@ -269,7 +273,7 @@ class Recorder:
             value = None if loss is None else self._mean_over_ranks(loss)
             if self._writes:
                 row = {"step": self._step, "loss": value, "drift": self._tracked.drift(), "seconds": self._clock()}
-                if self.exact_every:
+                if self._exact is not None:
                     row["loss"], row["grad_norm_sq"] = self._exact()
                 self._write(row)
         self.close()
@@ -340,7 +344,7 @@ class Recorder:
         """What a row has but the loss of the loop."""
         row: dict[str, Any] = {"seconds": self._clock()}
         exact = self._due(self.exact_every, step)
-        if exact:
+        if exact and self._exact is not None:
             row["loss"], row["grad_norm_sq"] = self._exact()
         elif not self.exact_every and norms:
             row["grad_norm_sq"] = self._tracked.grad_norm_sq()
@@ -355,35 +359,6 @@ class Recorder:
         if measured:
             self._finite = all(map(math.isfinite, measured))
         self._log.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
-
-    def _exact(self, micro_batch: int = 1024) -> tuple[float, float]:
-        """Loss and ||∇L||² over all data, in evaluation mode and micro-batches; the gradients of the loop stay."""
-        assert self.data is not None
-        assert self._targets is not None
-        inputs, targets = self.data
-        parameters = [p for _, p in self._tracked.named if p.requires_grad]
-        known, total = self._loss.known, 0.0
-        sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-        modes = [(m, m.training) for m in self.module.modules()]
-        self.module.eval()
-        try:
-            with torch.enable_grad():
-                for i in range(0, len(inputs), micro_batch):
-                    x, y = inputs[i : i + micro_batch], targets[i : i + micro_batch]
-                    out = self.module(x)
-                    if self._loss_fn is not None:
-                        part = self._loss_fn(out, y) * (len(x) / len(inputs))
-                    else:
-                        assert known is not None
-                        rows = self._targets[i : i + micro_batch]
-                        part = known.total(out.reshape(len(x), -1), rows, len(inputs))
-                    for s, g in zip(sums, torch.autograd.grad(part, parameters, materialize_grads=True), strict=True):
-                        s.add_(g)
-                    total += float(part.detach())
-        finally:
-            for m, mode in modes:
-                m.training = mode
-        return total, square_norm(sums)
 
     def _probe(self, step: int) -> None:
         if self._prober is not None and self._probes is not None:
@@ -428,6 +403,15 @@ class Recorder:
             device=str(self._tracked.reference.device),
         )
         self._run.write_manifest(manifest)
+
+
+def _check_schedules(from_never: Sequence[int], from_one: Sequence[int]) -> None:
+    """
+    Raises:
+        InputError: a number of steps that is none.
+    """
+    if min(from_never) < 0 or min(from_one) < 1:
+        raise InputError("a schedule is negative", "give 0 for never, or a number of steps")
 
 
 def _is_distributed() -> bool:

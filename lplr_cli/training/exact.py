@@ -1,0 +1,80 @@
+"""Loss and gradient norm over all data in the middle of somebody's loop, which notices nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lplr_cli.errors import InputError
+from lplr_cli.runs import LossFacts
+from lplr_cli.training.tracked import TrackedParameters, square_norm
+
+
+class ExactValues:
+    """L and ||∇L||² of a module at its present parameters; its gradients and modes stay as they are.
+
+    Args:
+        module: the network.
+        tracked: the parameters that the gradient is of; those frozen since have none.
+        data: inputs (n, …) and targets (n, …), as ``loss_fn`` takes them.
+        matrix: the targets as a matrix (n, C), for ``loss``.
+        loss_fn: mean loss of outputs and targets of a micro-batch; None for ``loss``.
+        loss: what is trained, for ``loss_fn`` None.
+        micro_batch: samples at a time, which bounds the memory.
+
+    Raises:
+        InputError: a loss that is not known, and no function.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tracked: TrackedParameters,
+        data: tuple[Tensor, Tensor],
+        matrix: Tensor,
+        loss_fn: Callable[[Tensor, Tensor], Tensor] | None,
+        loss: LossFacts,
+        micro_batch: int = 1024,
+    ) -> None:
+        if loss_fn is None and loss.known is None:
+            raise InputError(f"exact values of {loss.label} need its function", "pass loss_fn")
+        self._module, self._tracked = module, tracked
+        self._inputs, self._targets = data
+        self._matrix, self._loss_fn, self._loss = matrix, loss_fn, loss.known
+        self._micro_batch = micro_batch
+
+    def __call__(self) -> tuple[float, float]:
+        """L and ||∇L||², in evaluation mode, added up in float64."""
+        parameters = [p for _, p in self._tracked.named if p.requires_grad]
+        total, sums = 0.0, [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+        with _evaluating(self._module), torch.enable_grad():
+            for i in range(0, len(self._inputs), self._micro_batch):
+                part = self._share(slice(i, i + self._micro_batch))
+                for s, g in zip(sums, torch.autograd.grad(part, parameters, materialize_grads=True), strict=True):
+                    s.add_(g)
+                total += float(part.detach())
+        return total, square_norm(sums)
+
+    def _share(self, rows: slice) -> Tensor:
+        """What these samples add to L."""
+        x, n = self._inputs[rows], len(self._inputs)
+        outputs = self._module(x)
+        if self._loss_fn is not None:
+            return self._loss_fn(outputs, self._targets[rows]) * (len(x) / n)
+        assert self._loss is not None
+        return self._loss.total(outputs.reshape(len(x), -1), self._matrix[rows], n)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, each part in its own mode again afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
