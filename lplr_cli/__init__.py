@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lplr_cli.training import Recorder
     from lplr_cli.training.callbacks import lightning_callback, transformers_callback
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "lplr_cli.api": (

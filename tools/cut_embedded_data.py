@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import lplr_cli.data
-from lplr_cli.data.sources import LabelledImages, balanced_order, read_cifar10, read_mnist
+from lplr_cli.data.sources import LabelledImages, balanced_order, read_cifar10, read_mnist, to_differences
 
 EMBEDDED = Path(lplr_cli.data.__file__).parent / "embedded"
 
@@ -25,9 +25,11 @@ EMBEDDED = Path(lplr_cli.data.__file__).parent / "embedded"
 def write_subset(path: Path, source: LabelledImages, classes: tuple[int, ...], samples: int) -> None:
     """Write the first ``samples`` images, classes taking turns, without time stamps."""
     order = balanced_order(source.labels, classes, samples)
+    images = source.images[order]
+    stored = ("images", images) if images.ndim == 3 else ("differences", to_differences(images))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, array in (
-            ("images", source.images[order]),
+            stored,
             ("labels", source.labels[order].astype(np.uint8)),
         ):
             buffer = io.BytesIO()

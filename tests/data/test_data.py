@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.data import download as download_module
 from lplr_cli.data.download import Remote, download
-from lplr_cli.data.sources import LabelledImages, balanced_order, read_cifar10, read_mnist
+from lplr_cli.data.sources import (
+    LabelledImages,
+    balanced_order,
+    from_differences,
+    read_cifar10,
+    read_embedded,
+    read_mnist,
+)
 from lplr_cli.errors import InputError
 from tools.cut_embedded_data import write_subset
 
@@ -77,6 +84,23 @@ def test_subset_script_is_what_the_loader_sees(tmp_path: Path) -> None:
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     with np.load(tmp_path / "a.npz") as arrays:
         assert np.array_equal(arrays["images"], source.images[balanced_order(source.labels, (3, 8), 4)])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (3, 5, 4, 3), (2, 32, 32, 3)])
+def test_colour_subsets_lose_nothing(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    images = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
+    images[0, 0, 0] = (0, 255, 0)
+    labels = np.zeros(len(images), dtype=np.int64)
+    write_subset(tmp_path / "a.npz", LabelledImages(images, labels, "test"), (0,), len(images))
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["differences"].shape == (3, *shape[:-1])
+        assert np.array_equal(from_differences(arrays["differences"]), images)
+
+
+def test_the_embedded_pixels() -> None:
+    """Of the images that the first version shipped, whatever the file makes of them."""
+    digest = hashlib.sha256(read_embedded("cifar10").images.tobytes()).hexdigest()
+    assert digest == "daa6cfbe5cb86b640127558948d3bb2852232c505625eb49381d014d13287470"
 
 
 @pytest.mark.parametrize("kind", ["binary", "binary-gz", "pickle", "archive"])
