@@ -3,9 +3,9 @@
     python -m tools.mutants                     every file of tests/mutants.toml (hours)
     python -m tools.mutants lplr_cli/linalg/verified.py --only 0:40
 
-Libraries for this start an interpreter a mutant, which costs a minute with torch on a small machine. Here torch is
-imported once, each mutant is a fork that reads the changed source instead of the file, and only the tests named for
-the file run. Mutants that change nothing that could be wrong stand in tests/mutants.toml with the reason.
+How they are run stands in :mod:`tools.mutant_runs`. What was found is kept in build/mutants, so that a run that was
+stopped goes on where it was. Mutants that change nothing that could be wrong stand in tests/mutants.toml with the
+reason, one by one or by function.
 """
 
 from __future__ import annotations
@@ -13,21 +13,17 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
-import importlib.abc
-import importlib.util
+import hashlib
 import os
 import re
-import signal
 import sys
-import time
 import tomllib
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,12 +53,23 @@ _DROPPED = {"abs", "square", "sqrt", "clamp_min", "clamp_max"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: where it is, what it is, and the source of the whole module with it."""
+    """One change: where it is, what it is, and the source of the whole module with it.
+
+    Attributes:
+        function: its name, with those of the class and the functions around it.
+        before, after: the first lines of what is changed.
+        make: the changed source of the module.
+        line, last: of the statement that is changed, in the source; of everything where that is not known.
+        digest: of the outermost function or the class that it lies in, so that the change is known again.
+    """
 
     function: str
     before: str
     after: str
     make: Callable[[], str]
+    line: int
+    last: int
+    digest: str
 
     @property
     def name(self) -> str:
@@ -75,12 +82,15 @@ def mutants(source: str) -> list[Mutant]:
     tree = ast.parse(source)
     found: list[Mutant] = []
     seen: Counter[str] = Counter()
-    for owner, parent, node in _expressions(tree):
+    bodies = _digests(tree)
+    for owner, statement, parent, node in _expressions(tree):
+        lines = _lines(statement)
         # A constant alone says little.
         shown = parent if isinstance(node, ast.Constant) else node
         for new in _changes(node):
             after = ast.unparse(new if shown is node else _replaced(shown, node, new))
-            mutant = Mutant(owner, _short(ast.unparse(shown)), _short(after), partial(_source, tree, node, new))
+            make, digest = partial(_source, tree, node, new), bodies[owner.split(".")[0]]
+            mutant = Mutant(owner, _short(ast.unparse(shown)), _short(after), make, *lines, digest)
             seen[mutant.name] += 1
             if seen[mutant.name] > 1:
                 mutant = replace(mutant, after=f"{mutant.after} ({seen[mutant.name]})")
@@ -103,7 +113,9 @@ def named(table: dict[str, Any]) -> Iterator[tuple[str, Mutant]]:
         if source.count(entry["before"]) != 1:
             raise ValueError(f"{entry['file']} has {source.count(entry['before'])} times {entry['before']!r}")
         changed = source.replace(entry["before"], entry["after"])
-        yield entry["file"], Mutant(entry["what"], entry["before"], entry["after"], partial(str, changed))
+        digest = hashlib.sha256(changed.encode()).hexdigest()
+        make = partial(str, changed)
+        yield entry["file"], Mutant(entry["what"], entry["before"], entry["after"], make, 0, sys.maxsize, digest)
 
 
 def _short(text: str) -> str:
@@ -111,28 +123,47 @@ def _short(text: str) -> str:
     return text.splitlines()[0]
 
 
-def _expressions(tree: ast.Module) -> Iterator[tuple[str, ast.AST, ast.AST]]:
-    """What stands inside functions: the function's name, the parent and the node.
+def _digests(tree: ast.Module) -> dict[str, str]:
+    """A digest of every function and class of a module."""
+    return {
+        node.name: hashlib.sha256(ast.dump(node).encode()).hexdigest()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+
+
+def _lines(statement: ast.stmt) -> tuple[int, int]:
+    """The first and the last line of a statement, of its head where it has a body."""
+    body = getattr(statement, "body", None)
+    return statement.lineno, body[0].lineno - 1 if body else statement.end_lineno or statement.lineno
+
+
+def _expressions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt, ast.AST, ast.AST]]:
+    """What stands inside functions: the function's name, the statement, the parent and the node.
 
     Annotations, the words of errors and the axes of tensors are left out.
     """
 
-    def walk(node: ast.AST, parent: ast.AST, owner: str) -> Iterator[tuple[str, ast.AST, ast.AST]]:
+    def walk(
+        node: ast.AST, parent: ast.AST, owner: str, statement: ast.stmt | None
+    ) -> Iterator[tuple[str, ast.stmt, ast.AST, ast.AST]]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             owner = f"{owner}.{node.name}" if owner else node.name
-            for statement in node.body:
-                yield from walk(statement, node, owner)
+            for inner in node.body:
+                yield from walk(inner, node, owner, inner)
             return
         if isinstance(node, ast.Raise) or (isinstance(node, ast.keyword) and node.arg == "dim"):
             return
-        if owner:
-            yield owner, parent, node
+        if isinstance(node, ast.stmt):
+            statement = node
+        if owner and statement is not None:
+            yield owner, statement, parent, node
         children = [node.value] if isinstance(node, ast.AnnAssign) else list(ast.iter_child_nodes(node))
         for child in children:
             if child is not None:
-                yield from walk(child, node, owner)
+                yield from walk(child, node, owner, statement)
 
-    yield from walk(tree, tree, "")
+    yield from walk(tree, tree, "", None)
 
 
 def _changes(node: ast.AST) -> Iterator[ast.AST]:
@@ -191,68 +222,6 @@ def _replaced(tree: ast.AST, node: ast.AST, new: ast.AST) -> ast.AST:
     return result
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from changed source."""
-
-    def __init__(self, name: str, path: Path, source: str) -> None:
-        self.name, self.path, self.source = name, path, source
-
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        exec(compile(self.source, str(self.path), "exec"), module.__dict__)
-
-
-def outcome(path: Path, mutant: Mutant, tests: Sequence[str], timeout: float) -> str:
-    """``killed``, ``survived`` or ``timeout`` (an endless loop: killed as well)."""
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        sys.meta_path.insert(0, _Finder(name, path, mutant.make()))
-        os._exit(_run(tests))
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return "survived" if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 else "killed"
-        time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "timeout"
-
-
-def _run(tests: Sequence[str]) -> int:
-    import pytest
-
-    try:
-        return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]))
-    except BaseException:
-        return 1
-
-
-def _preload() -> None:
-    """Import once what the package and its tests need of others; nothing of the package itself stays imported."""
-    import hypothesis  # noqa: F401
-    import mpmath  # type: ignore[import-untyped]  # noqa: F401
-    import torch
-
-    import lplr_cli.certificate  # noqa: F401
-
-    torch.set_num_threads(1)
-    for name in [m for m in sys.modules if m.split(".")[0] == "lplr_cli"]:
-        del sys.modules[name]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the mutants of the files given; exit 1 when one survives that the table does not excuse."""
     parser = argparse.ArgumentParser(prog="python -m tools.mutants")
@@ -261,46 +230,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", default=":", help="a slice of the mutants of each file, START:STOP or START:STOP:STEP"
     )
     parser.add_argument("--functions", default="", help="a regular expression that the function's name must match")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds a mutant")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests a mutant must survive")
     parser.add_argument("--list", action="store_true", help="name the mutants and run none")
     parser.add_argument("--named", action="store_true", help="run only those that the table spells out")
     given = parser.parse_args(arguments)
     table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
-    if given.list:
-        for file in given.files or table["file"]:
-            print("\n".join(m.name for m in mutants((ROOT / file).read_text(encoding="utf-8"))))
-        return 0
-    _preload()
     if given.named:
-        return _judge("named", [(f, m, table["file"][f]["tests"]) for f, m in named(table)], given.timeout)
-    part = slice(*(int(v) if v else None for v in given.only.split(":")))
+        chosen: dict[str, list[Mutant]] = {}
+        for file, mutant in named(table):
+            chosen.setdefault(file, []).append(mutant)
+    else:
+        part = slice(*(int(v) if v else None for v in given.only.split(":")))
+        chosen = {f: _open(table, f, given.functions)[part] for f in given.files or table["file"]}
+    if given.list:
+        for left in chosen.values():
+            print("\n".join(m.name for m in left))
+        return 0
     bad = 0
-    for file in given.files or table["file"]:
-        equivalent = {e["mutant"] for e in table["file"][file].get("equivalent", [])}
-        every = mutants((ROOT / file).read_text(encoding="utf-8"))
-        chosen = [m for m in every if re.search(given.functions, m.function)][part]
-        left = [(file, m, table["file"][file]["tests"]) for m in chosen if m.name not in equivalent]
-        bad |= _judge(file, left, given.timeout)
+    for file, left in chosen.items():
+        bad |= _apart(file, left, table["file"][file]["tests"], given.budget)
     return bad
 
 
-def _judge(title: str, chosen: Sequence[tuple[str, Mutant, Sequence[str]]], timeout: float) -> int:
-    """Run them, print the survivors and a count; 1 when there are any."""
-    counts: Counter[str] = Counter()
-    for file, tests in {file: tests for file, _, tests in chosen}.items():
-        source = (ROOT / file).read_text(encoding="utf-8")
-        if outcome(ROOT / file, Mutant("", "", "", partial(str, source)), tests, 600) != "survived":
-            print(f"{file}: its tests fail without any change", flush=True)
-            return 1
-    for file, mutant, tests in chosen:
-        found = outcome(ROOT / file, mutant, tests, timeout)
-        counts[found] += 1
-        if found == "survived":
-            print(f"{file}: survived: {mutant.name}", flush=True)
-        if sum(counts.values()) % 50 == 0:
-            print(f"{title}: {dict(counts)} of {len(chosen)}", flush=True)
-    print(f"{title}: {dict(counts)}", flush=True)
-    return int(counts["survived"] > 0)
+def _open(table: dict[str, Any], file: str, functions: str) -> list[Mutant]:
+    """The mutants of a file that the table does not set aside."""
+    equivalent = {e["mutant"] for e in table["file"][file].get("equivalent", [])}
+    aside = [re.compile(e["functions"]) for e in table["file"][file].get("aside", [])]
+    every = mutants((ROOT / file).read_text(encoding="utf-8"))
+    return [
+        m
+        for m in every
+        if re.search(functions, m.function)
+        and m.name not in equivalent
+        and not any(pattern.fullmatch(m.function) for pattern in aside)
+    ]
+
+
+def _apart(file: str, chosen: Sequence[Mutant], tests: Sequence[str], budget: float) -> int:
+    """One file in a process of its own, as pytest collects once a process; 1 when a mutant survives."""
+    from tools.mutant_runs import judge
+
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(judge(file, chosen, tests, budget))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":

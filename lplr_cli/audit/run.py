@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from lplr_cli.analysis import OWN, LogInput, Source, read_log
 from lplr_cli.audit.along import Along, along_of
@@ -18,8 +16,11 @@ from lplr_cli.audit.sanity import CHECKS
 from lplr_cli.audit.scope import Scope
 from lplr_cli.diagnostics import Convergence, PLRatio
 from lplr_cli.ntk import DEFAULT_MEMORY
-from lplr_cli.runs import SCHEMA_VERSION, plain
+from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
 from lplr_cli.shown import Shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LOCAL_PL = {Verdict.YES: True, Verdict.NO: False, Verdict.UNDETERMINED: None}
 
@@ -90,7 +91,7 @@ class Audit(Shown):
     def to_frame(self) -> pd.DataFrame:
         """A row a finding."""
         rows = [{"key": f.key, **f.to_dict()} for f in (*self.findings, *self.sanity)]
-        return pd.DataFrame(rows)
+        return frame_of(rows)
 
 
 def audit(

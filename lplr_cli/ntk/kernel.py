@@ -216,21 +216,17 @@ def _form(task: _Task, memory: int, bound_rounding: bool) -> Kernel:
     if formed.rounding is not None:
         # The magnitude is itself computed in floating point, to far better than a part in a thousand.
         bound = gamma(formed.rounding.length, matrix.dtype) * formed.rounding.magnitude / len(x) * 1.001
-        error = bound + _underflow(matrix, formed.rounding)
+        error = bound + _underflow(len(matrix), matrix.dtype, formed.rounding)
     engine = "jacobian" if task.plan is None else "structured"
     return Kernel(matrix, len(x), task.count, outputs, engine, formed.fallback, error)
 
 
-def _underflow(matrix: Tensor, rounding: structured.Rounding) -> float:
+def _underflow(rows: int, dtype: torch.dtype, rounding: structured.Rounding) -> float:
     """What products that underflow can change in K, in operator norm.
 
-    Each of the products behind an entry loses at most the smallest normal number, times the inner product of
-    gradients that it may be multiplied with: at most what a trained bias adds to the diagonal of K, where there is one.
+    Each of the products behind an entry loses at most the smallest normal number, times what it is multiplied with.
     """
-    diagonal = scratch.diagonal(matrix).double().abs()
-    largest = float(diagonal.max()) if len(diagonal) else 0.0
-    count = len(matrix) * max(1, rounding.products)
-    return count * torch.finfo(matrix.dtype).smallest_normal * max(1.0, len(matrix) * largest)
+    return rows * max(1, rounding.products) * (torch.finfo(dtype).smallest_normal * rounding.reach)
 
 
 def ntk_operator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,9 @@ def test_policies_are_named_sets(tmp_path: Path) -> None:
 def test_the_package_is_the_function(tmp_path: Path) -> None:
     source = log_of(tmp_path, "l.csv", 0.98**STEPS)
     assert lplr.audit(source).to_dict() == audit(source).to_dict()
+
+
+def test_text_that_no_encoding_holds_is_spelled_in_tables(tmp_path: Path) -> None:
+    result = audit(log_of(tmp_path, "a.csv", np.exp(-0.1 * STEPS)))
+    odd = replace(result.findings[0], reason="a loss called \ud800")
+    assert replace(result, findings=(odd,)).to_frame()["reason"][0] == r"a loss called \ud800"

@@ -28,7 +28,7 @@ from lplr_cli.certificate.certify import (
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.linalg import gamma
 from lplr_cli.models import MLP, ModelSpec, build_model
-from lplr_cli.ntk import Kernel, Network, empirical_ntk
+from lplr_cli.ntk import Kernel, Network, empirical_ntk, kernel_spectrum
 
 DIGITS = 60
 CLOSE = 1e-11
@@ -357,8 +357,6 @@ def test_extreme_magnitudes_are_certified_truly_or_refused(which: str, activatio
 
 def test_a_kernel_that_underflows_is_never_certified_too_high() -> None:
     """Inputs of 1e-161: their squares have hardly a digit left."""
-    from lplr_cli.ntk import kernel_spectrum
-
     module = build_model(ModelSpec(width=4, depth=0), (5,), 1, seed=1)
     generator = torch.Generator().manual_seed(0)
     for scale in (1e-155, 1e-161, 3e-162):
@@ -369,6 +367,29 @@ def test_a_kernel_that_underflows_is_never_certified_too_high() -> None:
             rows = mpmath.matrix(x.tolist())
             low = min(mpmath.eigsy(rows * rows.T / 4, eigvals_only=True))
             assert found is None or mpf(found) <= low
+
+
+@pytest.mark.parametrize(("scale", "gain"), [(3e-162, 1e150), (1e-161, 1e152), (1e-3, 1e5), (1e100, 1e-100)])
+@pytest.mark.parametrize("engine", ["structured", "jacobian"])
+def test_what_underflows_under_large_gradients_is_subtracted(engine: str, scale: float, gain: float) -> None:
+    """f(x) = g Σ_j (W x)_j: products of inputs underflow and are multiplied with gradients of any size."""
+    first, last = torch.nn.Linear(2, 3, bias=False).double(), torch.nn.Linear(3, 1, bias=False).double()
+    module = torch.nn.Sequential(first, last)
+    with torch.no_grad():
+        first.weight.fill_(0.5)
+        last.weight.fill_(gain)
+    network = Network.from_module(module, names=["0.weight"])
+    refused = 0
+    for angle in range(12):
+        turn = 0.3 + 0.4 * angle
+        x = scale * torch.tensor([[1.0, 0.0], [math.cos(turn), math.sin(turn)]], dtype=torch.float64)
+        found = kernel_spectrum(network, x, engine=engine, verify=True).spectrum.lambda_min_lower
+        with mpmath.workdps(DIGITS):
+            rows = mpmath.matrix(x.tolist())
+            low = min(mpmath.eigsy(rows * rows.T * 3 * mpf(gain) ** 2 / 2, eigvals_only=True))
+            assert found is None or mpf(found) <= low
+            refused += found is None or found < 0.5 * low
+    assert refused == 0 or (engine, scale < 1e-100) == ("structured", True)
 
 
 @pytest.mark.parametrize("radius", [-1.0, -1e-300, math.inf, math.nan])

@@ -61,10 +61,11 @@ ARRAYS: list[Callable[[], Any]] = [
 Commands = list[tuple[str, ...]]
 READ: Commands = [
     ("pl-ratio", "r"), ("fit-rate", "r"), ("audit", "r", "--no-certificate"), ("list", "r"), ("watch", "r", "--once"),
+    ("report", "r", "--no-certificate", "--out", "page.html"),
 ]  # fmt: skip
 NETWORK: Commands = [
     ("probe-ntk", "r"), ("probe-ntk", "r", "--verify"), ("certify", "r"), ("probe-hessian", "r"), ("audit", "r"),
-    ("audit", "r", "--offline-probe"),
+    ("audit", "r", "--offline-probe"), ("certify", "r", "--path"), ("report", "r", "--out", "figures"),
 ]  # fmt: skip
 TRAIN: Commands = [("train", "--resume", "stopped"), ("train", "--from", "r", "--out", "again")]
 SWEEP = ("ablate", "mnist", "--samples", "6", "--width", "2,3", "--depth", "1", "--lr", "0.1", "--steps", "2",
@@ -78,6 +79,7 @@ WEIGHTS: Commands = [
 ]  # fmt: skip
 LOGS: Commands = [
     ("pl-ratio", "{}"), ("fit-rate", "{}"), ("audit", "{}"), ("audit", "r", "--no-certificate", "--baseline", "{}"),
+    ("report", "{}", "--out", "page.html"),
 ]  # fmt: skip
 SAMPLES: Commands = [
     ("train", "{}", "--target", "y", "--width", "2", "--depth", "1", "--steps", "2", "--out", "again"),
@@ -90,7 +92,12 @@ TARGETS: dict[str, Commands] = {
     "r/summary.json": READ,
     "r/log.csv": READ,
     "r/probes.csv": READ,
-    "p/log.parquet": [("pl-ratio", "p"), ("fit-rate", "p"), ("audit", "p", "--no-certificate")],
+    "p/log.parquet": [
+        ("pl-ratio", "p"),
+        ("fit-rate", "p"),
+        ("audit", "p", "--no-certificate"),
+        ("report", "p", "--no-certificate", "--out", "page.html"),
+    ],
     "p/probes.parquet": [("pl-ratio", "p"), ("audit", "p", "--no-certificate")],
     "r/checkpoints/step-000000.pt": [*NETWORK, ("train", "--from", "r", "--out", "again")],
     "r/checkpoints/step-000012.pt": NETWORK[:2],
@@ -111,7 +118,7 @@ TARGETS: dict[str, Commands] = {
     "l.npz": LOGS,
 }
 # Of commands that take long, relative to 1.
-SHARES = {"audit": 0.15, "fit-rate": 0.2, "train": 0.3, "probe-hessian": 0.3, "certify": 0.5}
+SHARES = {"report": 0.1, "audit": 0.15, "fit-rate": 0.2, "train": 0.3, "probe-hessian": 0.3, "certify": 0.5}
 RARE = ("s/", "grid", "w.pt2")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lplr_cli.ntk.structured.factors import Form, Key, Term
+from lplr_cli.ntk.structured.factors import Form, Key, Part, Term
 
 # Samples whose magnitudes are taken together.
 _TILE = 256
@@ -24,9 +25,12 @@ class Rounding:
     Attributes:
         magnitude: Σ over rows i and terms of (Σ_t ||a_it|| ||b_it||)², which bounds the norm of what K would be
             with absolute values in all its sums; trace(K) (unnormalised) where each sample has one position.
+        reach: at least every number that a product behind K may be multiplied with once it has underflowed: inner
+            products of what parameters meet, of what comes back to them, and of gradients. Infinite beyond float64.
     """
 
     magnitude: float = 0.0
+    reach: float = 1.0
     # The longest chain behind what each term adds to K.
     _chains: dict[Key | Form | None, int] = field(default_factory=dict)
 
@@ -48,6 +52,7 @@ class Rounding:
         """Account for all terms of some parameters on some samples, each sample once."""
         for form, chosen in terms.items():
             self.magnitude += sum(_magnitude(term) for term in chosen)
+            self.reach = max([self.reach, *(_reach(part) for term in chosen for part in term.parts)])
             if form is Form.ROWS and chosen:
                 # One product for all of them: its sum runs over the columns of each.
                 chain = 2 * max(term.depth for term in chosen) + sum(term.columns for term in chosen)
@@ -67,6 +72,19 @@ class Rounding:
 
     def _note(self, what: Key | Form | None, chain: int) -> None:
         self._chains[what] = max(chain, self._chains.get(what, 0))
+
+
+def _reach(part: Part) -> float:
+    """1 + max_i ||a_i||² + max_i ||b_i||², from the largest entries, whose squares are exact enough at any size.
+
+    By Cauchy's inequality no a·a' (to which a fused bias adds one), no b·b' and no entry of a gradient is above it.
+    """
+    total = 1.0
+    for factor in (part.a, part.b):
+        if factor is not None and factor.numel():
+            largest = float(factor.abs().max())
+            total += largest * largest * (factor.numel() / len(factor))
+    return total * (1 + 2**-20) if not math.isnan(total) else math.inf
 
 
 def _magnitude(term: Term) -> float:
