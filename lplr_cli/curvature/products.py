@@ -9,10 +9,13 @@ sections 1 and 9). Every product is exact to rounding; there are three ways to o
 - the gradient's graph is kept, and a product is one backward pass through it: the least work, where the graph fits;
 - forward over reverse, the tangent of the gradient, over micro-batches: where it does not fit;
 - double backward over micro-batches: for models with an operation that has no forward mode, or refuses torch.func.
+
+Products with G need no pass through the network where the factors of J fit (:mod:`lplr_cli.ntk.structured.products`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +28,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
 from lplr_cli.errors import InputError, first_line
+from lplr_cli.ntk import structured
 from lplr_cli.ntk.network import Network, check_finite, evaluation_mode
 
 Vector = NDArray[np.float64]
@@ -83,10 +87,14 @@ class LossCurvature:
         self.products = 0
         self._forward_mode = True
         self._graph: Sequence[Tensor] | None = None
+        self._factors: structured.FactoredJacobian | None = None
+        self._room: int | None = None
         with self._derivatives():
             keep, most = self._plan(memory)
             keep, size = (keep, most) if batch is None else (False, batch)
             self._parts = [slice(i, i + size) for i in range(0, len(self._x), size)]
+            if batch is None:
+                self._room = self._left(memory, keep, size)
             if keep:
                 self._graph = self._gradient(self._parts[0])
 
@@ -125,11 +133,14 @@ class LossCurvature:
         """G v for v (P,)."""
         self.products += 1
         direction = self._split(v)
-        return self._summed(lambda part: self._gauss_newton_part(part, direction))
+        self._collect()
+        if self._factors is None:
+            return self._summed(lambda part: self._gauss_newton_part(part, direction))
+        return self._vector([self._gauss_newton_factored(self._factors, direction)])
 
     def _plan(self, memory: int) -> tuple[bool, int]:
         """Whether the gradient's graph over all samples is kept, and the samples of a micro-batch."""
-        fixed, one = self._graph_bytes()
+        fixed, one = self._fixed, self._one = self._graph_bytes()
         room = memory - _RESERVE - _VECTORS * 8 * self.size - fixed
         if room >= _KEPT_COPIES * one * len(self._x):
             return True, len(self._x)
@@ -141,6 +152,23 @@ class LossCurvature:
                 "give more memory",
             )
         return False, int(min(batch, len(self._x)))
+
+    def _left(self, memory: int, keep: bool, batch: int) -> int:
+        """Bytes that products with H leave to the factors of J."""
+        passes = self._fixed + (_KEPT_COPIES if keep else _DUAL_COPIES) * self._one * batch
+        return memory - _RESERVE - _VECTORS * 8 * self.size - passes
+
+    def _collect(self) -> None:
+        """Keep the factors of J, at the first product with G, where they fit."""
+        room, self._room = self._room, None
+        if room is None or room <= 0:
+            return
+        plan = structured.plan_for(self.network, self._x)
+        if structured.FactoredJacobian.fits(plan, len(self._x), room):
+            with contextlib.suppress(structured.FlowChangedError):
+                self._factors = structured.FactoredJacobian(self.network, self._x, "full", room, plan)
+                with torch.no_grad(), evaluation_mode(self.network.module):
+                    self._values = torch.cat([self.network.forward(self._x[part]) for part in self._parts])
 
     def _graph_bytes(self) -> tuple[int, int]:
         """Bytes that the gradient's graph keeps whatever the samples, and for each of them."""
@@ -255,6 +283,16 @@ class LossCurvature:
         f = self.network.forward(self._x[part])
         image = self._loss_product(f.detach(), self._y[part], self._output_tangent(part, f, direction))
         return torch.autograd.grad(f, self._leaves, image / len(self._x), materialize_grads=True)
+
+    def _gauss_newton_factored(
+        self, jacobian: structured.FactoredJacobian, direction: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """JᵀΛJ v/n over all samples; parameters on which f does not depend have none."""
+        tangent = jacobian.push({k: d.unsqueeze(0) for k, d in self._tangent(direction).items()})
+        with self._derivatives():
+            image = self._loss_product(self._values.clone(), self._y, tangent)
+        found = jacobian.pull(image / len(self._x))
+        return [found[k][0] if k in found else torch.zeros_like(p) for k, p in self.network.params.items()]
 
     def _output_tangent(self, part: slice, f: Tensor, direction: Sequence[Tensor]) -> Tensor:
         """J v, (m, C)."""

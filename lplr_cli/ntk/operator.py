@@ -1,10 +1,17 @@
-"""The operator engine: K v = J(Jᵀ v)/n by reverse and forward mode over micro-batches, nothing of size N × N or N × P.
+"""The operator engine: K v = J(Jᵀ v)/n, nothing of size N × N or N × P.
 
-Prefer it when K does not fit into memory, or when a few products are all that is needed. It asks of the model that
-autograd can differentiate it, twice where an operation has no forward-mode derivative.
+Prefer it when K does not fit into memory, or when a few products are all that is needed. There are two ways to a
+product, of equal value:
+
+- from the factors of J (:class:`lplr_cli.ntk.structured.FactoredJacobian`), collected at the first product: a matrix
+  product a layer each way, where they fit and every parameter has a rule;
+- by reverse and forward mode over micro-batches: it asks of the model that autograd can differentiate it, twice where
+  an operation has no forward-mode derivative.
 """
 
 from __future__ import annotations
+
+import contextlib
 
 import numpy as np
 import torch
@@ -14,6 +21,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import jvp
 
+from lplr_cli.ntk import structured
 from lplr_cli.ntk.network import Network, check_finite, evaluation_mode
 
 # Working copies of the activations of one sample: the graph, its gradients, and the tangents of forward mode.
@@ -27,7 +35,7 @@ class NTKOperator(LinearOperator):
         network: f and θ.
         inputs: (n, …).
         outputs: ``full``, ``trace`` or the index of one output.
-        budget: bytes of work space; decides the micro-batch.
+        budget: bytes of work space; decides whether factors are kept, and else the micro-batch.
     """
 
     def __init__(self, network: Network, inputs: Tensor, *, outputs: str | int = "full", budget: int = 1 << 30) -> None:
@@ -37,28 +45,48 @@ class NTKOperator(LinearOperator):
         self.count = count
         self.batch = int(max(1, min(len(inputs), 4096, budget // max(1, _COPIES * per_sample))))
         self.products = 0
+        self._budget = budget
         self._forward_mode = True
+        self._factors: structured.FactoredJacobian | None = None
         rows = len(inputs) * (count if outputs == "full" else 1)
         super().__init__(np.dtype(np.float64), (rows, rows))  # type: ignore[call-arg]
 
     def _matvec(self, v: NDArray[np.float64]) -> NDArray[np.float64]:
         n = len(self.inputs)
         vector = torch.as_tensor(np.asarray(v).reshape(n, -1), dtype=self.network.dtype, device=self.network.device)
+        if not self.products:
+            self._collect()
         self.products += 1
-        if self.outputs == "full":
-            image = self._apply(vector)
-        else:
-            chosen = range(self.count) if self.outputs == "trace" else [int(self.outputs)]
-            image = vector.new_zeros((n, 1))
-            for c in chosen:
-                spread = vector.new_zeros((n, self.count))
-                spread[:, c] = vector[:, 0]
-                image += self._apply(spread)[:, c : c + 1]
+        image = self._passes(vector) if self._factors is None else self._factors.push(self._factors.pull(vector))
         result: NDArray[np.float64] = (image.reshape(-1) / n).double().cpu().numpy()
         return result
 
     def _adjoint(self) -> NTKOperator:
         return self
+
+    @property
+    def method(self) -> str:
+        """How products are made, from the first one on: ``factors`` or ``passes``."""
+        return "passes" if self._factors is None else "factors"
+
+    def _collect(self) -> None:
+        """Keep the factors of J where they fit."""
+        plan = structured.plan_for(self.network, self.inputs)
+        if structured.FactoredJacobian.fits(plan, len(self.inputs), self._budget):
+            with contextlib.suppress(structured.FlowChangedError):
+                self._factors = structured.FactoredJacobian(self.network, self.inputs, self.outputs, self._budget, plan)
+
+    def _passes(self, vector: Tensor) -> Tensor:
+        """n K v without factors, for v (n, 1) or (n, C)."""
+        if self.outputs == "full":
+            return self._apply(vector)
+        chosen = range(self.count) if self.outputs == "trace" else [int(self.outputs)]
+        image = torch.zeros_like(vector)
+        for c in chosen:
+            spread = vector.new_zeros((len(vector), self.count))
+            spread[:, c] = vector[:, 0]
+            image += self._apply(spread)[:, c : c + 1]
+        return image
 
     def _apply(self, v: Tensor) -> Tensor:
         """J(Jᵀ v) for v (n, C)."""

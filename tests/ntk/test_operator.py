@@ -14,8 +14,11 @@ from torch import nn
 
 from lplr_cli import linalg, ntk
 from lplr_cli.errors import InputError
-from lplr_cli.ntk import Network
+from lplr_cli.ntk import Network, structured
 from tests.cases import CASES, dense_jacobian, make
+
+# Every parameter has a rule: factors are kept where they fit.
+FACTORED = {name for name, case in CASES.items() if not case.fallback}
 
 
 @pytest.mark.parametrize("outputs", ["full", "trace", 0])
@@ -25,12 +28,43 @@ def test_products_equal_the_dense_kernel(name: str, outputs: str | int) -> None:
     jacobian = dense_jacobian(network, x)
     rows = {"full": jacobian.flatten(0, 1), "trace": jacobian.flatten(1)}.get(str(outputs), jacobian[:, 0])
     kernel = (rows @ rows.T / len(x)).numpy()
-    # A budget of one byte: a micro-batch of one sample.
+    # A budget of one byte: a micro-batch of one sample, and no factors.
     for budget in (1 << 30, 1):
         operator = ntk.NTKOperator(network, x, outputs=outputs, budget=budget)
         v = np.random.default_rng(1).standard_normal(operator.shape[0])
         assert np.allclose(operator.matvec(v), kernel @ v, atol=1e-12 * np.abs(kernel).max(), rtol=1e-10)
         assert np.allclose(operator.H.matvec(v), operator.matvec(v))
+        kept = budget > 1 and name in FACTORED
+        assert operator.method == ("factors" if kept else "passes")
+
+
+@pytest.mark.parametrize("outputs", ["full", "trace", 0])
+@pytest.mark.parametrize("name", CASES)
+def test_kept_factors_act_as_the_jacobian(name: str, outputs: str | int) -> None:
+    """Jᵀv and J u of the parameters that have a rule, a sample at a time and all together."""
+    network, x = make(name)
+    known = [k for k in network.params if k not in CASES[name].fallback]
+    network = Network.from_module(network.module, names=known)
+    jacobian = dense_jacobian(network, x)
+    rows = {"full": jacobian.flatten(0, 1), "trace": jacobian.transpose(0, 1)}.get(str(outputs), jacobian[:, 0])
+    # (s, rows, P)
+    rows = rows if rows.dim() == 3 else rows[None]
+    v = torch.randn(
+        len(x),
+        rows.shape[1] // len(x),
+        generator=torch.Generator().manual_seed(1),
+        dtype=x.dtype if x.is_floating_point() else torch.float64,
+    )
+    plan = structured.plan_for(network, x)
+    assert plan.is_sparing
+    for budget in (1, 1 << 30):
+        factors = structured.FactoredJacobian(network, x, outputs, budget, plan)
+        found = factors.pull(v)
+        flat = torch.cat([found[k].flatten(1) for k in network.params], dim=1)
+        truth = torch.einsum("skp,k->sp", rows, v.reshape(-1))
+        assert torch.allclose(flat, truth, rtol=1e-10, atol=1e-12)
+        image = torch.einsum("skp,sp->k", rows, truth)
+        assert torch.allclose(factors.push(found).reshape(-1), image, rtol=1e-10, atol=1e-12)
 
 
 class Odd(nn.Module):

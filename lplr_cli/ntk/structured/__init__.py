@@ -11,12 +11,15 @@ they are understood is checked, not assumed, by comparing a weighted sum of the 
 
 A call of :func:`gram` runs through the modules in this order: ``plan`` (which parameters have rules), ``capture`` (what
 a forward pass does with them), ``collect`` (their factors), ``factors`` (what a factor is), ``accumulate`` (factors
-into K), ``rounding`` (what that may have cost). A kind of layer is one module in ``rules``.
+into K), ``rounding`` (what that may have cost); ``products`` lets the factors act on vectors instead. A kind of layer
+is one module in ``rules``.
 """
 
 from lplr_cli.ntk.structured import rules as rules  # registers them
+from lplr_cli.ntk.structured.collect import FlowChangedError
 from lplr_cli.ntk.structured.gram import Gram, gram, trace
 from lplr_cli.ntk.structured.plan import Plan, plan_for
+from lplr_cli.ntk.structured.products import FactoredJacobian
 from lplr_cli.ntk.structured.rounding import Rounding
 
-__all__ = ["Gram", "Plan", "Rounding", "gram", "plan_for", "trace"]
+__all__ = ["FactoredJacobian", "FlowChangedError", "Gram", "Plan", "Rounding", "gram", "plan_for", "trace"]

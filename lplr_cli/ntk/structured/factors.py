@@ -112,9 +112,38 @@ class Kind(ABC):
         """The per-sample gradient with its positions summed, (n, q, s, columns), for kinds that sum at once."""
         raise NotImplementedError
 
+    @abstractmethod
+    def pull(self, part: Part, v: Tensor) -> Tensor:
+        """Σ_i Σ_q v_iq ∂f_iq, (s, …) with the parameter's shape at the end, for v (m, q)."""
+
+    @abstractmethod
+    def push(self, part: Part, u: Tensor) -> Tensor:
+        """Σ_s ⟨∂f_iqs, u_s⟩, (m, q), for u (s, …) with the parameter's shape at the end."""
+
+    def condensed(self, part: Part) -> Part:
+        """The part as products with vectors want it: its positions summed where that is far smaller."""
+        return part
+
     def change(self, now: Part, then: Part, difference: Tensor) -> list[Part]:
         """Parts of J - J_then; ``difference`` is b - b_then. What goes in is the same, or summed into b already."""
         return [Part(now.use, now.a, difference, now.is_summed)]
+
+
+def weighted(b: Tensor, v: Tensor) -> Tensor:
+    """Σ_q v_iq b_iq, (m, s, …), for b (m, q, s, …) and v (m, q)."""
+    m, q = v.shape
+    if q == 1:
+        return b[:, 0] * v.view(m, *[1] * (b.dim() - 2))
+    return (v.unsqueeze(1) @ b.reshape(m, q, -1)).view(m, *b.shape[2:])
+
+
+def met(b: Tensor, z: Tensor) -> Tensor:
+    """⟨b_iq, z_i⟩, (m, q), for b (m, q, s, …) and z (m, s, …)."""
+    m, q = b.shape[:2]
+    if q == 1:
+        one: Tensor = torch.linalg.vecdot(b.reshape(m, -1), z.reshape(m, -1))
+        return one.unsqueeze(1)
+    return (b.reshape(m, q, -1) @ z.reshape(m, -1, 1)).squeeze(2)
 
 
 @dataclass

@@ -31,6 +31,8 @@ class Plan:
         signature: the uses in the order of the forward pass.
         per_sample: bytes that are kept of one sample, by name.
         graph: bytes of the graph of one sample while its factors are collected.
+        is_sparing: whether every parameter has a rule, and going over what comes back from all outputs is less work
+            than a pass through the network.
     """
 
     def __init__(self, network: Network, x: Tensor) -> None:
@@ -77,7 +79,7 @@ class Plan:
         """Memory of one sample."""
         itemsize = network.dtype.itemsize
         self.per_sample = dict.fromkeys(self.understood, 0)
-        graph = 0
+        graph = back = work = 0
         seen: set[tuple[int, int]] = set()
         for u in uses:
             if u.key.name not in self.per_sample:
@@ -90,8 +92,11 @@ class Plan:
             else:
                 kept = left + (0 if u.place in seen else self.outputs * right)
                 seen.add(u.place)
+                back += self.outputs * right
+                work += right * (torch.Size(u.parameter[1:]).numel() if u.a is not None else 1)
             self.per_sample[u.key.name] += kept * itemsize
         self.graph = max(1, graph * _GRAPH_FACTOR + sum(self.per_sample.values()))
+        self.is_sparing = bool(self.understood) and not self.fallback and back <= work
 
     def least_memory(self, network: Network) -> int:
         """Bytes below which :func:`~lplr_cli.ntk.structured.gram.gram` cannot go: graph and factors of one sample,

@@ -44,6 +44,20 @@ class Channelwise(Kind):
         whole: Tensor = torch.linalg.vector_norm(sizes, dim=3, keepdim=True)
         return whole
 
+    def condensed(self, part: Part) -> Part:
+        """As in :class:`Kind`."""
+        return part if part.is_summed else Part(part.use, None, self.summed(part), True)
+
+    def pull(self, part: Part, v: Tensor) -> Tensor:
+        """As in :class:`Kind`."""
+        rows = self.summed(part)
+        return (v.reshape(1, -1) @ rows.reshape(v.numel(), -1)).view(rows.shape[2], *part.use.parameter)
+
+    def push(self, part: Part, u: Tensor) -> Tensor:
+        """As in :class:`Kind`."""
+        rows = self.summed(part)
+        return (rows.reshape(len(rows), rows.shape[1], -1) @ u.reshape(-1, 1)).squeeze(2)
+
 
 @dataclass(frozen=True)
 class Bias(Channelwise):

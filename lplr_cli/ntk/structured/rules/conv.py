@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from lplr_cli.ntk.structured.capture import Capture, arguments, rule
+from lplr_cli.ntk.structured.factors import Part, met, weighted
 from lplr_cli.ntk.structured.rules.channelwise import Bias
 from lplr_cli.ntk.structured.rules.linear import Linear
 
@@ -66,3 +69,23 @@ class Convolution(Linear):
         """As in :class:`Linear`."""
         m, q, s, channels = b.shape[:4]
         return b.reshape(m, q, s, self.groups, channels // self.groups, -1).transpose(4, 5)
+
+    def pull(self, part: Part, v: Tensor) -> Tensor:
+        """As in :class:`Kind`, by the convolution's own derivative: patches would take nine times the room."""
+        assert part.a is not None
+        back = weighted(part.b, v)
+        size = part.use.parameter
+        found = [
+            conv2d_weight(  # type: ignore[no-untyped-call]
+                part.a, size, back[:, i], self.stride, self.padding, self.dilation, self.groups
+            )
+            for i in range(back.shape[1])
+        ]
+        return torch.stack(found)
+
+    def push(self, part: Part, u: Tensor) -> Tensor:
+        """As in :class:`Kind`, by the convolution itself."""
+        a = part.a
+        assert a is not None
+        z = [F.conv2d(a, w, None, self.stride, self.padding, self.dilation, self.groups) for w in u]
+        return met(part.b, torch.stack(z, dim=1))

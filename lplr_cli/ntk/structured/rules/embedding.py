@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lplr_cli.ntk.structured.capture import Capture, arguments, rule
-from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term
+from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term, met, weighted
 
 
 @rule(F.embedding)
@@ -37,6 +37,17 @@ class Lookup(Kind):
         """As in :class:`Kind`."""
         sums: Tensor = torch.linalg.vector_norm(_right(part, slice(None)), dim=4)
         return sums.sum(dim=3, keepdim=True)
+
+    def pull(self, part: Part, v: Tensor) -> Tensor:
+        """As in :class:`Kind`."""
+        back = weighted(_right(part, slice(None)), v)
+        found = back.new_zeros((back.shape[1], *part.use.parameter))
+        places = _tokens(part, slice(None)).reshape(-1)
+        return found.index_add_(1, places, back.transpose(0, 1).flatten(1, 2))
+
+    def push(self, part: Part, u: Tensor) -> Tensor:
+        """As in :class:`Kind`."""
+        return met(_right(part, slice(None)), u[:, _tokens(part, slice(None))].transpose(0, 1))
 
 
 def _tokens(part: Part, rows: slice) -> Tensor:

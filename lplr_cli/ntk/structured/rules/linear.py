@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lplr_cli.ntk.structured.capture import Capture, arguments, rule
-from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term
+from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term, met, weighted
 from lplr_cli.ntk.structured.rules.channelwise import Bias
 
 
@@ -58,6 +58,25 @@ class Linear(Kind):
         sums: Tensor = torch.linalg.vector_norm(self.right(part.b), dim=5)
         sums = sums * torch.linalg.vector_norm(self.left(part.a), dim=3)[:, None, None]
         return sums.sum(dim=(3, 4)).unsqueeze(3)
+
+    def pull(self, part: Part, v: Tensor) -> Tensor:
+        """As in :class:`Kind`: back to (g, s·o, m·t) times what went in, (g, m·t, d)."""
+        assert part.a is not None
+        a, b = self.left(part.a), weighted(self.right(part.b), v)
+        back = b.permute(2, 1, 4, 0, 3).reshape(b.shape[2], b.shape[1] * b.shape[4], -1)
+        found = back @ a.transpose(0, 1).reshape(a.shape[1], -1, a.shape[3])
+        # (g, s·o, d) to (s, g·o, d).
+        found = found.view(b.shape[2], b.shape[1], -1, a.shape[3]).transpose(0, 1)
+        return found.reshape(b.shape[1], *part.use.parameter)
+
+    def push(self, part: Part, u: Tensor) -> Tensor:
+        """As in :class:`Kind`: what went in, (g, m·t, d), times u as (g, d, s·o)."""
+        assert part.a is not None
+        a, b = self.left(part.a), self.right(part.b)
+        m, _, s, g, t, o = b.shape
+        along = u.reshape(s, g, o, -1).permute(1, 3, 0, 2).reshape(g, -1, s * o)
+        z = a.transpose(0, 1).reshape(g, m * t, -1) @ along
+        return met(b, z.view(g, m, t, s, o).permute(1, 3, 0, 2, 4))
 
     def change(self, now: Part, then: Part, difference: Tensor) -> list[Part]:
         """b⊗a - b₀⊗a₀ = (b - b₀)⊗a + b₀⊗(a - a₀), two positions instead of one."""
