@@ -39,6 +39,8 @@ class Ritz:
             rounding where it is one.
         alpha, beta: diagonal (m,) and off-diagonal (m − 1,) of the projection before any restart: the Gauss quadrature
             of the start's spectral measure.
+        vectors: (1 + t, N) unit Ritz vectors where they were asked for: of the smallest value, and of the t largest.
+        vector_values: their Ritz values (1 + t,).
     """
 
     low: Vector
@@ -50,6 +52,8 @@ class Ritz:
     asymmetry: float
     alpha: Vector
     beta: Vector
+    vectors: NDArray[np.float64] | None = None
+    vector_values: Vector | None = None
 
 
 def lanczos(
@@ -62,6 +66,7 @@ def lanczos(
     low_too: bool = True,
     relative_to_norm: bool = False,
     basis: int | None = None,
+    top_vectors: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ritz:
     """The k smallest and k largest Ritz values of a symmetric operator.
@@ -76,6 +81,7 @@ def lanczos(
         relative_to_norm: measure residuals against the largest |Ritz value| instead: for indefinite operators, whose
             eigenvalues near zero have no relative accuracy.
         basis: vectors of N numbers that are kept at a time, at least 2k + 3; all steps by default.
+        top_vectors: how many Ritz vectors of the high end to return, beside that of the lowest value; none by default.
         progress: called with (steps done, steps at most).
 
     Raises:
@@ -108,6 +114,7 @@ def lanczos(
                 converged,
                 state.asymmetry / max(float(np.abs(theta).max()), state.asymmetry, 1e-300),
                 *state.tridiagonal,
+                *((None, None) if top_vectors is None else state.lift(theta, s, top_vectors)),
             )
         if state.full:
             state.restart(theta, s, k)
@@ -186,6 +193,12 @@ class _Projection:
         self._coupling = np.array([self.beta])
         if self.beta > 0:
             self._next = w / self.beta
+
+    def lift(self, theta: Vector, s: NDArray[np.float64], top: int) -> tuple[NDArray[np.float64], Vector]:
+        """Ritz vectors, and values, of the lowest and the ``top`` highest ones."""
+        chosen = [0, *range(max(1, len(theta) - top), len(theta))]
+        lifted: NDArray[np.float64] = s[:, chosen].T @ self._basis[: self.length]
+        return lifted, theta[chosen]
 
     def restart(self, theta: Vector, s: NDArray[np.float64], k: int) -> None:
         """Keep the Ritz vectors nearest both ends, in the room that they had."""

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lplr_cli.errors import InputError
 from lplr_cli.linalg import scratch
-from lplr_cli.linalg.lanczos import lanczos
+from lplr_cli.linalg.lanczos import Ritz, lanczos
+from lplr_cli.linalg.rayleigh import lowest
 from lplr_cli.linalg.verified import gamma, unit_roundoff
 from lplr_cli.ntk import jacobian, structured
 from lplr_cli.ntk.network import Network, check_samples_independent, evaluation_mode
@@ -325,7 +326,7 @@ def _matrix_free(
     task: _Task, memory: int, extremal: int, steps: int, progress: Callable[[int, int], None] | None
 ) -> Spectrum:
     network, x, rows = task.network, task.x, task.rows
-    # Lanczos vectors take half of what remains beside θ's gradient, tangent and copies; micro-batches the other half.
+    # Lanczos vectors take up to half of what remains beside θ's gradient, tangent and copies; products all the rest.
     vectors = 4 * network.parameter_count * network.dtype.itemsize
     least = vectors + 32 * rows * (2 * extremal + 2) + _RESERVE
     if memory < least:
@@ -333,23 +334,52 @@ def _matrix_free(
             f"matrix-free products need {format_bytes(least)}, above --memory {format_bytes(memory)}",
             f"give --memory {format_bytes(least)}",
         )
-    half = (memory - _RESERVE - vectors) // 2
-    products = NTKOperator(network, x, outputs=task.outputs, budget=half)
-    steps = min(steps, half // (16 * rows))
-    ritz = lanczos(products.matvec, start_vector(rows), k=extremal, steps=steps, progress=progress)
-    top = float(ritz.high[-1])
+    room = memory - _RESERVE - vectors
+    basis = min(room // 2, 16 * rows * steps)
+    products = NTKOperator(network, x, outputs=task.outputs, budget=room - basis)
+    ends = _ends(products, basis // (16 * rows), extremal, steps, progress)
+    top = float(ends.high[-1])
     return Spectrum(
         rows,
-        float(ritz.low[0]),
+        float(ends.low[0]),
         top,
-        structured.trace(network, x, outputs=task.outputs, budget=half) / len(x),
+        structured.trace(network, x, outputs=task.outputs, budget=room - basis) / len(x),
         rows * unit_roundoff(network.dtype) * top,
-        np.concatenate([ritz.low, ritz.high]),
+        np.concatenate([ends.low, ends.high]),
         False,
-        float(ritz.low_residuals[0]),
+        float(ends.low_residuals[0]),
         "lanczos",
         str(network.dtype).removeprefix("torch."),
     )
+
+
+def _ends(
+    products: NTKOperator, basis: int, extremal: int, steps: int, progress: Callable[[int, int], None] | None
+) -> Ritz:
+    """Both ends of the spectrum by Lanczos; where not all steps fit into its basis, λ_min by conjugate gradients."""
+    whole = basis >= steps
+    ritz = lanczos(
+        products.matvec,
+        start_vector(products.shape[0]),
+        k=extremal,
+        steps=min(basis, steps),
+        progress=progress,
+        top_vectors=None if whole else basis // 3,
+    )
+    if ritz.vectors is None or ritz.vector_values is None or ritz.converged or steps - ritz.steps < 3:
+        return ritz
+    found = lowest(
+        products.matvec,
+        ritz.vectors[0],
+        ritz.vectors[1:],
+        ritz.vector_values[1:],
+        products=steps - ritz.steps,
+        progress=None if progress is None else lambda done, most: progress(ritz.steps + done, steps),
+    )
+    # The Rayleigh quotient falls from that of the Ritz vector with which it begins.
+    low, residuals = ritz.low.copy(), ritz.low_residuals.copy()
+    low[0], residuals[0] = found.value, found.residual
+    return replace(ritz, low=low, low_residuals=residuals)
 
 
 def cross_ntk(

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from lplr_cli.errors import NumericalError
 from lplr_cli.linalg.lanczos import lanczos, tridiagonalise
+from lplr_cli.linalg.rayleigh import lowest
 
 
 def planted(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
@@ -82,3 +83,39 @@ def test_an_invariant_space_ends_the_iteration() -> None:
 def test_infinite_products_are_refused() -> None:
     with pytest.raises(NumericalError, match="not finite"):
         lanczos(lambda v: v * np.inf, np.ones(4))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_smallest_eigenvalue_without_a_basis(exact: bool) -> None:
+    """A planted spectrum with few large eigenvalues, the top given exactly, roughly, or not at all."""
+    generator = np.random.default_rng(3)
+    values = np.concatenate([np.linspace(1.0, 2.0, 60), [50.0, 300.0, 1e4]])
+    matrix = planted(values, 4)
+    top = np.linalg.eigh(matrix)[1][:, -3:].T
+    if not exact:
+        top = np.linalg.qr((top + 1e-3 * generator.standard_normal(top.shape)).T)[0].T
+    heights = values[-3:]
+    start = generator.standard_normal(len(values))
+    seen: list[tuple[int, int]] = []
+    found = lowest(
+        lambda v: matrix @ v,
+        start,
+        top,
+        heights,
+        products=200,
+        tolerance=1e-6,
+        progress=lambda d, m: seen.append((d, m)),
+    )
+    assert found.value == pytest.approx(1.0, rel=1e-9)
+    assert found.residual <= 1.1e-6
+    assert seen == [(i + 1, 200) for i in range(found.products)]
+    plain = lowest(lambda v: matrix @ v, start, np.zeros((0, len(values))), np.zeros(0), products=found.products)
+    assert plain.value > found.value * (1 + 1e-4)  # what the preconditioner is for
+    # Too few products: still an estimate from above, with a residual that holds an eigenvalue.
+    for products in (2, 3, 10):
+        few = lowest(lambda v: matrix @ v, start, top, heights, products=products)
+        assert few.products <= products
+        assert few.value >= 1.0 - 1e-12
+        assert np.abs(values - few.value).min() <= few.residual + 1e-12
+    with pytest.raises(NumericalError, match="not finite"):
+        lowest(lambda v: v * np.nan, start, top, heights, products=5)

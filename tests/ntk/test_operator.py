@@ -14,6 +14,7 @@ from torch import nn
 
 from lplr_cli import linalg, ntk
 from lplr_cli.errors import InputError
+from lplr_cli.models import ModelSpec, build_model
 from lplr_cli.ntk import Network, structured
 from tests.cases import CASES, dense_jacobian, make
 
@@ -134,6 +135,26 @@ def test_spectrum_matrix_free_equals_dense() -> None:
     v = np.ones(dense.spectrum.size)
     products = [ntk.ntk_operator(network, x, engine=engine).matvec(v) for engine in ntk.ENGINES]
     assert all(np.allclose(p, products[0], rtol=1e-12) for p in products)
+
+
+def test_with_room_for_few_vectors_the_low_end_goes_on_without_a_basis() -> None:
+    torch.manual_seed(2)
+    network = Network.from_module(build_model(ModelSpec(width=4, depth=1), (30,), 1))
+    x = torch.randn(25, 30, dtype=torch.float64)
+    truth = np.linalg.eigvalsh(ntk.empirical_ntk(network, x).matrix.numpy())
+    least = ntk.kernel_spectrum(network, x, engine="operator", steps=6).spectrum
+    seen: list[tuple[int, int]] = []
+    # The least that is taken: four vectors.
+    memory = (64 << 20) + 4 * network.parameter_count * 8 + 32 * 25 * 6
+    found = ntk.kernel_spectrum(
+        network, x, engine="operator", memory=memory, steps=300, progress=lambda d, m: seen.append((d, m))
+    ).spectrum
+    assert found.residual is not None
+    assert np.abs(truth - found.lambda_min).min() <= found.residual + 1e-12
+    assert found.lambda_min == pytest.approx(truth[0], rel=1e-6)
+    assert least.lambda_min > 1.01 * truth[0]
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert {most for _, most in seen[-3:]} == {300}
 
 
 def test_too_little_memory_names_what_is_needed() -> None:
