@@ -56,6 +56,16 @@ class Over:
     activations: list[Tensor]
     l_j: float
 
+    @property
+    def f_reach(self) -> Tensor:
+        """≥ sup |f − f̂(θ_0)|, (n, C)."""
+        return self.reach[-1]
+
+    @property
+    def jacobians(self) -> Tensor:
+        """≥ sup ||J_i||_op, (n,)."""
+        return self.forward[-1]
+
 
 @dataclass(frozen=True)
 class _Ahead:

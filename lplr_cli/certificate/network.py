@@ -84,7 +84,7 @@ class SmoothMLP:
             NoCertificateError: another architecture, a module that may compute something else than its parts show,
                 or an activation that is not smooth.
         """
-        _inspect(module)
+        inspect_module(module)
         linears, scales, (name, beta) = _mlp(module) if type(module) is MLP else _sequential(module)
         activation = smooth_activation(name, beta)
         if activation is None and len(linears) > 1:
@@ -207,7 +207,7 @@ def euclidean(t: Tensor) -> Tensor:
     return result
 
 
-def _inspect(module: nn.Module) -> None:
+def inspect_module(module: nn.Module) -> None:
     """Refuse a module some part of which may compute anything else than its type says.
 
     Raises:
@@ -261,7 +261,7 @@ def _mlp(module: MLP) -> _Parts:
     scales = [float(c) for c in module.scales]
     if not linears or len(scales) != len(linears):
         raise NoCertificateError("no certificate for an MLP of other parts", "bounds are proved for unchanged modules")
-    return linears, scales, _activation(module.activation)
+    return linears, scales, activation_name(module.activation)
 
 
 def _sequential(module: nn.Module) -> _Parts:
@@ -287,7 +287,7 @@ def _sequential(module: nn.Module) -> _Parts:
                 )
             linears[names[id(child)]] = _as_linear(child)
         elif len(between) + 1 == len(linears):
-            between.append(_activation(child))
+            between.append(activation_name(child))
         else:
             raise NoCertificateError(
                 f"no certificate for {type(child).__name__} at this place of a Sequential",
@@ -314,7 +314,7 @@ def _as_linear(module: nn.Module) -> nn.Linear:
     return module
 
 
-def _activation(child: nn.Module) -> tuple[str, float]:
+def activation_name(child: nn.Module) -> tuple[str, float]:
     """Name and β of an activation of torch or of this package; the class name where it is another module.
 
     Raises:

@@ -1,0 +1,159 @@
+"""Networks beyond MLPs: how near the bounds of their Hessians come, and a path that they certify."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.path import measure
+from lplr_cli.certificate.graph import GraphBounds, GraphNetwork
+from lplr_cli.data import Dataset, DataSpec, load_dataset
+from lplr_cli.models import ModelSpec, make_activation
+from lplr_cli.training import TrainConfig
+
+RADII = (0.0, 1e-4, 1e-3)
+SAMPLES, PRODUCTS = 4, 40
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions beside the input, or beside a strided 1×1 convolution of it."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(channels_in, channels, 3, stride, 1), nn.Conv2d(channels, channels, 3, 1, 1)
+        self.activation = activation
+        plain = stride == 1 and channels_in == channels
+        self.short: nn.Module = nn.Identity() if plain else nn.Conv2d(channels_in, channels, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, channels, h/stride, w/stride)."""
+        y: Tensor = self.activation(self.two(self.activation(self.one(x))) + self.short(x))
+        return y
+
+
+class SmoothResNet(nn.Module):
+    """A stem, blocks in stages of doubled channels and halved images, a global mean and a head; no normalisation."""
+
+    def __init__(self, width: int, stages: int, per_stage: int, activation: str) -> None:
+        super().__init__()
+        self.stem, self.activation = nn.Conv2d(1, width, 3, padding=1), make_activation(activation)
+        blocks, channels = [], width
+        for stage in range(stages):
+            for index in range(per_stage):
+                stride = 2 if stage and not index else 1
+                blocks.append(Block(channels, width << stage, stride, self.activation))
+                channels = width << stage
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 1, h, w) to (n, 1)."""
+        y: Tensor = self.head(self.blocks(self.activation(self.stem(x))).mean(dim=(-2, -1)))
+        return y
+
+
+def resnet(width: int = 8, stages: int = 1, per_stage: int = 1, activation: str = "softplus") -> nn.Module:
+    """A smooth residual network, He."""
+    module = SmoothResNet(width, stages, per_stage, activation)
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            nn.init.zeros_(part.bias)
+    return module
+
+
+def small_digits(n: int = 64, size: int = 14) -> Dataset:
+    """Digits 3 and 8, averaged to size × size pixels."""
+    whole = load_dataset(DataSpec("mnist", samples=n))
+    images = torch.from_numpy(whole.inputs).reshape(-1, 1, 28, 28)
+    return Dataset(F.adaptive_avg_pool2d(images, size).numpy(), np.asarray(whole.targets), "small digits")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the side of the images that it meets."""
+
+    label: str
+    build: Callable[[], nn.Module]
+    size: int
+
+
+CASES = [
+    Case(f"ResNet, {a}, {label}", lambda a=a, shape=shape: resnet(*shape, a), size)  # type: ignore[misc]
+    for label, shape, size in (
+        ("width 8, one block", (8, 1, 1), 14),
+        ("width 16, one block", (16, 1, 1), 28),
+        ("width 8, two stages of one", (8, 2, 1), 14),
+        ("width 16, three stages of two", (16, 3, 2), 28),
+    )
+    for a in ("softplus", "gelu")
+]
+
+
+def hessian_norm(module: nn.Module, x: Tensor) -> float:
+    """Of one output of one sample, by power iteration."""
+    parameters = list(module.parameters())
+    (gradient) = torch.autograd.grad(module(x).sum(), parameters, create_graph=True, materialize_grads=True)
+    generator, norm = torch.Generator().manual_seed(1), 0.0
+    v = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+    for _ in range(PRODUCTS):
+        length = math.sqrt(sum(float(t.square().sum()) for t in v))
+        along = sum((g * t).sum() / length for g, t in zip(gradient, v, strict=True) if g.requires_grad)
+        assert isinstance(along, Tensor)
+        v = [t.detach() for t in torch.autograd.grad(along, parameters, retain_graph=True, materialize_grads=True)]
+        norm = math.sqrt(sum(float(t.square().sum()) for t in v))
+    return norm
+
+
+def ratios(case: Case) -> str:
+    """A row: the largest ratio of bound and norm found at each radius, and the seconds of the bounds."""
+    torch.manual_seed(0)
+    module = case.build().double()
+    x = torch.from_numpy(small_digits(SAMPLES, case.size).inputs).double()
+    found = torch.tensor([hessian_norm(module, row[None]) for row in x], dtype=torch.float64)
+    begun = time.perf_counter()
+    bounds = GraphBounds(GraphNetwork.from_module(module, x.shape[1:]), x)
+    worst = [float((bounds.over(r).hessians[:, 0] / found).max()) for r in RADII]
+    took = time.perf_counter() - begun
+    return f"| {case.label} | {float(found.mean()):.3g} | {' | '.join(f'{w:.3g}' for w in worst)} | {took:.2f} |"
+
+
+def path(steps: int = 60) -> str:
+    """A row: SGD on the one-block network, its path certified."""
+    config = TrainConfig(
+        DataSpec("benchmarks.graphs:small_digits"),
+        ModelSpec("benchmarks.graphs:resnet"),
+        optimizer="sgd",
+        batch_size=16,
+        lr=1e-3,
+        steps=steps,
+        probe_every=0,
+        probe_sharpness=False,
+    )
+    with tempfile.TemporaryDirectory() as root:
+        p, trained, certified = measure(config, Path(root) / "run")
+    return (
+        f"| {p.kind} | {p.certified_share:.4f} | {p.length:.3g} | {p.mu_path or 0:.4g} | {p.measured or 0:.4g} | "
+        f"{p.beta_max or 0:.3g} | {p.pieces} | {p.balls} | {trained:.1f} | {certified:.0f} |"
+    )
+
+
+def report() -> str:
+    """Both tables."""
+    lines = ["| network | Hessian found | R = 0 | R = 1e-4 | R = 1e-3 | bounds, s |", "|---|---:|---:|---:|---:|---:|"]
+    lines += [ratios(case) for case in CASES]
+    lines += ["", "| kind | share | length | μ | of measured | largest β | pieces | balls | train s | certify s |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|", path()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(report())

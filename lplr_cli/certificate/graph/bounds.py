@@ -1,0 +1,215 @@
+"""Bounds of ∇²f, of its change and of rounding over balls, for graphs of operations (docs/theory.md, section 10)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lplr_cli.certificate.graph.centre import measure
+from lplr_cli.certificate.graph.network import GraphNetwork
+from lplr_cli.certificate.graph.reader import refuse
+from lplr_cli.certificate.graph.state import EPS, Ahead, Behind, Here, up
+from lplr_cli.certificate.network import MARGIN, euclidean
+from lplr_cli.certificate.norms import frobenius_upper
+from lplr_cli.errors import InputError
+from lplr_cli.ntk import Network, evaluation_mode
+
+# Steps of the power iteration behind the bound of a non-negative matrix, and its shift.
+_STEPS, _SHIFT = 24, 0.05
+
+
+@dataclass(frozen=True)
+class GraphOver:
+    """What is proved on one ball.
+
+    Attributes:
+        radius: R.
+        hessians: h_ic ≥ sup ||∇²f_ic||_op, (n, C).
+        thirds: Lipschitz constants of ∇²f_ic on the ball, (n, C).
+        gradients: ≥ sup ||∇f_ic||, (n, C).
+        f_reach: ≥ sup |f − f̂(θ_0)|, (n, C).
+        jacobians: ≥ sup ||J_i||_op, (n,).
+        l_j: L_J with ||J̃(θ) − J̃(θ')||_op ≤ L_J ||θ − θ'|| on the ball.
+        ahead: of each place.
+        behind: of each place but the input.
+        gathered: rounding of the sum of λ̂ of several users of a place but the input, (n, C) each.
+    """
+
+    radius: float
+    hessians: Tensor
+    thirds: Tensor
+    gradients: Tensor
+    f_reach: Tensor
+    jacobians: Tensor
+    l_j: float
+    ahead: list[Ahead]
+    behind: list[Behind]
+    gathered: list[Tensor]
+
+
+class GraphBounds:
+    """Bounds over closed balls around θ_0; θ_0 itself is looked at once.
+
+    Args:
+        network: at θ_0.
+        inputs: (n, …), all training samples.
+
+    Attributes:
+        f: f̂(θ_0), (n, C). f_error: ≥ |f̂ − f|, (n, C).
+        jacobian_error: ≥ ||Ĵ − J||_F/√n of a Jacobian as computed, in any order of summation.
+    """
+
+    def __init__(self, network: GraphNetwork, inputs: Tensor) -> None:
+        self.network, self._centre = network, measure(network, inputs.double())
+        self.f = self._centre.f
+        self.n, self.outputs = self.f.shape
+        start = self._ahead(0.0)
+        behind = self._behind(0.0, start)[0]
+        self.f_error = start[-1].error[:, None].expand_as(self.f)
+        wrong = torch.zeros_like(self.f)
+        for k, node in enumerate(network.nodes):
+            here, below = self._here(k, 0.0), self._below(start, k)
+            for error in node.gradient_error(here, behind[k].size, behind[k].error, 1, *below):
+                wrong = wrong + error.square()
+        self._jacobian_error = up(wrong.sqrt())
+        self.jacobian_error = frobenius_upper(self._jacobian_error) / math.sqrt(self.n) * (1 + MARGIN)
+
+    def over(self, radius: float) -> GraphOver:
+        """All bounds on the closed ball of this radius.
+
+        Raises:
+            InputError: a radius that is negative or not finite.
+        """
+        if not 0 <= radius < math.inf:
+            raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
+        ahead = self._ahead(radius)
+        behind, gathered = self._behind(radius, ahead)
+        hessians, thirds = self._second(radius, ahead, behind)
+        squares = torch.zeros_like(hessians)
+        for k, node in enumerate(self.network.nodes):
+            own = node.gradient(self._here(k, radius), behind[k], *self._below(ahead, k))
+            squares = squares if own is None else squares + own.square()
+        near = self._centre.gradient + self._jacobian_error + radius * hessians
+        gradients = _finite(up(torch.minimum(_finite(squares.sqrt()), _finite(near))))
+        reach = up(radius * gradients + self.f_error)
+        jacobians = up(torch.minimum(_finite(ahead[-1].norm), euclidean(gradients)))
+        l_j = frobenius_upper(hessians) / math.sqrt(self.n) * (1 + MARGIN)
+        return GraphOver(radius, hessians, thirds, gradients, reach, jacobians, l_j, ahead, behind, gathered)
+
+    def check(self, module: nn.Module, values: Mapping[str, Tensor], x: Tensor) -> None:
+        """Compare f̂ with what ``module`` computes at the same θ on x (n, …).
+
+        Raises:
+            NoCertificateError: they differ by more than the rounding of both.
+        """
+        with torch.no_grad(), evaluation_mode(module):
+            outputs = Network.from_module(module, values=values).forward(x)
+        if outputs.shape != self.f.shape or not bool(((outputs - self.f).abs() <= 2 * self.f_error).all()):
+            raise refuse(
+                f"this {type(module).__name__}: its outputs are not those of its operations",
+                "bounds are proved for modules whose forward pass depends on parameters and input alone",
+            )
+
+    def forward_error(self, over: GraphOver) -> Tensor:
+        """≥ ||f̂ − f|| at every θ of the ball, for any order of summation, (n,)."""
+        return over.ahead[-1].error
+
+    def gradient_error(self, over: GraphOver, size: Tensor, error: Tensor) -> float:
+        """≥ ||∇L̂ − ∇L|| at every θ of the ball, for any order of summation.
+
+        Args:
+            over: of the ball.
+            size: ≥ ||q_i||, the gradient of each sample's loss, (n,).
+            error: ≥ ||q̂_i − q_i||, (n,).
+        """
+        errors = [torch.zeros((self.n, 1), dtype=torch.float64) for _ in over.ahead]
+        errors[-1] = error[:, None]
+        sizes = [(size * euclidean(b.size))[:, None] for b in over.behind]
+        wrong = 0.0
+        for k in range(len(self.network.nodes) - 1, -1, -1):
+            node, here, below = self.network.nodes[k], self._here(k, over.radius), self._below(over.ahead, k)
+            mine = errors[k + 1] = up(errors[k + 1] + (size * euclidean(over.gathered[k]))[:, None])
+            for part in node.gradient_error(here, sizes[k], mine, self.n, *below):
+                wrong += float(part.mean()) ** 2
+            for place, handed in zip(node.inputs, node.errors(here, sizes[k], mine, *below), strict=True):
+                errors[place] = errors[place] + handed
+        return math.sqrt(wrong) * (1 + MARGIN)
+
+    # -- the two passes ----------------------------------------------------------------------------------------------
+
+    def _here(self, k: int, radius: float) -> Here:
+        return Here(radius, self._centre.measured[k], self._centre.constants[k])
+
+    def _below(self, ahead: list[Ahead], k: int) -> list[Ahead]:
+        return [ahead[i] for i in self.network.nodes[k].inputs]
+
+    def _ahead(self, radius: float) -> list[Ahead]:
+        """From the input up."""
+        none = torch.zeros(self.n, dtype=torch.float64)
+        blocks = torch.zeros((self.n, self.network.blocks), dtype=torch.float64)
+        found = [Ahead(self._centre.sizes[0], none, blocks, blocks, none)]
+        for k, node in enumerate(self.network.nodes):
+            at = node.ahead(self._here(k, radius), *self._below(found, k))
+            near = up(self._centre.sizes[k + 1] + at.reach(radius))
+            found.append(replace(at, size=torch.minimum(at.size, near)))
+        return found
+
+    def _behind(self, radius: float, ahead: list[Ahead]) -> tuple[list[Behind], list[Tensor]]:
+        """From the output down, the contributions of all users of a place added up."""
+        ones, places = torch.ones_like(self.f), len(ahead)
+        sizes, errors = [torch.zeros_like(ones)] * places, [torch.zeros_like(ones)] * places
+        blocks = [torch.zeros((*ones.shape, self.network.blocks), dtype=torch.float64)] * places
+        users, sizes[-1] = [0] * places, ones
+        found: list[Behind] = []
+        gathered: list[Tensor] = []
+        for k in range(places - 2, -1, -1):
+            summed = EPS * users[k + 1] * sizes[k + 1] if users[k + 1] > 1 else torch.zeros_like(ones)
+            at = Behind(sizes[k + 1], up(errors[k + 1] + summed), blocks[k + 1])
+            near = up(self._centre.adjoints[k] + at.reach(radius))
+            at = replace(at, size=torch.minimum(at.size, near))
+            found.insert(0, at)
+            gathered.insert(0, up(summed))
+            node, here, below = self.network.nodes[k], self._here(k, radius), self._below(ahead, k)
+            wrong = node.errors(here, at.size, at.error, *below)
+            for place, (size, turn), error in zip(node.inputs, node.behind(here, at, *below), wrong, strict=True):
+                sizes[place], blocks[place] = sizes[place] + size, blocks[place] + turn
+                errors[place], users[place] = errors[place] + error, users[place] + 1
+        return found, gathered
+
+    def _second(self, radius: float, ahead: list[Ahead], behind: list[Behind]) -> tuple[Tensor, Tensor]:
+        """Bounds of ||∇²f_ic|| and of ||D³f_ic||, (n, C), from what each node adds."""
+        k = self.network.blocks
+        matrix = torch.zeros((*self.f.shape, k, k), dtype=torch.float64)
+        third = torch.zeros_like(self.f)
+        for place, node in enumerate(self.network.nodes):
+            form = node.form(self._here(place, radius), behind[place], *self._below(ahead, place))
+            if form is not None:
+                matrix, third = matrix + form.matrix, third + form.third
+        return _finite(up(nonnegative_norm(matrix))), _finite(up(third))
+
+
+def nonnegative_norm(matrix: Tensor) -> Tensor:
+    """An upper bound of the norm of symmetric non-negative matrices, (…, K, K) → (…).
+
+    max_i (M v)_i / v_i bounds λ_max for every positive v (Collatz 1942, Wielandt 1950); v comes of a power iteration.
+    """
+    if matrix.shape[-1] == 0:
+        return torch.zeros(matrix.shape[:-2], dtype=matrix.dtype)
+    best = matrix.sum(dim=-1).amax(dim=-1)
+    shift = _SHIFT * best + torch.finfo(matrix.dtype).tiny
+    v = torch.ones_like(matrix[..., 0])
+    for _ in range(_STEPS):
+        image = (matrix @ v[..., None])[..., 0] + shift[..., None] * v
+        ratio = (image / v).amax(dim=-1)
+        best = torch.fmin(best, ratio * (1 + MARGIN) - shift)
+        v = image / image.amax(dim=-1, keepdim=True)
+    return best
+
+
+def _finite(t: Tensor) -> Tensor:
+    """The bounds where float64 holds them, infinity where not."""
+    return torch.nan_to_num(t, nan=math.inf, posinf=math.inf)

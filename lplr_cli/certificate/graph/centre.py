@@ -1,0 +1,107 @@
+"""Norms of a graph at θ_0, measured once: what the rules of its nodes need of the forward and backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lplr_cli.certificate.graph.network import GraphNetwork
+from lplr_cli.certificate.graph.state import Measured, up
+
+# Bytes of activations and of their adjoints that are held at a time.
+_MEMORY = 256 << 20
+
+
+@dataclass(frozen=True)
+class Centre:
+    """The forward and backward pass at θ_0 as computed.
+
+    Attributes:
+        f: f̂, (n, C).
+        sizes: ≥ ||t̂|| of each place, (n,).
+        adjoints: ≥ ||λ̂|| of each place but the input, (n, C).
+        measured: of each node.
+        constants: of each node.
+        gradient: ≥ ||∂f_c/∂θ|| as computed, without its rounding, (n, C).
+    """
+
+    f: Tensor
+    sizes: list[Tensor]
+    adjoints: list[Tensor]
+    measured: list[Measured]
+    constants: list[dict[str, float]]
+    gradient: Tensor
+
+
+def measure(network: GraphNetwork, x: Tensor) -> Centre:
+    """Measure everything, a few samples at a time.
+
+    Args:
+        network: at θ_0.
+        x: (n, …), float64.
+    """
+    with torch.no_grad():
+        shapes = [t.shape[1:] for t in network.forward(x[:1])]
+        constants = [n.constants(network.values, *(shapes[i] for i in n.inputs)) for n in network.nodes]
+    outputs = shapes[-1].numel()
+    entries = sum(s.numel() for s in shapes) * (outputs + 2) + max(s.numel() for s in shapes) * 9 * (outputs + 2)
+    chunk = max(1, _MEMORY // (8 * entries))
+    parts = [_part(network, x[i : i + chunk]) for i in range(0, len(x), chunk)]
+    measured = [_joined([p.measured[k] for p in parts]) for k in range(len(network.nodes))]
+    squares = sum((m["gradient"].square() for m in measured if "gradient" in m), torch.zeros_like(_cat(parts, "f")))
+    return Centre(
+        f=_cat(parts, "f"),
+        sizes=[torch.cat([p.sizes[k] for p in parts]) for k in range(len(shapes))],
+        adjoints=[torch.cat([p.adjoints[k] for p in parts]) for k in range(len(shapes) - 1)],
+        measured=measured,
+        constants=constants,
+        gradient=up(squares.sqrt()),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    f: Tensor
+    sizes: list[Tensor]
+    adjoints: list[Tensor]
+    measured: list[Measured]
+
+
+def _part(network: GraphNetwork, x: Tensor) -> _Part:
+    """Of some samples."""
+    with torch.enable_grad():
+        places = network.forward(x.detach().requires_grad_())
+        f = places[-1]
+        columns = [
+            torch.autograd.grad(f[:, c].sum(), places[1:], retain_graph=True, materialize_grads=True)
+            for c in range(f.shape[1])
+        ]
+    places = [t.detach() for t in places]
+    adjoints = [torch.stack([column[k] for column in columns], dim=1) for k in range(len(network.nodes))]
+    measured = []
+    for k, node in enumerate(network.nodes):
+        below = [places[i] for i in node.inputs]
+        measured.append({**node.measure(*below), **node.weigh(adjoints[k], *below)})
+    return _Part(
+        places[-1],
+        [up(_norm(t, 1)) for t in places],
+        [up(_norm(t, 2)) for t in adjoints],
+        measured,
+    )
+
+
+def _norm(t: Tensor, first: int) -> Tensor:
+    """Over all but the first dimensions."""
+    result: Tensor = torch.linalg.vector_norm(t.reshape(*t.shape[:first], -1), dim=first)
+    return result
+
+
+def _joined(parts: Sequence[Measured]) -> Measured:
+    return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
+
+
+def _cat(parts: Sequence[_Part], name: str) -> Tensor:
+    return torch.cat([getattr(p, name) for p in parts])

@@ -1,0 +1,253 @@
+"""Operations without parameters: sums, averages, elementwise activations; and what every node can be asked for.
+
+A node says how its output is computed, what is measured of it at θ_0, and how bounds pass through it over a ball, from
+its inputs up and from its output down. The rules are those of docs/theory.md, section 10.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lplr_cli.certificate.graph.state import ELEMENTARY, EPS, Ahead, Behind, Here, Measured, up
+from lplr_cli.certificate.smooth import Smooth
+from lplr_cli.linalg import gamma
+
+Values = Mapping[str, Tensor]
+# What the whole real line is to an activation: beyond, its derivatives are constant to all digits.
+_FAR = 1e3
+
+
+@dataclass(frozen=True)
+class Form:
+    """A part of ∇²f: at most Σ_pq ``matrix``_pq |u_p| |u_q|, (n, C, K, K); and its share in ||D³f||, (n, C)."""
+
+    matrix: Tensor
+    third: Tensor
+
+
+@dataclass(frozen=True)
+class Node(ABC):
+    """One operation.
+
+    Attributes:
+        inputs: places of what it meets; 0 is the input of the network, k the output of node k.
+        label: for people.
+    """
+
+    inputs: tuple[int, ...]
+    label: str
+
+    @abstractmethod
+    def value(self, values: Values, *below: Tensor) -> Tensor:
+        """The output, (n, …), of parameters by name and inputs (n, …)."""
+
+    def constants(self, values: Values, *shapes: torch.Size) -> dict[str, float]:
+        """Norms of the parameters at θ_0, for inputs of these shapes without the samples."""
+        return {}
+
+    def measure(self, *below: Tensor) -> Measured:
+        """Norms of what it meets at θ_0, each (n,)."""
+        return {}
+
+    def weigh(self, adjoint: Tensor, *below: Tensor) -> Measured:
+        """Norms at θ_0 that need λ̂ of the output, (n, C, …), too; each (n, C)."""
+        return {}
+
+    @abstractmethod
+    def ahead(self, here: Here, *below: Ahead) -> Ahead:
+        """The output over a ball; its ``size`` is completed by the caller."""
+
+    @abstractmethod
+    def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Bounds of what each input has of λ through this node: its ``size`` and ``blocks``."""
+
+    @abstractmethod
+    def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
+        """≥ ||λ̂ − λ|| of that, from a bound of ||λ|| of the output and of its error, (n, any)."""
+
+    def gradient_error(self, here: Here, size: Tensor, error: Tensor, terms: int, *below: Ahead) -> list[Tensor]:
+        """≥ ||ĝ − g|| of each parameter's ∂f/∂θ, sums of ``terms`` samples being rounded, (n, any)."""
+        return []
+
+    def gradient(self, here: Here, above: Behind, *below: Ahead) -> Tensor | None:
+        """≥ ||∂f_c/∂θ|| of its block, (n, C)."""
+        return None
+
+    def form(self, here: Here, above: Behind, *below: Ahead) -> Form | None:
+        """What the node adds to ∇²f; None for a linear one."""
+        return None
+
+
+@dataclass(frozen=True)
+class Add(Node):
+    """The sum of two tensors of one shape."""
+
+    def value(self, values: Values, *below: Tensor) -> Tensor:
+        """As in :class:`Node`."""
+        return below[0] + below[1]
+
+    def ahead(self, here: Here, *below: Ahead) -> Ahead:
+        """Triangle inequalities, block by block."""
+        a, b = below
+        size = a.size + b.size
+        error = a.error + b.error + EPS * (size + a.error + b.error)
+        return Ahead(size, up(error), up(a.blocks + b.blocks), up(a.rows + b.rows), up(a.second + b.second))
+
+    def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
+        """λ itself, twice."""
+        return (above.size, above.blocks), (above.size, above.blocks)
+
+    def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
+        """Nothing is computed."""
+        return error, error
+
+
+@dataclass(frozen=True)
+class Average(Node):
+    """Means over sets of ``count`` entries, each entry being in at most ``overlap`` of them; or a change of shape.
+
+    Attributes:
+        apply: the operation.
+        count: 1 for a change of shape.
+        overlap: see above.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    count: int = 1
+    overlap: int = 1
+
+    @property
+    def _gain(self) -> float:
+        """Cauchy-Schwarz: ||mean||² ≤ overlap/count ||x||²."""
+        return math.sqrt(self.overlap / self.count)
+
+    def value(self, values: Values, *below: Tensor) -> Tensor:
+        """As in :class:`Node`."""
+        return self.apply(below[0])
+
+    def ahead(self, here: Here, *below: Ahead) -> Ahead:
+        """Linear: everything times the norm of the mean."""
+        x, gain = below[0], self._gain
+        size = gain * x.size
+        error = gain * x.error + self._rounding * (x.size + x.error)
+        rows = torch.minimum(x.rows, x.blocks * self.count**-0.5)
+        return Ahead(up(size), up(error), up(gain * x.blocks), up(rows), up(gain * x.second))
+
+    @property
+    def _rounding(self) -> float:
+        return 0.0 if self.count == 1 else self._gain * gamma(self.count + 8, torch.float64)
+
+    def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The adjoint has the same norm."""
+        return ((up(self._gain * above.size), up(self._gain * above.blocks)),)
+
+    def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
+        """An entry is a sum of ``overlap`` quotients."""
+        gain = self._gain
+        fresh = 0.0 if self.count == 1 else gain * gamma(self.overlap + 8, torch.float64)
+        return (up(gain * error + fresh * (size + error)),)
+
+
+@dataclass(frozen=True)
+class Activation(Node):
+    """a = φ(z), entry by entry.
+
+    Attributes:
+        smooth: φ.
+        entries: of a sample.
+    """
+
+    smooth: Smooth
+    entries: int
+
+    @property
+    def steepest(self) -> tuple[float, float]:
+        """sup |φ'| and sup |φ''| over the real line."""
+        far = torch.tensor([_FAR], dtype=torch.float64)
+        return float(self.smooth.sup_first(-far, far)), float(self.smooth.sup_second(-far, far))
+
+    def value(self, values: Values, *below: Tensor) -> Tensor:
+        """As in :class:`Node`."""
+        return self.smooth.value(below[0])
+
+    def measure(self, *below: Tensor) -> Measured:
+        """``slope`` and ``bend``: the largest |φ'(ẑ)| and |φ''(ẑ)|."""
+        z = below[0].flatten(1)
+        return {"slope": _largest(self.smooth.first(z), z), "bend": _largest(self.smooth.second(z), z)}
+
+    def weigh(self, adjoint: Tensor, *below: Tensor) -> Measured:
+        """``weight``: the largest |λ̂_j φ''(ẑ_j)|; ``top``: the largest |λ̂_j|."""
+        z, adjoint = below[0].flatten(1)[:, None], adjoint.flatten(2).abs()
+        bend = _raised(self.smooth.second(z), z)
+        return {"weight": (adjoint * bend).amax(dim=2), "top": adjoint.amax(dim=2)}
+
+    def _over(self, here: Here, z: Ahead) -> tuple[Tensor, Tensor]:
+        """sup |φ'| and sup |φ''| over the ball, (n,): φ'' and φ''' bound how far they can be from those at ẑ."""
+        first, second = self.steepest
+        away = z.entry_reach(here.radius)
+        slope = (here.measured["slope"] + second * away).clamp_max(first)
+        return up(slope), up((here.measured["bend"] + self.smooth.third * away).clamp_max(second))
+
+    def ahead(self, here: Here, *below: Ahead) -> Ahead:
+        """Da = φ' Dz and D²a = φ''(Dz)² + φ' D²z."""
+        z = below[0]
+        slope, bend = self._over(here, z)
+        first, _ = self.steepest
+        value = abs(float(self.smooth.value(torch.zeros(1, dtype=torch.float64)))) * self.entries**0.5 + first * z.size
+        error = first * z.error + ELEMENTARY * (self.entries**0.5 + z.size + z.error + value)
+        second = bend * z.row * z.norm + slope * z.second
+        return Ahead(up(value), up(error), up(slope[:, None] * z.blocks), up(slope[:, None] * z.rows), up(second))
+
+    def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
+        """λ_z = φ'(z) λ_a, whose derivative has φ''(z) Dz λ_a beside φ'(z) Dλ_a."""
+        z = below[0]
+        slope, bend = self._over(here, z)
+        weight, spare = self._weight(here, z), above.reach(here.radius) * bend[:, None]
+        turn = weight[:, :, None] * z.blocks[:, None] + spare[:, :, None] * z.rows[:, None]
+        return ((up(slope[:, None] * above.size), up(slope[:, None, None] * above.blocks + turn)),)
+
+    def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
+        """φ' errs with z and by itself, and the product is rounded."""
+        z = below[0]
+        slope, _ = self._over(here, z)
+        _, second = self.steepest
+        away = second * z.error + ELEMENTARY * (1 + z.size + z.error)
+        steep = (slope + away)[:, None]
+        return (up(steep * error + away[:, None] * size + 8 * EPS * steep * (size + error)),)
+
+    def _weight(self, here: Here, z: Ahead) -> Tensor:
+        """sup |λ̂_j φ''(z_j)| over entries and ball, (n, C)."""
+        away = self.smooth.third * z.entry_reach(here.radius)
+        return up(here.measured["weight"] + away[:, None] * here.measured["top"])
+
+    def form(self, here: Here, above: Behind, *below: Ahead) -> Form:
+        """Σ_j λ_j φ''_j (Dz_j u)², λ split into λ̂ and the rest; and its derivative."""
+        z = below[0]
+        _, bend = self._over(here, z)
+        weight, spare = self._weight(here, z), above.reach(here.radius) * bend[:, None]
+        blocks, rows = z.blocks[:, None], z.rows[:, None]
+        square = blocks[..., :, None] * blocks[..., None, :]
+        mixed = rows[..., :, None] * blocks[..., None, :]
+        matrix = weight[..., None, None] * square + spare[..., None, None] * (mixed + mixed.mT) / 2
+        norm, row = z.norm[:, None], z.row[:, None]
+        third = above.norm * bend[:, None] * row * norm
+        third = third + self.smooth.third * row * norm * (here.measured["top"] * norm + above.reach(here.radius) * row)
+        third = third + 2 * (weight * norm + spare * row) * z.second[:, None]
+        return Form(up(matrix), up(third))
+
+
+def _raised(values: Tensor, z: Tensor) -> Tensor:
+    """|values|, by more than the error of elementary functions."""
+    size = values.abs()
+    return size + ELEMENTARY * (1 + z.abs() + size)
+
+
+def _largest(values: Tensor, z: Tensor) -> Tensor:
+    result: Tensor = _raised(values, z).amax(dim=1)
+    return result

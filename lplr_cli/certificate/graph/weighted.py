@@ -1,0 +1,211 @@
+"""Linear maps with weights: fully connected layers and two-dimensional convolutions (docs/theory.md, section 10).
+
+Both are z = W A + b with A the columns that the weights meet: the vectors at each position, or the patches of an image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lplr_cli.certificate.graph.convolution import convolution_norm_upper
+from lplr_cli.certificate.graph.nodes import Form, Node, Values
+from lplr_cli.certificate.graph.state import Ahead, Behind, Here, Measured, up, up_float
+from lplr_cli.certificate.network import euclidean
+from lplr_cli.certificate.norms import frobenius_upper, largest_eigenvalue_upper, norm_upper
+from lplr_cli.linalg import gamma
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Geometry of a two-dimensional convolution; rectangles are (h, w)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    groups: int
+
+    @property
+    def overlap(self) -> int:
+        """In how many patches a pixel can be."""
+        return math.prod(-(-k // s) for k, s in zip(self.kernel, self.stride, strict=True))
+
+
+@dataclass(frozen=True)
+class Weighted(Node):
+    """z = W A + b.
+
+    Attributes:
+        weight, bias: names of the parameters; no bias where None.
+        block: index of its block of parameters; None where nothing of it is trained.
+        weight_trained, bias_trained: what θ has of it.
+        positions: columns of A.
+        convolution: None for a fully connected layer, whose input has the features last.
+    """
+
+    weight: str
+    bias: str | None
+    block: int | None
+    weight_trained: bool
+    bias_trained: bool
+    positions: int
+    convolution: Convolution | None = None
+
+    def value(self, values: Values, *below: Tensor) -> Tensor:
+        """As in :class:`Node`."""
+        bias = None if self.bias is None else values[self.bias]
+        if self.convolution is None:
+            return F.linear(below[0], values[self.weight], bias)
+        c = self.convolution
+        return F.conv2d(below[0], values[self.weight], bias, c.stride, c.padding, 1, c.groups)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """A of each sample and group, (n, g, k, T)."""
+        if self.convolution is None:
+            return x.reshape(len(x), 1, -1, x.shape[-1]).mT
+        c = self.convolution
+        patches: Tensor = F.unfold(x, c.kernel, padding=c.padding, stride=c.stride)
+        return patches.reshape(len(x), c.groups, -1, patches.shape[-1])
+
+    def outputs(self, z: Tensor) -> Tensor:
+        """What goes with the columns, from (…, *shape of z): (…, g, o, T)."""
+        if self.convolution is None:
+            return z.reshape(*z.shape[:2], 1, -1, z.shape[-1]).mT
+        return z.reshape(*z.shape[:2], self.convolution.groups, -1, z.shape[-2] * z.shape[-1])
+
+    def constants(self, values: Values, *shapes: torch.Size) -> dict[str, float]:
+        """``norm`` ≥ ||W||_op, ``frobenius``, ``row`` and ``row_sum`` of the largest row of W, ``bias``."""
+        w = values[self.weight]
+        if self.convolution is None:
+            norm = norm_upper(w)
+        else:
+            c = self.convolution
+            norm = convolution_norm_upper(w, (shapes[0][-2], shapes[0][-1]), c.stride, c.padding, c.groups)
+        rows = w.flatten(1)
+        found = {
+            "norm": norm,
+            "frobenius": frobenius_upper(w),
+            "row": float(euclidean(rows).max()),
+            "row_sum": float(rows.abs().sum(dim=1).max()),
+            "bias": 0.0 if self.bias is None else frobenius_upper(values[self.bias]),
+            "terms": float(rows.shape[1]),
+            "backward_terms": float(w[:, 0].numel() if w.dim() > 1 else w.numel()),
+        }
+        return {k: up_float(v) for k, v in found.items()}
+
+    @property
+    def _root_overlap(self) -> float:
+        """||A(x)||_F ≤ this times ||x||."""
+        return 1.0 if self.convolution is None else math.sqrt(self.convolution.overlap)
+
+    def measure(self, *below: Tensor) -> Measured:
+        """``own`` ≥ ||[A; 1]||_op and ``column``, the longest column of it, as far as trained."""
+        a = self.columns(below[0])
+        n, g, _, t = a.shape
+        lead = a if self.weight_trained else a[:, :, :0]
+        lengths = lead.square().sum(dim=2).amax(dim=(1, 2)) + float(self.bias_trained)
+        if self.bias_trained:
+            lead = torch.cat([lead, lead.new_ones((n, g, 1, t))], dim=2)
+        return {"own": _norms(lead), "column": up(lengths.sqrt())}
+
+    def weigh(self, adjoint: Tensor, *below: Tensor) -> Measured:
+        """``gradient``: ||∂f_c/∂(W, b)||, and ``matrix`` ≥ ||λ̂||_op as a matrix with a column a position."""
+        s = self.outputs(adjoint)
+        square = torch.zeros(s.shape[:2], dtype=s.dtype)
+        if self.weight_trained:
+            square = square + (s @ self.columns(below[0])[:, None].mT).square().sum(dim=(2, 3, 4))
+        if self.bias_trained:
+            square = square + s.sum(dim=4).square().sum(dim=(2, 3))
+        return {"gradient": square.sqrt()}
+
+    def _moved(self, here: Here) -> tuple[float, float, float]:
+        """||W||_op, ||W||_F and ||b|| over the ball."""
+        moved = here.radius if self.weight_trained else 0.0
+        c = here.constants
+        bias = c["bias"] + (here.radius if self.bias_trained else 0.0) if self.bias is not None else 0.0
+        return c["norm"] + self._root_overlap * moved, c["frobenius"] + moved, bias
+
+    def own(self, here: Here, x: Ahead) -> Tensor:
+        """≥ ||∂z/∂(W, b)||_op over the ball, (n,)."""
+        moved = self._root_overlap * x.reach(here.radius) if self.weight_trained else 0.0
+        return up(here.measured["own"] + moved)
+
+    def ahead(self, here: Here, *below: Ahead) -> Ahead:
+        """Dz = dW A + W DA + db, own and lower blocks apart."""
+        x, c = below[0], here.constants
+        gain, frobenius, bias = self._moved(here)
+        moved = here.radius if self.weight_trained else 0.0
+        row, row_sum = c["row"] + moved, c["row_sum"] + math.sqrt(c["terms"]) * moved
+        blocks, rows = gain * x.blocks, torch.minimum(row * x.blocks, row_sum * x.rows)
+        second = gain * x.second
+        if self.weight_trained:
+            second = second + self._root_overlap * x.norm
+        if self.block is not None:
+            blocks[:, self.block] += self.own(here, x)
+            rows[:, self.block] += here.measured["column"] + (x.reach(here.radius) if self.weight_trained else 0.0)
+        spread = math.sqrt(self.positions) * bias
+        size = gain * x.size + spread
+        grown = gamma(int(c["terms"]) + 8, torch.float64)
+        error = gain * x.error + grown * (self._root_overlap * frobenius * (x.size + x.error) + spread)
+        return Ahead(up(size), up(error), up(blocks), up(rows), up(second))
+
+    def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
+        """λ_x = Wᵀ λ_z, which moves with W as well."""
+        gain, _, _ = self._moved(here)
+        blocks = gain * above.blocks
+        if self.weight_trained and self.block is not None:
+            blocks[:, :, self.block] += self._root_overlap * above.size
+        return ((up(gain * above.size), up(blocks)),)
+
+    def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
+        """What came in passes as an exact linear map, and sums of products are rounded."""
+        gain, frobenius, _ = self._moved(here)
+        grown = gamma(int(here.constants["backward_terms"]) + 8, torch.float64)
+        return (up(gain * error + grown * self._root_overlap * frobenius * (size + error)),)
+
+    def gradient(self, here: Here, above: Behind, *below: Ahead) -> Tensor | None:
+        """||λ [A; 1]ᵀ||_F ≤ ||λ|| ||[A; 1]||_op."""
+        return None if self.block is None else up(above.size * self.own(here, below[0])[:, None])
+
+    def gradient_error(self, here: Here, size: Tensor, error: Tensor, terms: int, *below: Ahead) -> list[Tensor]:
+        """Of λ Aᵀ and of λ 1, as far as trained: errors of both factors, and the sum over positions and samples."""
+        x, found = below[0], []
+        grown = gamma(terms * self.positions + 256, torch.float64)
+        if self.weight_trained:
+            a_error, a_size = self._root_overlap * x.error[:, None], self._root_overlap * (x.size + x.error)[:, None]
+            own = self.own(here, x)[:, None]
+            found.append(up(error * (own + a_error) + size * a_error + grown * (size + error) * a_size))
+        if self.bias_trained:
+            found.append(up(math.sqrt(self.positions) * (error + grown * (size + error))))
+        return found
+
+    def form(self, here: Here, above: Behind, *below: Ahead) -> Form | None:
+        """2 ⟨λ_z, dW Dx⟩, a product of the own block with those below; and its derivative."""
+        if not self.weight_trained or self.block is None:
+            return None
+        x = below[0]
+        cross = self._root_overlap * above.size[:, :, None] * x.blocks[:, None]
+        matrix = cross.new_zeros((*cross.shape, cross.shape[2]))
+        matrix[:, :, self.block] += cross
+        matrix[:, :, :, self.block] += cross
+        third = self._root_overlap * (above.norm * x.norm[:, None] + above.size * x.second[:, None])
+        return Form(up(matrix), up(third))
+
+
+def _norms(a: Tensor) -> Tensor:
+    """≥ ||A||_op of the largest group of each sample, (n, g, k, T) → (n,)."""
+    n, g, k, t = a.shape
+    if k == 0:
+        return torch.zeros(n, dtype=a.dtype)
+    square = a.square().sum(dim=(2, 3))
+    if min(k, t) > 1:
+        short = (a if k <= t else a.mT).flatten(0, 1)
+        found = largest_eigenvalue_upper(short @ short.mT).reshape(n, g)
+        # |fl(AAᵀ) − AAᵀ| ≤ γ |A||A|ᵀ, of norm at most γ ||A||_F².
+        found = found + 1.01 * gamma(max(k, t) + 8, a.dtype) * square
+        square = torch.minimum(square, found)
+    return up(square.amax(dim=1).sqrt())

@@ -1,0 +1,179 @@
+"""Bounds of graphs of operations, against dense derivatives at random and searched points of the ball."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from lplr_cli.certificate.graph import GraphOver
+from lplr_cli.certificate.graph.bounds import nonnegative_norm
+from lplr_cli.certificate.graph.nodes import Activation, Add, Average
+from lplr_cli.certificate.graph.weighted import Weighted
+from tests.certificate.graph_cases import CASES, Point
+
+SLACK = 1 + 1e-9
+
+
+def violated(point: Point, over: GraphOver, points: list[Tensor]) -> list[str]:
+    """What is broken at some points of the ball; empty where every bound holds."""
+    broken = []
+    hessians = []
+    for theta in points:
+        f = point.outputs(theta).detach()
+        jacobian = torch.func.jacrev(point.outputs)(theta).detach()
+        gradients = jacobian.norm(dim=2)
+        each = torch.stack(
+            [torch.stack([point.hessian(theta, i, c) for c in range(f.shape[1])]) for i in range(len(f))]
+        ).detach()
+        hessians.append(each)
+        found = {
+            "hessians": (torch.linalg.matrix_norm(each, ord=2) <= over.hessians * SLACK).all(),
+            "gradients": (gradients <= over.gradients * SLACK).all(),
+            "jacobians": (torch.linalg.matrix_norm(jacobian, ord=2) <= over.jacobians * SLACK).all(),
+            "f_reach": ((f - point.bounds.f).abs() <= over.f_reach).all(),
+        }
+        broken += [name for name, holds in found.items() if not bool(holds)]
+    at = list(zip(points, hessians, strict=True))
+    for (p, h), (q, g) in pairwise(at):
+        apart = float((p - q).norm())
+        if apart > 1e-7 and bool((torch.linalg.matrix_norm(h - g, ord=2) > over.thirds * apart * SLACK).any()):
+            broken.append("thirds")
+    return broken
+
+
+def violated_inside(point: Point, over: GraphOver, theta: Tensor) -> list[str]:
+    """The same for every tensor of the graph and its adjoint."""
+    broken = []
+    columns = point.block_columns()
+    derivatives = torch.func.jacrev(point.places)(theta)
+    start = point.places(point.theta)
+    for k, (ahead, value) in enumerate(zip(over.ahead, point.places(theta), strict=True)):
+        d = derivatives[k].detach()
+        blocks = torch.stack([torch.linalg.matrix_norm(d[:, :, c], ord=2) for c in columns], dim=1)
+        rows = torch.stack([d[:, :, c].norm(dim=2).amax(dim=1) for c in columns], dim=1)
+        away = value.detach() - start[k].detach()
+        found = {
+            "blocks": blocks <= ahead.blocks * SLACK,
+            "rows": rows <= ahead.rows * SLACK,
+            "size": value.detach().norm(dim=1) <= ahead.size * SLACK,
+            "reach": away.norm(dim=1) <= ahead.reach(over.radius) * SLACK,
+            "entry reach": away.abs().amax(dim=1) <= ahead.entry_reach(over.radius) * SLACK,
+        }
+        broken += [f"{name} of place {k}" for name, holds in found.items() if not bool(holds.all())]
+    turns = torch.func.jacrev(point.adjoints)(theta)
+    for k, (behind, value) in enumerate(zip(over.behind, point.adjoints(theta), strict=True)):
+        d = turns[k].detach()
+        blocks = torch.stack([torch.linalg.matrix_norm(d[..., c], ord=2) for c in columns], dim=2)
+        found = {
+            "turn": blocks <= behind.blocks * SLACK,
+            "adjoint": value.detach().norm(dim=2) <= behind.size * SLACK,
+        }
+        broken += [f"{name} of node {k}" for name, holds in found.items() if not bool(holds.all())]
+    return broken + violated_seconds(point, over, theta)
+
+
+def violated_seconds(point: Point, over: GraphOver, theta: Tensor) -> list[str]:
+    """||D²t[u, v]|| along some directions."""
+    generator = torch.Generator().manual_seed(9)
+    for _ in range(2):
+        u, v = (torch.randn(len(theta), generator=generator, dtype=torch.float64) for _ in range(2))
+        u, v = u / u.norm(), v / v.norm()
+
+        def along(t: Tensor, u: Tensor = u) -> list[Tensor]:
+            found: list[Tensor] = torch.func.jvp(point.places, (t,), (u,))[1]
+            return found
+
+        second = torch.func.jvp(along, (theta,), (v,))[1]
+        for k, (ahead, d) in enumerate(zip(over.ahead, second, strict=True)):
+            if bool((d.detach().norm(dim=1) > ahead.second * SLACK).any()):
+                return [f"second of place {k}"]
+    return []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bounds_hold_at_points_of_the_ball(name: str) -> None:
+    point = Point(*CASES[name].make())
+    for radius in (0.3,) if name.startswith("resnet") else (1e-3, 0.3):
+        over = point.bounds.over(radius)
+        assert violated(point, over, point.worst_points(radius, 1, 1)) == []
+        assert violated_inside(point, over, point.worst_points(radius, 1, 0)[-1]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", CASES)
+def test_no_search_finds_a_violation(name: str, seed: int) -> None:
+    """Thousands of points in all, other weights and data each time."""
+    point = Point(*CASES[name].make(seed=seed + 1))
+    for radius in (1e-4, 1e-2, 0.1, 1.0, 5.0):
+        over = point.bounds.over(radius)
+        assert violated(point, over, point.worst_points(radius, 12, 4)) == []
+        for theta in point.worst_points(radius, 3, 0):
+            assert violated_inside(point, over, theta) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("conv-softplus", 3), ("conv-frozen-weight", 3), ("pooled", 8), ("residual", 8)]
+)
+def test_the_bound_is_of_use(name: str, most: float) -> None:
+    """At θ_0 within a few times of the norm of the Hessian."""
+    point = Point(*CASES[name].make())
+    found = torch.linalg.matrix_norm(point.hessian(point.theta, 0, 0), ord=2)
+    assert float(point.bounds.over(0.0).hessians[0, 0]) <= most * float(found)
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Make one rule too small."""
+    if what == "weights meet each entry once":
+        monkeypatch.setattr(Weighted, "_root_overlap", 0.3)
+    elif what == "no own block":
+        monkeypatch.setattr(Weighted, "own", lambda self, here, x: torch.zeros_like(x.size))
+    elif what == "activations without curvature":
+        monkeypatch.setattr(Activation, "form", lambda self, here, above, *below: None)
+    elif what == "weights without cross terms":
+        monkeypatch.setattr(Weighted, "form", lambda self, here, above, *below: None)
+    elif what == "sums keep the first":
+        monkeypatch.setattr(Add, "ahead", lambda self, here, *below: below[0])
+    elif what == "means shrink too much":
+        monkeypatch.setattr(Average, "_gain", 0.1)
+    else:
+        forward = Activation._over
+        monkeypatch.setattr(Activation, "_over", lambda self, here, z: tuple(0.3 * v for v in forward(self, here, z)))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "weights meet each entry once",
+        "no own block",
+        "activations without curvature",
+        "weights without cross terms",
+        "sums keep the first",
+        "means shrink too much",
+        "slopes are small",
+    ],
+)
+def test_a_rule_that_is_too_small_is_found_out(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, what)
+    broken = []
+    for name in ("pooled", "residual", "conv-frozen-head"):
+        point = Point(*CASES[name].make())
+        over = point.bounds.over(0.1)
+        broken += violated(point, over, point.worst_points(0.1, 1, 0))
+        broken += violated_inside(point, over, point.worst_points(0.1, 1, 0)[-1])
+    assert broken
+
+
+@pytest.mark.parametrize("kind", ["random", "diagonal", "zero"])
+def test_norms_of_non_negative_matrices(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(6, 6, generator=generator, dtype=torch.float64)
+    m = {"random": draws + draws.T, "diagonal": torch.diag(draws[0]), "zero": torch.zeros_like(draws)}[kind]
+    reducible = torch.zeros(14, 14, dtype=torch.float64)
+    reducible[:6, :6], reducible[6:12, 6:12] = m, 3 * m
+    for matrix in (m, reducible):
+        truth = float(torch.linalg.matrix_norm(matrix, ord=2))
+        assert truth * (1 - 1e-14) <= float(nonnegative_norm(matrix[None])[0]) <= truth * 1.01 + 1e-100
