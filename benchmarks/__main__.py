@@ -6,7 +6,18 @@ import platform
 
 import torch
 
-from benchmarks import certificate, kernel, large, peers, rates, recorder_overhead, scaling, sweeps, training_overhead
+from benchmarks import (
+    certificate,
+    kernel,
+    large,
+    noise_floor,
+    peers,
+    rates,
+    recorder_overhead,
+    scaling,
+    sweeps,
+    training_overhead,
+)
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}\n")
@@ -20,3 +31,4 @@ if __name__ == "__main__":
     print(f"\n## Certificate\n\n{certificate.report()}")
     print(f"\n## Sweeps\n\n{sweeps.report()}")
     print(f"\n## Rates\n\n{rates.report()}")
+    print(f"\n## Noise floor\n\n{noise_floor.report()}")

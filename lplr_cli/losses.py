@@ -1,4 +1,4 @@
-"""Losses L = (1/n) Σ_i ℓ(f_i, y_i) of the outputs, and the constants that the theory needs of them (theory.md 9, 10).
+"""Losses L = (1/n) Σ_i ℓ(f_i, y_i) of the outputs, and the constants that the theory needs of them (theory.md 9, 14).
 
     squared        ℓ = s ||f − y||²                       ∇²ℓ = 2s I
     cross-entropy  ℓ = s (log Σ_c e^{f_c} − Σ_c y_c f_c)  ∇²ℓ = s (diag p − p pᵀ), p = softmax(f), Σ_c y_c = 1

@@ -26,7 +26,7 @@ LAYERS = [
     "models",
     "data",
 ]
-BASE = {"errors", "escape", "factories", "losses", "reading", "schema", "shown"}
+BASE = {"batches", "errors", "escape", "factories", "losses", "reading", "schema", "shown"}
 
 
 def imports(path: Path) -> set[str]:

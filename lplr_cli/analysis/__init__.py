@@ -5,6 +5,7 @@ from lplr_cli.analysis.conclude import conclude
 from lplr_cli.analysis.curvature import HessianProbe, HessianSeries, hessian_along, probe_hessian
 from lplr_cli.analysis.lazy import LazyPrediction, predict_outputs, predict_run
 from lplr_cli.analysis.logs import LogInput, read_log
+from lplr_cli.analysis.noise import NoiseFloor, kept_floor, noise_floor
 from lplr_cli.analysis.offline import probe_checkpoints
 from lplr_cli.analysis.path import PathCertificate, certify_path
 from lplr_cli.analysis.path_figures import PathFigures, keep, kept_path, kept_rows
@@ -22,6 +23,7 @@ __all__ = [
     "KernelProbe",
     "LazyPrediction",
     "LogInput",
+    "NoiseFloor",
     "PathCertificate",
     "PathFigures",
     "Source",
@@ -36,8 +38,10 @@ __all__ = [
     "find_checkpoint",
     "hessian_along",
     "keep",
+    "kept_floor",
     "kept_path",
     "kept_rows",
+    "noise_floor",
     "open_subject",
     "plain_step",
     "predict_outputs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lplr_cli.analysis.certificates import certified_columns
+from lplr_cli.analysis.noise import floor_while_cheap
 from lplr_cli.analysis.path import Progress, path_while_cheap
 from lplr_cli.analysis.subject import OWN, Source
 from lplr_cli.analysis.summary import PATH_NOT_ASKED, Summary, summarize
@@ -29,6 +30,7 @@ def conclude(
     ball, why = certified_columns(run, source), PATH_NOT_ASKED
     if patience is not None and run.manifest().status == "finished":
         why = path_while_cheap(run, patience, source, progress)
+        floor_while_cheap(run, source)
     summary = summarize(run, ball, why)
     run.write_summary(summary.to_dict())
     return summary

@@ -387,7 +387,7 @@ def _kernel_tie(case: _Case, found: Survey, memory: int) -> dict[str, float] | N
     return {"lambda_max": value, "relative_difference": abs(value - top) / max(abs(top), 1e-300)}
 
 
-def _rule(run: RunDirectory | None, step: int | None) -> StepRule | str:
+def rule_of_run(run: RunDirectory | None, step: int | None) -> StepRule | str:
     """How the optimiser steps at ``step``, or why that is not known."""
     if run is None:
         return "the checkpoint does not tell its optimiser"
@@ -414,7 +414,7 @@ def _lr_at(run: RunDirectory, step: int | None) -> float | None:
 
 
 def _rule_name(run: RunDirectory | None) -> str:
-    rule = _rule(run, None)
+    rule = rule_of_run(run, None)
     if isinstance(rule, str):
         return f"unknown: {rule}"
     return _formula(rule)
@@ -422,7 +422,7 @@ def _rule_name(run: RunDirectory | None) -> str:
 
 def _stability(case: _Case, top: float, residual: float) -> dict[str, Any]:
     """λ_max beside the largest curvature at which the optimiser is stable on a quadratic (theory.md section 13)."""
-    rule = _rule(case.run, case.subject.step)
+    rule = rule_of_run(case.run, case.subject.step)
     name = _rule_name(case.run)
     if isinstance(rule, str) and not isinstance(case.state, str) and not case.state.rule.adaptive:
         rule, name = case.state.rule, _formula(case.state.rule)
@@ -479,7 +479,7 @@ def _row(case: _Case, step: int, effort: Effort, memory: int) -> dict[str, Any]:
     network = case.subject.network(case.network.dtype, case.network.device)
     spare = replace(effort, eigenvalues=1, trace_vectors=0, density_vectors=0)
     found = survey(network, case.inputs, case.targets, case.loss, effort=spare, memory=memory)
-    rule = _rule(case.run, step)
+    rule = rule_of_run(case.run, step)
     threshold = None if isinstance(rule, str) else rule.threshold
     top = float(found.extremes.high[-1])
     return {

@@ -136,7 +136,7 @@ def keep(run: RunDirectory, figures: PathFigures, rows: pd.DataFrame) -> None:
     Raises:
         OutputError: the directory cannot be written to.
     """
-    run.write_record(_FILE, {"log": _fingerprint(run), **figures.to_dict()})
+    run.write_record(_FILE, {"log": log_fingerprint(run), **figures.to_dict()})
     run.write_rows(_ROWS, rows)
 
 
@@ -147,7 +147,7 @@ def kept_path(run: RunDirectory) -> PathFigures | None:
         InputError: the file is damaged.
     """
     record = run.record(_FILE)
-    if record is None or record.get("log") != _fingerprint(run):
+    if record is None or record.get("log") != log_fingerprint(run):
         return None
     return PathFigures.from_dict(record, str(run.path / _FILE))
 
@@ -161,7 +161,7 @@ def kept_rows(run: RunDirectory) -> pd.DataFrame:
     return run.rows(_ROWS, ("step", "certified", "mu", "mu_star", "length"))
 
 
-def _fingerprint(run: RunDirectory) -> list[float | None]:
+def log_fingerprint(run: RunDirectory) -> list[float | None]:
     """Steps, first and last loss of the log."""
     log = run.log()
     loss = log["loss"].dropna()

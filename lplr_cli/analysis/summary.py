@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lplr_cli.analysis.noise import NoiseFloor, kept_floor
 from lplr_cli.analysis.path_figures import PathFigures, kept_path, kept_rows
 from lplr_cli.analysis.trajectory import plain_step
 from lplr_cli.certificate import Estimates, estimate_constants
 from lplr_cli.diagnostics import (
     MIN_POINTS,
+    BatchNoise,
     Convergence,
     Envelope,
     LossSeries,
@@ -25,6 +27,7 @@ from lplr_cli.diagnostics import (
     Window,
     analyse_pl_ratio,
     analyse_rate,
+    batch_noise,
     clean_series,
     envelope,
 )
@@ -140,6 +143,7 @@ class Summary:
         path: what is proved or estimated along the path; None, with ``path_reason``, where nothing is.
         window, pl_ratio, pl_ratio_star: the PL ratio's window and envelopes; None and empty without gradient norms.
         rate: the fitted law; None where the rows are too few.
+        noise: of mini-batch gradients, None where the log tells none; noise_floor: what they predict.
         dropped_rows: rows left out, by reason.
     """
 
@@ -161,6 +165,8 @@ class Summary:
     pl_ratio: Envelope
     pl_ratio_star: Envelope
     rate: RateFit | None
+    noise: BatchNoise | None
+    noise_floor: NoiseFloor | None
     sharpness: SharpnessRange
     dropped_rows: dict[str, int]
 
@@ -241,6 +247,8 @@ class Summary:
                 "pl_ratio": self.pl_ratio.to_dict(),
                 "pl_ratio_star": self.pl_ratio_star.to_dict(),
                 "rate": None if self.rate is None else self.rate.to_dict(),
+                "noise": None if self.noise is None else self.noise.to_dict(),
+                "noise_floor": None if self.noise_floor is None else self.noise_floor.to_dict(),
                 "sharpness": asdict(self.sharpness),
                 "dropped_rows": self.dropped_rows,
                 "verdict": self.verdict,
@@ -264,7 +272,10 @@ def summarize(run: RunDirectory, certified: Certified | None = None, path_reason
     manifest, log, probes, path = run.manifest(), run.log(), run.probes(), kept_path(run)
     series = clean_series(log)
     facts = RunFacts(
-        loss_scale=manifest.loss.squared_scale, exact=manifest.exact, sharpness=_pairs(probes, "sharpness")
+        loss_scale=manifest.loss.squared_scale,
+        exact=manifest.exact,
+        sharpness=_pairs(probes, "sharpness"),
+        **noise_facts(run, manifest),
     )
     ratio, rate = _diagnosed(series, facts)
     steps = int(log["step"].iloc[-1]) if len(log) else 0
@@ -287,6 +298,8 @@ def summarize(run: RunDirectory, certified: Certified | None = None, path_reason
         pl_ratio=_EMPTY if ratio is None else ratio.pl_ratio,
         pl_ratio_star=_EMPTY if ratio is None else ratio.pl_ratio_star,
         rate=None if rate is None else rate.fit,
+        noise=batch_noise(series, facts),
+        noise_floor=kept_floor(run),
         sharpness=_sharpness([v for _, v in facts.sharpness], manifest.optimizer.lr),
         dropped_rows=series.dropped,
     )
@@ -326,7 +339,20 @@ def run_facts(run: RunDirectory, summary: Summary) -> RunFacts:
         residual_rayleigh=[] if summary.probe.subset else _pairs(probes, "residual_rayleigh"),
         eta=eta,
         momentum=manifest.optimizer.momentum,
+        **noise_facts(run, manifest),
     )
+
+
+def noise_facts(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
+    """What is known of the mini-batches and of their noise."""
+    batches, size, floor = manifest.batches, manifest.optimizer.batch_size, kept_floor(run)
+    variance = None if size is None else 1 / size
+    return {
+        "batch_size": size,
+        "batch_variance": variance if batches is None else batches.variance,
+        "noise_floor": None if floor is None else floor.floor,
+        "noise_read_at": None if floor is None else floor.at,
+    }
 
 
 def _path_facts(run: RunDirectory, summary: Summary) -> dict[str, Any]:

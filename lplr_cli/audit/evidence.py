@@ -35,12 +35,14 @@ from lplr_cli.certificate import (
 )
 from lplr_cli.diagnostics import (
     MIN_POINTS,
+    BatchNoise,
     Convergence,
     LossSeries,
     PLRatio,
     RunFacts,
     analyse_pl_ratio,
     analyse_rate,
+    batch_noise,
     clean_series,
 )
 from lplr_cli.errors import InputError, NumericalError
@@ -129,6 +131,7 @@ class Evidence:
         exact: whether losses and gradient norms are those of all data; None for a log, which does not tell.
         why_singular: why K of all samples must be singular; empty where nothing says so.
         path: what was proved along the path, as the run keeps it.
+        noise: of mini-batch gradients. noise_floor: what they keep the loss above L*.
     """
 
     scope: Scope
@@ -145,6 +148,8 @@ class Evidence:
     exact: bool | None
     why_singular: str
     path: PathFigures | None
+    noise: BatchNoise | None
+    noise_floor: float | None
 
     @property
     def drift(self) -> float | None:
@@ -187,6 +192,8 @@ def gather(log: LogInput, how: Examination) -> Evidence:
         exact,
         _why_singular(run, manifest, how.foreign) if probes.full else "",
         None if run is None else kept_path(run),
+        batch_noise(series, facts),
+        facts.noise_floor,
     )
 
 

@@ -45,6 +45,7 @@ TITLES = {
     "window": "a stable window exists",
     "interpolation": "the loss comes near zero",
     "descent": "the loss never rises",
+    "noise": "gradient above the noise of its batch",
 }
 
 

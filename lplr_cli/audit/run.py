@@ -142,7 +142,7 @@ def audit(
         explanation,
         along_of(evidence, {f.key: f for f in findings}["P2"]),
         findings,
-        tuple(check(evidence) for check in CHECKS),
+        tuple(found for check in CHECKS if (found := check(evidence)) is not None),
         figures,
         compared,
         evidence.ratio,

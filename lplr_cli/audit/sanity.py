@@ -1,4 +1,7 @@
-"""Checks of the run itself, beside the theory; one function each, as in :mod:`lplr_cli.audit.judge`."""
+"""Checks of the run itself, beside the theory; one function each, as in :mod:`lplr_cli.audit.judge`.
+
+A check that a run gives no occasion for answers None.
+"""
 
 from __future__ import annotations
 
@@ -60,4 +63,26 @@ def descent(e: Evidence) -> Finding:
     return Finding("descent", status, float(rises), 0.0, reason)
 
 
-CHECKS: tuple[Callable[[Evidence], Finding], ...] = (stable_step, positive, window, interpolation, descent)
+def noise(e: Evidence) -> Finding | None:
+    """The signal of mini-batch gradients above their noise; None where the log tells no noise."""
+    found = e.noise
+    if found is None or found.end.snr is None:
+        return None
+    status = Status.ESTIMATED if found.end.snr >= 1 else Status.FAILS
+    batch = "a batch" if found.batch_size is None else f"a batch of {found.batch_size:,}"
+    reason = f"‖∇L‖² is {found.end.snr:.3g} of the noise of {batch} at the end"
+    if found.end.scale is not None:
+        reason += f", {found.end.scale:.3g} samples make both equal"
+    if e.noise_floor is not None:
+        reason += f"; the noise keeps the loss about {e.noise_floor:.3g} above L*"
+    return Finding("noise", status, found.end.snr, 1.0, reason)
+
+
+CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
+    stable_step,
+    positive,
+    window,
+    interpolation,
+    descent,
+    noise,
+)

@@ -124,6 +124,7 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
         _envelope_row("pl_ratio", result.pl_ratio, f"½‖∇L‖²/(L − L*) on the window, {l_star}"),
         _envelope_row("pl_ratio_proxy", result.pl_ratio_proxy, f"½‖∇L‖²/(L − min L) on the window{above}"),
     ]
+    rows += _noise_rows(result)
     for title, mu, factor, meaning in (
         ("μ estimated", facts.mu_estimated, result.over(facts.mu_estimated), "2(λ0 − L_K·R), estimate from probes"),
         (
@@ -155,6 +156,20 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
     return Grid(
         f"PL ratio of {name}{loss}", ("quantity", "min", "5 %", "median", "meaning"), rows, (1, 2, 3), tuple(notes)
     )
+
+
+def _noise_rows(result: PLRatio) -> list[list[str]]:
+    """The ratio with the noise of mini-batches taken off, and that noise."""
+    from lplr_cli.reporting import number
+    from lplr_cli.reporting.noise import noise_meaning
+
+    rows = []
+    if result.pl_ratio_corrected.count:
+        meaning = "½(‖g‖² − its noise)/L over moving windows: estimate, the bias taken off"
+        rows.append(_envelope_row("pl_ratio_corrected", result.pl_ratio_corrected, meaning))
+    if result.noise is not None:
+        rows.append(["signal to noise, end", number(result.noise.end.snr), "", "", noise_meaning(result.noise)])
+    return rows
 
 
 def _envelope_row(name: str, envelope: Any, meaning: str) -> list[str]:

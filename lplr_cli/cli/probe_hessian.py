@@ -15,7 +15,7 @@ from lplr_cli.cli.progress import stages_progress
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from lplr_cli.analysis import HessianProbe, HessianSeries
+    from lplr_cli.analysis import HessianProbe, HessianSeries, Source
     from lplr_cli.curvature import Effort, PerSample
     from lplr_cli.losses import Loss
     from lplr_cli.reporting import Grid
@@ -63,6 +63,12 @@ def probe_hessian(
         ),
     ] = None,
     loss_scale: Annotated[float, typer.Option(help="s of --loss, e.g. 1/C for torch's MSELoss.")] = 1.0,
+    noise: Annotated[
+        bool,
+        typer.Option(
+            "--noise", help="Also the noise floor of a run of mini-batches, which is kept for fit-rate and audit."
+        ),
+    ] = False,
     work: WorkOptions,
     dtype: Annotated[str, typer.Option(help="float64 or float32, of passes; sums are float64.")] = "float64",
     memory: Annotated[str, typer.Option(help="Bytes for graphs, vectors and work, e.g. 2GiB.")] = "2GiB",
@@ -85,6 +91,8 @@ def probe_hessian(
     sink = out_.Sink(format, output, force, require, figure)
     if every is not None and plot:
         raise InputError("--plot draws the density of one checkpoint", "leave out --every, or give --figure")
+    if noise and every is not None:
+        raise InputError("--noise is of the last checkpoint", "leave out --every")
     from lplr_cli import analysis
 
     shared: dict[str, Any] = {
@@ -99,6 +107,8 @@ def probe_hessian(
     with stages_progress() as report:
         if every is None:
             probe = analysis.probe_hessian(checkpoint, report=report, **shared)
+            if noise:
+                probe.record["noise_floor"] = _noise_floor(checkpoint, shared["source"], shared["memory"])
             result = _one(probe, plot)
         else:
             series = analysis.hessian_along(checkpoint, every=every, report=report, **shared)
@@ -109,6 +119,13 @@ def probe_hessian(
 
         drawn = figures.density_figure(probe) if every is None else figures.sharpness_figure(series)
         figures.save(drawn, figure)
+
+
+def _noise_floor(run: Path, source: Source, memory: int) -> dict[str, Any]:
+    from lplr_cli.analysis import noise_floor
+    from lplr_cli.runs import RunDirectory
+
+    return noise_floor(RunDirectory.open(run), source, memory).to_dict()
 
 
 def _loss(name: str | None, scale: float) -> Loss | PerSample | None:
@@ -197,7 +214,21 @@ def _rows(r: dict[str, Any]) -> list[list[str]]:
         if p["ratio"] is not None:
             meaning = f"Adam is stable up to {number(p['threshold'], 4)} = {p['rule']}; an indicator, as P moves"
             rows.append(["the same / stable", number(p["ratio"], 4), "estimate", meaning])
-    return [*rows, *_stability_rows(r["stability"])]
+    return [*rows, *_stability_rows(r["stability"]), *_noise_rows(r.get("noise_floor"))]
+
+
+def _noise_rows(found: dict[str, Any] | None) -> list[list[str]]:
+    from lplr_cli.analysis import NoiseFloor
+    from lplr_cli.reporting import number
+    from lplr_cli.reporting.noise import floor_meaning
+
+    if found is None:
+        return []
+    floor = NoiseFloor(**found)
+    return [
+        ["tr Σ", number(floor.trace), "estimate", "covariance of single samples' gradients"],
+        ["noise floor above L*", number(floor.floor), "estimate", floor_meaning(floor)],
+    ]
 
 
 def _stability_rows(s: dict[str, Any]) -> list[list[str]]:

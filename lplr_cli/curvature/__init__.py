@@ -1,6 +1,7 @@
-"""Curvature of any loss of any model: products, extremal eigenvalues, trace, spectral density, stability."""
+"""Curvature of any loss of any model: products, extremal eigenvalues, trace, density, stability, gradient noise."""
 
 from lplr_cli.curvature.density import Interval, Quadrature, SpectralDensity, spectral_density
+from lplr_cli.curvature.noise import EPOCHS, OWN_BATCH, STEPS, GradientNoise, NoiseSpectrum, excess
 from lplr_cli.curvature.products import LossCurvature, PerSample
 from lplr_cli.curvature.sharpness import (
     Sharpness,
@@ -16,9 +17,14 @@ from lplr_cli.curvature.survey import Effort, Parts, Survey, norm, survey
 from lplr_cli.curvature.trace import TraceEstimate, xtrace
 
 __all__ = [
+    "EPOCHS",
+    "OWN_BATCH",
+    "STEPS",
     "Effort",
+    "GradientNoise",
     "Interval",
     "LossCurvature",
+    "NoiseSpectrum",
     "Parts",
     "PerSample",
     "Quadrature",
@@ -29,6 +35,7 @@ __all__ = [
     "TraceEstimate",
     "basis_size",
     "check_symmetric",
+    "excess",
     "largest",
     "norm",
     "per_sample",

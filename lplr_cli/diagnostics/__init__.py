@@ -1,6 +1,7 @@
 """Diagnostics of a loss series: PL ratio, stable window, convergence rate."""
 
 from lplr_cli.diagnostics.answer import VERDICTS, RateFit, fit_rate
+from lplr_cli.diagnostics.batch_noise import BatchNoise, Level, batch_noise
 from lplr_cli.diagnostics.convergence import Convergence, analyse_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
 from lplr_cli.diagnostics.fits import MIN_POINTS
@@ -22,8 +23,10 @@ __all__ = [
     "MIN_POINTS",
     "NO_FACTS",
     "VERDICTS",
+    "BatchNoise",
     "Convergence",
     "Envelope",
+    "Level",
     "LossSeries",
     "PLRatio",
     "RateFit",
@@ -31,6 +34,7 @@ __all__ = [
     "Window",
     "analyse_pl_ratio",
     "analyse_rate",
+    "batch_noise",
     "clean_series",
     "envelope",
     "fit_rate",

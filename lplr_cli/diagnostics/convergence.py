@@ -247,7 +247,23 @@ def _theory(series: LossSeries, fit: RateFit, window: Window, facts: RunFacts) -
         "rate_estimated": rate(facts.mu_estimated),
         "pl_ratio_min": lowest,
         "rate_from_pl_ratio": rate(lowest),
+        "noise_floor": facts.noise_floor,
     }
+
+
+# Where losses are read, for people.
+_READ_AT = {"epochs": " at the ends of epochs", "own-batch": ", each of its own batch"}
+
+
+def _floors(fit: RateFit, predicted: float, at: str | None) -> str:
+    """The floor that mini-batches predict beside the one of the curve."""
+    text = f"the noise of the mini-batches keeps the losses{_READ_AT.get(at or '', '')} about {predicted:.3g} above L*"
+    if not fit.l_inf:
+        return f"{text} (predicted, an estimate)"
+    share = predicted / fit.l_inf
+    if share > 2:
+        return f"{text} (predicted, an estimate), above the floor of the fit, {fit.l_inf:.3g}: not reached yet"
+    return f"{text} (predicted, an estimate), {min(share, 1):.2g} of the floor of the fit, {fit.l_inf:.3g}"
 
 
 def _notes(fit: RateFit, clock: Clock, reading: Reading, lr: tuple[float, float] | None, facts: RunFacts) -> list[str]:
@@ -274,6 +290,8 @@ def _notes(fit: RateFit, clock: Clock, reading: Reading, lr: tuple[float, float]
             f"with momentum {facts.momentum:g} a step moves up to 1/(1 − momentum) = {1 / (1 - facts.momentum):.3g} "
             "times its step size: theory's rate does not apply"
         )
+    if facts.noise_floor is not None:
+        notes.append(_floors(fit, facts.noise_floor, facts.noise_read_at))
     if fit.smoothing is not None:
         notes.append(f"the log is a moving average, S = {fit.smoothing:g} S + {1 - fit.smoothing:.3g} L: it was undone")
     if law and reading.tail is None and REJECTED <= fit.misfit < DOUBTED:

@@ -24,6 +24,8 @@ class RunFacts:
         residual_rayleigh: (step, r'Kr/r'r) a probe on all samples.
         eta: constant step size of full-batch gradient descent without momentum, else None: theory's rate is for that.
         momentum: of the optimiser, None when unknown.
+        batch_size: of mini-batches. batch_variance: of a batch's gradient, in multiples of tr Σ.
+        noise_floor: predicted E[L − L*] that the noise of the batches keeps up. noise_read_at: for which losses.
     """
 
     loss_scale: float | None = None
@@ -40,6 +42,10 @@ class RunFacts:
     residual_rayleigh: Sequence[tuple[float, float]] = ()
     eta: float | None = None
     momentum: float | None = None
+    batch_size: int | None = None
+    batch_variance: float | None = None
+    noise_floor: float | None = None
+    noise_read_at: str | None = None
 
     @property
     def other_loss(self) -> str | None:
@@ -50,7 +56,7 @@ class RunFacts:
     def bound(self) -> str:
         """What ½||∇L||²/L along the log is to the ratio on the region: it takes gradients of all data to bound it."""
         if self.exact is False:
-            return "gradients of mini-batches: biased upwards, no bound"
+            return "gradients of mini-batches: estimate, biased upward by noise, no bound"
         where = "" if self.exact else ", where the log has gradients of all data"
         return f"valid from below, whatever L* is{where}"
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from lplr_cli.diagnostics.batch_noise import BatchNoise, batch_noise, corrected_ratio
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
 from lplr_cli.diagnostics.rate import read
 from lplr_cli.diagnostics.series import LossSeries
@@ -76,6 +77,9 @@ class PLRatio(Shown):
         pl_ratio: envelope of ½||∇L||²/(L − L*).
         pl_ratio_star: of ½||∇L||²/L, the left end of the bracket: valid whatever L* is.
         pl_ratio_proxy: of ½||∇L||²/(L − min L), its right end.
+        pl_ratio_corrected: of ½(||g||² − tr Cov(g))/L over moving windows, for gradients g of mini-batches whose noise
+            the log tells; empty for others. An estimate, as all three are of such gradients.
+        noise: of mini-batch gradients; None where the log tells none.
         sensitivity: minimum of ``pl_ratio`` with an end of the window moved by 20 % of its length, by which end; and
             ``relative``, the largest relative change.
         undefined: rows of the window where L ≤ L*.
@@ -84,7 +88,8 @@ class PLRatio(Shown):
         rolling_rows: rows of the rolling envelope.
         facts: what is known of the run beside its log.
         table: step, loss, suboptimality, pl_ratio_star, pl_ratio, pl_ratio_envelope, in_window a row; and
-            mu_path_star, proved around the step, where the path has a certificate.
+            mu_path_star, proved around the step, where the path has a certificate; pl_ratio_corrected where there is
+            one.
     """
 
     l_star: float
@@ -93,6 +98,8 @@ class PLRatio(Shown):
     pl_ratio: Envelope
     pl_ratio_star: Envelope
     pl_ratio_proxy: Envelope
+    pl_ratio_corrected: Envelope
+    noise: BatchNoise | None
     sensitivity: dict[str, float | None]
     undefined: int
     identity_probes: int
@@ -113,6 +120,8 @@ class PLRatio(Shown):
             "pl_ratio": self.pl_ratio.to_dict(),
             "pl_ratio_star": self.pl_ratio_star.to_dict(),
             "pl_ratio_proxy": self.pl_ratio_proxy.to_dict(),
+            "pl_ratio_corrected": self.pl_ratio_corrected.to_dict(),
+            "noise": None if self.noise is None else self.noise.to_dict(),
             "sensitivity": self.sensitivity,
             "undefined_rows": self.undefined,
             "mu_estimated": self.facts.mu_estimated,
@@ -183,6 +192,9 @@ def analyse_pl_ratio(
         }
     )
     table.loc[table.index[rows], "in_window"] = True
+    corrected = corrected_ratio(series)
+    if np.isfinite(corrected).any():
+        table["pl_ratio_corrected"] = corrected
     if facts.path:
         table["mu_path_star"] = table["step"].map(dict(facts.path))
     undefined = int((np.isfinite(series.grad_norm_sq[rows]) & ~np.isfinite(ratio[rows])).sum())
@@ -193,6 +205,8 @@ def analyse_pl_ratio(
         envelope(ratio[rows]),
         envelope(star[rows] if chosen else star),
         envelope(proxy[rows]),
+        envelope(corrected[rows] if chosen else corrected),
+        batch_noise(series, facts),
         _sensitivity(ratio, chosen),
         undefined,
         *_identity(steps, star, facts),

@@ -15,6 +15,8 @@ CLEANING = (
     "was logged before, the log was restarted and the earlier rows from that step on are superseded; other rows are "
     "put in the order of their steps"
 )
+# What a row may have beside its loss.
+_EXTRAS = ("grad_norm_sq", "lr", "drift", "noise_trace", "grad_noise_sq")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class LossSeries:
         grad_norm_sq: ||∇L||², NaN where the log has none, shape (T,).
         lr: step size, NaN where the log has none, shape (T,).
         drift: ||θ_t − θ_0||, NaN where the log has none, shape (T,).
+        sample_noise: tr Σ of single samples' gradients, NaN where the log has none, shape (T,).
+        batch_noise: variance of the row's own mini-batch gradient, likewise.
         dropped: rows left out, by reason (missing, infinite, not_positive, superseded, repeated_step).
         reordered: rows whose step is smaller than an earlier one, put in order.
     """
@@ -36,6 +40,8 @@ class LossSeries:
     grad_norm_sq: NDArray[np.float64]
     lr: NDArray[np.float64]
     drift: NDArray[np.float64]
+    sample_noise: NDArray[np.float64]
+    batch_noise: NDArray[np.float64]
     dropped: dict[str, int]
     reordered: int
 
@@ -76,7 +82,7 @@ def clean_series(log: pd.DataFrame) -> LossSeries:
                 f"the log has no column {column!r}", f"name it with --column {column}=NAME; it has {present}"
             )
     step, loss = _column(log, "step"), _column(log, "loss")
-    extras = {name: _column(log, name) for name in ("grad_norm_sq", "lr", "drift")}
+    extras = {name: _column(log, name) for name in _EXTRAS}
     if "grad_norm_sq" not in log.columns and "grad_norm" in log.columns:
         with np.errstate(over="ignore"):
             extras["grad_norm_sq"] = _column(log, "grad_norm") ** 2
@@ -101,7 +107,17 @@ def clean_series(log: pd.DataFrame) -> LossSeries:
     if len(order) == 0:
         raise InputError("the log has no row with a positive, finite loss", "check its loss column")
     kept = {name: values[order] for name, values in extras.items()}
-    return LossSeries(step[order], loss[order], kept["grad_norm_sq"], kept["lr"], kept["drift"], dropped, reordered)
+    return LossSeries(
+        step[order],
+        loss[order],
+        kept["grad_norm_sq"],
+        kept["lr"],
+        kept["drift"],
+        kept["noise_trace"],
+        kept["grad_noise_sq"],
+        dropped,
+        reordered,
+    )
 
 
 def _column(table: pd.DataFrame, name: str) -> NDArray[np.float64]:

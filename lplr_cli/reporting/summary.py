@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lplr_cli.reporting.noise import floor_meaning, noise_meaning
 from lplr_cli.reporting.text import Grid, number
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _path_rows(s: Summary) -> list[Row]:
 def _measured_rows(s: Summary) -> list[Row]:
     """PL ratio, rate, drift of the kernel and sharpness."""
     # Batches that differ from row to row have gradients of their own, larger than that of L where L is small.
-    kind = "measured" if s.manifest.exact else "estimate, biased upwards"
+    kind = "measured" if s.manifest.exact else "estimate, biased upward by noise"
     bound = "at most this much μ holds there" if s.manifest.exact else "gradients of mini-batches: no bound of μ"
     valid = "valid without knowing L*" if s.manifest.exact else "gradients of mini-batches: no bound of μ"
     if s.manifest.loss.name == "squared":
@@ -119,10 +120,21 @@ def _measured_rows(s: Summary) -> list[Row]:
         ("PL ratio, median", s.pl_ratio.median, kind, same),
         ("PL ratio*, minimum", s.pl_ratio_star.min, kind, f"½‖∇L‖²/L, {valid}"),
         ("PL ratio*, median", s.pl_ratio_star.median, kind, same),
+        *_noise_rows(s),
         _rate_row(s.rate),
         ("NTK drift", s.ntk_drift_percent, "measured", "‖K_T − K_0‖/‖K_0‖ in per cent"),
         ("η·sharpness/2", s.sharpness.lr_over_stable, "estimate", edge),
     ]
+
+
+def _noise_rows(s: Summary) -> list[Row]:
+    """Signal, noise and floor of mini-batches."""
+    rows: list[Row] = []
+    if s.noise is not None:
+        rows.append(("signal to noise, end", s.noise.end.snr, "estimate", noise_meaning(s.noise)))
+    if s.noise_floor is not None:
+        rows.append(("noise floor above L*", s.noise_floor.floor, "estimate", floor_meaning(s.noise_floor)))
+    return rows
 
 
 def _rate_row(rate: RateFit | None) -> Row:

@@ -17,15 +17,27 @@ from lplr_cli.runs.manifest import (
     described_optimizer,
     versions,
 )
-from lplr_cli.runs.tables import LOG_COLUMNS, PROBE_COLUMNS, Appender, Clock, frame_of, plain, truncate_before
+from lplr_cli.runs.tables import (
+    BATCH_NOISE,
+    LOG_COLUMNS,
+    PROBE_COLUMNS,
+    SAMPLE_NOISE,
+    Appender,
+    Clock,
+    frame_of,
+    plain,
+    truncate_before,
+)
 
 __all__ = [
     "BATCHES",
+    "BATCH_NOISE",
     "EXACT",
     "LOG_COLUMNS",
     "LOG_FORMATS",
     "NORMALISATION",
     "PROBE_COLUMNS",
+    "SAMPLE_NOISE",
     "SCHEMA_VERSION",
     "STATUSES",
     "Appender",

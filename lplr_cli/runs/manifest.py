@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from lplr_cli.batches import RESHUFFLED, SAMPLINGS, Batches
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class OptimizerFacts:
         schedule: ``constant`` or another.
         weight_decay: coupled or decoupled.
         lr_rule: where the step size came from.
+        batch_size: samples of a mini-batch.
+        sampling: how batches are drawn, one of :data:`lplr_cli.batches.SAMPLINGS`.
     """
 
     name: str | None = None
@@ -81,6 +84,8 @@ class OptimizerFacts:
     schedule: str | None = None
     weight_decay: float | None = None
     lr_rule: str | None = None
+    batch_size: int | None = None
+    sampling: str | None = None
 
     @property
     def why_not_plain(self) -> str:
@@ -153,6 +158,12 @@ class Manifest:
         return self.loss.values == EXACT
 
     @property
+    def batches(self) -> Batches | None:
+        """How mini-batches were drawn, where that is known."""
+        o, n = self.optimizer, self.data.n
+        return None if o.batch_size is None or o.sampling is None or not n else Batches(n, o.batch_size, o.sampling)
+
+    @property
     def parameters(self) -> int | None:
         """P."""
         found = self.model.get("parameters")
@@ -193,7 +204,8 @@ class Manifest:
         o = self.optimizer
         steps = {"optimizer": o.name, "lr": o.lr, "momentum": o.momentum, "schedule": o.schedule}
         own = {"kind": "recorded"} if self.recorded else {}
-        decay = {"weight_decay": o.weight_decay} if self.recorded else {}
+        told = {"weight_decay": o.weight_decay, "batch_size": o.batch_size, "sampling": o.sampling}
+        decay = {k: v for k, v in told.items() if k == "weight_decay" or v is not None} if self.recorded else {}
         return {
             "schema_version": SCHEMA_VERSION,
             **own,
@@ -258,12 +270,12 @@ class Manifest:
 
 
 def described_optimizer(record: Mapping[str, Any]) -> OptimizerFacts:
-    """What a user says of an optimiser: name, lr, momentum, schedule, weight_decay.
+    """What a user says of an optimiser: name, lr, momentum, schedule, weight_decay, batch_size, sampling.
 
     Raises:
         InputError: another key, or a value of the wrong type.
     """
-    known = ("name", "lr", "momentum", "schedule", "weight_decay")
+    known = ("name", "lr", "momentum", "schedule", "weight_decay", "batch_size", "sampling")
     if set(record) - set(known):
         raise InputError(f"optimizer with keys {sorted(record)}", f"it may have {', '.join(known)}")
     values = dict(record)
@@ -275,6 +287,7 @@ def _optimizer(config: _Section, lr_rule: str | None, *, recorded: bool) -> Opti
     name = config.text("optimizer")
     decay = config.number("weight_decay", least=0.0)
     own = not recorded or name == "gd"
+    sampling = config.choice("sampling", SAMPLINGS)
     return OptimizerFacts(
         name=name,
         lr=config.number("lr", least=0.0),
@@ -282,6 +295,9 @@ def _optimizer(config: _Section, lr_rule: str | None, *, recorded: bool) -> Opti
         schedule=config.text("schedule"),
         weight_decay=0.0 if decay is None and own else decay,
         lr_rule=lr_rule,
+        batch_size=None if name == "gd" else config.count("batch_size", least=1),
+        # lplr's own loop draws a new order each epoch.
+        sampling=RESHUFFLED if name == "sgd" and not recorded else sampling,
     )
 
 

@@ -21,6 +21,8 @@ from lplr_cli.errors import InputError, first_line
 from lplr_cli.runs.atomic import output_errors, write_atomically
 
 LOG_COLUMNS = ("step", "epoch", "loss", "grad_norm_sq", "drift", "lr", "seconds")
+# Of runs with mini-batches: tr Σ of single samples' gradients, and the variance of the row's own gradient.
+SAMPLE_NOISE, BATCH_NOISE = "noise_trace", "grad_noise_sq"
 PROBE_COLUMNS = (
     "step",
     "probe_size",

@@ -128,6 +128,8 @@ def optimizer_facts(optimizer: torch.optim.Optimizer, given: OptimizerFacts | No
         momentum=said.momentum if momentum is None else float(momentum),
         schedule=said.schedule,
         weight_decay=said.weight_decay if decay is None else float(decay),
+        batch_size=said.batch_size,
+        sampling=said.sampling,
     )
 
 

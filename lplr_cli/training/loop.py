@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lplr_cli.batches import RESHUFFLED
 from lplr_cli.curvature import sharpness
 from lplr_cli.data import Dataset, load_dataset
 from lplr_cli.errors import InputError
@@ -20,6 +21,7 @@ from lplr_cli.runs import (
     EXACT,
     LOG_COLUMNS,
     PROBE_COLUMNS,
+    SAMPLE_NOISE,
     Appender,
     Clock,
     DataFacts,
@@ -106,12 +108,26 @@ def _manifest(config: TrainConfig, trainer: Trainer, lr_rule: str) -> Manifest:
     dataset = trainer.dataset
     return Manifest.begin(
         loss=LossFacts(trainer.loss.name, trainer.loss.formula, trainer.loss.scale, EXACT),
-        optimizer=OptimizerFacts(config.optimizer, config.lr, config.momentum, config.schedule, 0.0, lr_rule),
+        optimizer=_optimizer(config, lr_rule),
         data=DataFacts(dataset.spec.source, dataset.n, dataset.outputs, dataset.fingerprint, dataset.describe()),
         config={**config.to_dict(), "data": dataset.spec.to_dict()},
         model={**config.model.to_dict(), "parameters": parameter_count(trainer.module)},
         dtype=config.dtype,
         device=str(trainer.device),
+    )
+
+
+def _optimizer(config: TrainConfig, lr_rule: str) -> OptimizerFacts:
+    batches = config.optimizer == "sgd"
+    return OptimizerFacts(
+        config.optimizer,
+        config.lr,
+        config.momentum,
+        config.schedule,
+        0.0,
+        lr_rule,
+        config.batch_size if batches else None,
+        RESHUFFLED if batches else None,
     )
 
 
@@ -241,7 +257,8 @@ def _run(
         start, first_loss = run.load(0).parameters, float(known.iloc[0])
     trainer.begin_at(start)
     signals = Signals(run, trainer)
-    columns = (*LOG_COLUMNS, "accuracy") if trainer.loss.classifies else LOG_COLUMNS
+    noisy = (SAMPLE_NOISE,) if trainer.config.optimizer == "sgd" else ()
+    columns = (*LOG_COLUMNS, *(("accuracy",) if trainer.loss.classifies else ()), *noisy)
     with (
         signals.caught(),
         Appender(run.log_path, columns) as log,

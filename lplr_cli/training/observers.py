@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from lplr_cli.runs import Appender, Clock, RunDirectory
+from lplr_cli.runs import SAMPLE_NOISE, Appender, Clock, RunDirectory
 from lplr_cli.training.probes import Prober
 from lplr_cli.training.trainer import End, Point, Trainer
 
@@ -47,8 +47,9 @@ class Log:
                 "drift": point.drift,
                 "lr": point.lr,
                 "seconds": self._clock(),
-                # A column only where the loss is of classes.
+                # Columns only where the run has them.
                 "accuracy": point.accuracy,
+                SAMPLE_NOISE: point.noise_trace,
             }
         )
 

@@ -19,8 +19,10 @@ from lplr_cli.factories import is_factory_reference
 from lplr_cli.losses import Loss
 from lplr_cli.models import ModelSpec, parameter_count
 from lplr_cli.runs import (
+    BATCH_NOISE,
     LOG_COLUMNS,
     PROBE_COLUMNS,
+    SAMPLE_NOISE,
     Appender,
     Clock,
     DataFacts,
@@ -32,11 +34,14 @@ from lplr_cli.runs import (
 from lplr_cli.runs.checkpoint import Checkpoint
 from lplr_cli.training.described import loss_facts, optimizer_facts, target_matrix
 from lplr_cli.training.exact import ExactValues
+from lplr_cli.training.noise import NeighbourNoise
 from lplr_cli.training.probes import Prober, ProbeSettings
 from lplr_cli.training.tracked import DTYPES, TrackedParameters
 
 # Seconds that rows may wait in memory: writing each would cost more than measuring it.
 LAG = 0.5
+# Gradient norms to one measurement of their noise, which costs as much as two of them.
+NOISE_EVERY = 4
 
 
 class Recorder:
@@ -55,10 +60,11 @@ class Recorder:
 
     The run is one of lplr: ``pl-ratio``, ``fit-rate``, ``audit`` and ``report`` read it, and the commands that need the
     network do where ``model`` and ``dataset`` name it (or with ``--model`` and ``--data`` later). The loss is in every
-    row, gradient norm and drift in every ``norms_every``-th. An exception inside the block leaves a readable run with
-    status ``interrupted``, and is never hidden by one of closing, which becomes a note of it. A last loss or drift that
-    is not finite makes the run ``diverged``. Rows reach the disk within half a second, so that neither ``os._exit`` nor
-    ``kill -9`` costs more.
+    row, gradient norm and drift in every ``norms_every``-th; but for ``gd`` the variance of the gradient over batches
+    is in every fourth of these, or that over samples beside exact values. An exception inside the block leaves a
+    readable run with status ``interrupted``, and is never hidden by one of closing, which becomes a note of it. A last
+    loss or drift that is not finite makes the run ``diverged``. Rows reach the disk within half a second, so that
+    neither ``os._exit`` nor ``kill -9`` costs more.
 
     Measured are the parameters that train when the recorder is made. One that is frozen later stays among them; one
     that is replaced, added, unfrozen or moved is an error at the next row with norms. A forked child may not record.
@@ -91,7 +97,8 @@ class Recorder:
         model_arguments: keyword arguments of that factory.
         dataset: what ``--data`` takes, for commands that need the data.
         optimizer: what the optimiser does not tell itself, e.g. {"name": "gd", "schedule": "constant"}: ``gd`` says
-            that every batch is all data, which the theory of gradient descent needs. The rest is read off it.
+            that every batch is all data, which the theory of gradient descent needs; ``batch_size`` and ``sampling``
+            (reshuffled or replacement) what the noise of mini-batches does. The rest is read off it.
         log_format: ``csv``, ``parquet`` or ``both``.
 
     Raises:
@@ -132,9 +139,12 @@ class Recorder:
         self._targets = None if data is None else target_matrix(self.module, *data, self._loss)
         self._log_format = log_format
         self._tracked = TrackedParameters(self.module)
+        self._described = None if optimizer is None else described_optimizer(optimizer)
         self._exact: ExactValues | None = None
         if exact_every and data is not None and self._targets is not None:
-            self._exact = ExactValues(self.module, self._tracked, data, self._targets, loss_fn, self._loss)
+            self._exact = ExactValues(
+                self.module, self._tracked, data, self._targets, loss_fn, self._loss, noise=self._has_batches
+            )
         self._step, self._status, self._finite = 0, "running", True
         self._process = os.getpid()
         self._held: dict[str, Any] | None = None
@@ -142,12 +152,12 @@ class Recorder:
         self._writes = not self._distributed or torch.distributed.get_rank() == 0
         self._spec = _model_spec(model, model_arguments)
         self._data_spec = DataSpec(dataset) if isinstance(dataset, str) else dataset
-        self._described = None if optimizer is None else described_optimizer(optimizer)
         self._optimizer: OptimizerFacts | None = None
         self._clock = Clock()
         # A loop may change its working directory.
         self.path = Path(out).absolute()
         self._prober: Prober | None = None
+        self._noise: NeighbourNoise | None = None
         if self._writes:
             self._begin(probe_size, probe_sharpness)
 
@@ -155,7 +165,7 @@ class Recorder:
         """Make the run directory, with manifest, tables and the checkpoint of step 0."""
         self._run = RunDirectory.create(self.path)
         self._write_manifest()
-        self._log = Appender(self._run.log_path, LOG_COLUMNS, lag=LAG)
+        self._log = Appender(self._run.log_path, (*LOG_COLUMNS, *self._watch_noise()), lag=LAG)
         self._probes = Appender(self._run.probes_path, PROBE_COLUMNS) if self.probe_every else None
         self._save()
         if self.probe_every and self.data is not None and self._targets is not None:
@@ -167,6 +177,20 @@ class Recorder:
                 self._targets,
                 ProbeSettings(size=size, sharpness=probe_sharpness, loss=self._loss.known),
             )
+
+    def _watch_noise(self) -> tuple[str, ...]:
+        """Get ready to measure the noise of mini-batches; the column that it has in the log."""
+        if not self._has_batches:
+            return ()
+        if self._exact is not None:
+            return (SAMPLE_NOISE,)
+        self._noise = NeighbourNoise(self._tracked, NOISE_EVERY * self.norms_every)
+        return (BATCH_NOISE,)
+
+    @property
+    def _has_batches(self) -> bool:
+        """Whether batches may be less than all data."""
+        return self._described is None or self._described.name != "gd"
 
     def __enter__(self) -> Recorder:
         return self
@@ -222,6 +246,8 @@ class Recorder:
         if scaler is not None and optimizer is not None:
             _unscale(scaler, optimizer)
         self._held = {"step": step, "logged": self._is_logged(step)}
+        if self._writes and self._noise is not None:
+            self._noise.see(step)
         if self._held["logged"] and self._writes:
             self._held |= self._measured(step, optimizer, norms)
         if self._writes:
@@ -274,7 +300,7 @@ class Recorder:
             if self._writes:
                 row = {"step": self._step, "loss": value, "drift": self._tracked.drift(), "seconds": self._clock()}
                 if self._exact is not None:
-                    row["loss"], row["grad_norm_sq"] = self._exact()
+                    row |= self._exact()
                 self._write(row)
         self.close()
 
@@ -345,9 +371,10 @@ class Recorder:
         row: dict[str, Any] = {"seconds": self._clock()}
         exact = self._due(self.exact_every, step)
         if exact and self._exact is not None:
-            row["loss"], row["grad_norm_sq"] = self._exact()
+            row |= self._exact()
         elif not self.exact_every and norms:
             row["grad_norm_sq"] = self._tracked.grad_norm_sq()
+            row[BATCH_NOISE] = None if self._noise is None else self._noise.take()
         if exact or norms:
             row["drift"] = self._tracked.drift()
         if optimizer is not None:

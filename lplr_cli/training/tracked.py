@@ -64,6 +64,18 @@ class TrackedParameters:
         grads = [p.grad for _, p in self.named if p.grad is not None]
         return square_norm(grads) if grads else None
 
+    def gradients(self) -> list[Tensor] | None:
+        """Copies of the gradients that the parameters hold; None where one has none."""
+        grads = [p.grad for _, p in self.named]
+        return [g.detach().clone() for g in grads if g is not None] if all(g is not None for g in grads) else None
+
+    def half_square_distance(self, former: Sequence[Tensor]) -> float | None:
+        """½ ||g − g'||² of the gradients from earlier ones; None where one is gone. ``former`` is used up."""
+        grads = [p.grad for _, p in self.named]
+        if any(g is None for g in grads):
+            return None
+        return 0.5 * square_norm([f.sub_(g.detach()) for f, g in zip(former, grads, strict=True) if g is not None])
+
     def drift(self) -> float:
         """||θ − θ_0||, through one buffer that is kept: fresh memory for each difference costs more than the sum."""
         total = 0.0

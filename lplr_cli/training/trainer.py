@@ -18,6 +18,10 @@ from lplr_cli.runs.checkpoint import Checkpoint
 from lplr_cli.training.config import TrainConfig
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loss import accumulate_gradient, share_of_loss
+from lplr_cli.training.noise import MAX_PARTS, MIN_PARTS, trace_of_noise
+
+# Splits for the noise are drawn apart from the epochs' orders.
+_SPLIT = 1 << 31
 
 
 def resolve_device(name: str) -> torch.device:
@@ -46,6 +50,7 @@ class Point:
         accuracy: share of samples classified right, likewise; None where the loss is of no classes.
         drift: ||θ - θ_0||.
         lr: step size of the update to come; None after the last one.
+        noise_trace: tr Σ of single samples' gradients, where mini-batches train and L was computed.
     """
 
     step: int
@@ -55,6 +60,7 @@ class Point:
     accuracy: float | None
     drift: float
     lr: float | None
+    noise_trace: float | None = None
 
     @property
     def is_last(self) -> bool:
@@ -131,15 +137,37 @@ class Trainer:
         """Where the path stands: exact values at each step of gradient descent, and at each epoch's end of SGD."""
         last = step == self.total
         exact = self.config.optimizer == "gd" or step % self.steps_per_epoch == 0 or last
+        loss = self.full_gradient() if exact else None
+        square = self.flat.grad_norm_sq() if exact else None
         return Point(
             step=step,
             epoch=step // self.steps_per_epoch,
-            loss=self.full_gradient() if exact else None,
+            loss=loss,
             drift=self.flat.drift(self._reference),
-            grad_norm_sq=self.flat.grad_norm_sq() if exact else None,
+            grad_norm_sq=square,
             accuracy=self.accuracy if exact else None,
             lr=None if last else self.lr_at(step),
+            noise_trace=None if square is None or self.steps_per_epoch == 1 else self.noise_trace(step, square),
         )
+
+    def noise_trace(self, step: int, square: float) -> float:
+        """tr Σ from the gradients of disjoint random batches at the present θ, unbiased; see :func:`trace_of_noise`.
+
+        Args:
+            step: of the point; the split follows from it and the seed alone.
+            square: ||∇L||² over all samples.
+        """
+        n = self.dataset.n
+        count = min(n, max(MIN_PARTS, min(self.steps_per_epoch, MAX_PARTS)))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed((self.config.seed << 32) + _SPLIT + step))
+        sizes, squares = [], []
+        for chosen in order.to(self.device).chunk(count):
+            self.flat.grad.zero_()
+            share = share_of_loss(self.loss, self.module, self.inputs[chosen], self.targets[chosen], len(chosen))
+            share.backward()  # type: ignore[no-untyped-call]
+            sizes.append(len(chosen))
+            squares.append(self.flat.grad_norm_sq())
+        return trace_of_noise(sizes, squares, square)
 
     def full_gradient(self) -> float:
         """∇L over all samples into ``flat.grad``; returns L. Micro-batches bound the memory."""

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lplr_cli.analysis import OWN, Source, open_subject, probe_checkpoints, read_log, recompute_gradients
 from lplr_cli.data import DataSpec
+from lplr_cli.diagnostics import analyse_pl_ratio
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training import Recorder, resume
@@ -454,3 +455,50 @@ def test_hugging_face_clips(tmp_path: Path) -> None:
     start = sum(float(p.grad.square().sum()) for p in module.parameters() if p.grad is not None)
     assert known["grad_norm_sq"].iloc[0] == pytest.approx(start, rel=1e-2)
     assert frame["loss"].notna().all()
+
+
+def _noisy(path: Path, steps: int = 400, **options: Any) -> tuple[pd.DataFrame, float]:
+    """SGD with batches of two of a linear regression, at a step size that moves nothing; the log, and tr Σ."""
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1).double()
+    x, y = torch.randn(12, 3).double(), torch.randn(12, 1).double()
+    residual = 2 * (module(x) - y).detach()
+    gradients = torch.cat([residual * x, residual], dim=1)
+    trace = float((gradients - gradients.mean(dim=0)).square().sum() / 12)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-9)
+    if options.pop("whole", False):
+        options["data"] = (x, y)
+    with Recorder(module, path, norms_every=1, **options) as recorder:
+        for _ in range(steps):
+            chosen = torch.randint(12, (2,))
+            optimizer.zero_grad()
+            loss = (module(x[chosen]) - y[chosen]).square().mean()
+            loss.backward()
+            recorder.record(loss, optimizer)
+            optimizer.step()
+    return read_log(path).log, trace
+
+
+def test_noise_of_mini_batches_from_neighbouring_steps(tmp_path: Path) -> None:
+    told = {"batch_size": 2, "sampling": "replacement"}
+    log, trace = _noisy(tmp_path / "r", optimizer=told)
+    known = log["grad_noise_sq"].dropna()
+    assert known.index.tolist() == list(range(1, 400, 4))
+    assert known.mean() == pytest.approx(trace / 2, rel=4 * known.std() / 10 / (trace / 2))
+    # ||g||² less its noise is ||∇L||², which the ratio of the mini-batches overstates.
+    result = analyse_pl_ratio(read_log(tmp_path / "r").series(), facts=read_log(tmp_path / "r").facts())
+    assert result.noise is not None
+    assert result.noise.batch_size == 2
+    assert result.pl_ratio_corrected.median is not None
+    assert result.pl_ratio_star.median is not None
+    manifest = RunDirectory.open(tmp_path / "r").manifest()
+    assert (manifest.optimizer.batch_size, manifest.optimizer.sampling) == (2, "replacement")
+
+
+def test_noise_of_samples_beside_exact_values(tmp_path: Path) -> None:
+    log, trace = _noisy(tmp_path / "r", 12, whole=True, exact_every=4, loss_scale=1.0)
+    assert log["noise_trace"].notna().tolist() == log["loss"].notna().tolist()
+    # Parts of one sample each leave nothing to chance.
+    assert log["noise_trace"].dropna().to_numpy() == pytest.approx(trace, rel=1e-6)
+    log, _ = _noisy(tmp_path / "gd", 4, whole=True, exact_every=2, loss_scale=1.0, optimizer={"name": "gd"})
+    assert "noise_trace" not in log

@@ -20,6 +20,7 @@ from lplr_cli.losses import SQUARED
 from lplr_cli.models import ModelSpec, build_model
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training import TrainConfig, resume, train
+from lplr_cli.training.trainer import Trainer
 
 SMALL = TrainConfig(
     DataSpec("mnist", samples=24), ModelSpec(width=6, depth=2), lr=0.02, steps=12, probe_every=4, checkpoint_every=5
@@ -272,3 +273,26 @@ def test_paper_run_that_leaves(tmp_path: Path) -> None:
     assert 0.45 <= run.log()["drift"][10] <= 1.2
     assert summary["lambda_min"]["final"] < 0.5 * summary["lambda_min"]["initial"]
     assert summary["sharpness"]["lr_over_stable"] > 1
+
+
+def test_sgd_logs_the_noise_of_single_samples(tmp_path: Path) -> None:
+    """tr Σ from the gradients of random parts, against every sample's own gradient."""
+    config = SMALL.with_(optimizer="sgd", batch_size=10, steps=None, epochs=2, lr=0.005)
+    outcome = train(config, tmp_path / "r")
+    log = outcome.run.log()
+    assert log.loc[log["noise_trace"].notna(), "step"].tolist() == log.loc[log["loss"].notna(), "step"].tolist()
+    trainer = Trainer(config, load_dataset(config.data))
+    rows = []
+    for x, y in zip(trainer.inputs, trainer.targets, strict=True):
+        trainer.flat.grad.zero_()
+        SQUARED.total(trainer.module(x[None]), y[None], 1).backward()  # type: ignore[no-untyped-call]
+        rows.append(trainer.flat.grad.clone())
+    gradients = torch.stack(rows)
+    exact = float((gradients - gradients.mean(dim=0)).square().sum() / len(gradients))
+    square = float(gradients.mean(dim=0).square().sum())
+    found = [trainer.noise_trace(step, square) for step in range(100)]
+    assert np.mean(found) == pytest.approx(exact, rel=4 * np.std(found) / np.sqrt(100) / exact)
+    assert float(np.mean(found)) == pytest.approx(exact, rel=0.1)
+    assert log["noise_trace"].iloc[0] == pytest.approx(found[0], rel=1e-12)
+    # Full batches have none, and one batch that is all data neither.
+    assert "noise_trace" not in train(SMALL.with_(steps=2), tmp_path / "gd").run.log()
