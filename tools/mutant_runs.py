@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import os
 import resource
 import sys
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "build" / "mutants"
-# What a mutant may take beyond its tests before it counts as an endless loop, in seconds of the processor.
-_SPARE = 30.0
+# What a test may take beyond four times its own before it is in an endless loop, in seconds of the processor.
+_SPARE = 4.0
 
 
 @dataclass
@@ -226,13 +227,13 @@ def _forked(module: ModuleType, mutant: Mutant, tests: Sequence[_Test]) -> tuple
     if child == 0:
         os.close(read)
         _silence()
-        seconds = int(_SPARE + 4 * sum(t.seconds for t in tests))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         try:
             if not put(module, mutant.make(), mutant.function):
                 os._exit(_UNCHANGED)
             for test, following in zip(tests, [*tests[1:], None], strict=True):
                 os.write(write, b".")
+                seconds = math.ceil(time.process_time() + _SPARE + 4 * test.seconds)
+                resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
                 if not _passes(test.item, None if following is None else following.item):
                     os._exit(1)
         except BaseException:

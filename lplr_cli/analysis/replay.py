@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -17,6 +16,7 @@ from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES
 from lplr_cli.runs import Manifest, RunDirectory
 from lplr_cli.training import TrainConfig, Trainer
+from lplr_cli.training.loop import threads_of
 from lplr_cli.training.objective import Objective
 from lplr_cli.training.trainer import End, Point
 
@@ -145,7 +145,7 @@ class Iterates:
         dataset = self.subject.dataset
         if dataset.fingerprint != self.manifest.data.sha256:
             raise InputError(f"the data of {self.run.path} changed since it began", "restore the data")
-        with _threads(self.manifest.threads):
+        with threads_of(self.manifest):
             trainer = Trainer(config, dataset)
             begin = max(s for s in self.run.checkpoint_steps() if s <= self.first)
             trainer.restore(self.run.load(begin))
@@ -206,15 +206,3 @@ def _exact_losses(manifest: Manifest, log: pd.DataFrame) -> dict[int, float]:
         return {}
     known = log[log["loss"].notna()]
     return {int(s): float(v) for s, v in zip(known["step"], known["loss"], strict=True)}
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """As many as the run had: sums in another order are other numbers."""
-    former = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)

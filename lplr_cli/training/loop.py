@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -220,12 +221,19 @@ def repeat(
     if manifest.recorded:
         raise InputError(f"{path} was recorded from another program", "repeat it there")
     config, _ = _same(run, word)
+    with threads_of(manifest):
+        where = out or _free_name((root or Path("runs")) / path.resolve().name)
+        return train(config, where, on_progress=on_progress)
+
+
+@contextmanager
+def threads_of(manifest: Manifest) -> Iterator[None]:
+    """As many threads as the run had, within what the machine bears: sums in another order are other numbers."""
     former = torch.get_num_threads()
     if manifest.threads:
         torch.set_num_threads(min(manifest.threads, _THREADS_PER_CORE * (os.cpu_count() or 1)))
     try:
-        where = out or _free_name((root or Path("runs")) / path.resolve().name)
-        return train(config, where, on_progress=on_progress)
+        yield
     finally:
         torch.set_num_threads(former)
 

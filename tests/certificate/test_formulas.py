@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
@@ -19,6 +20,7 @@ from lplr_cli.certificate.certify import (
     AtStart,
     Containment,
     _down,
+    _largest,
     _up,
     at_radius,
     contain,
@@ -28,7 +30,7 @@ from lplr_cli.certificate.certify import (
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.linalg import gamma
 from lplr_cli.models import MLP, ModelSpec, build_model
-from lplr_cli.ntk import Kernel, Network, empirical_ntk, kernel_spectrum
+from lplr_cli.ntk import Kernel, Network, Spectrum, empirical_ntk, kernel_spectrum, spectrum
 
 DIGITS = 60
 CLOSE = 1e-11
@@ -81,6 +83,42 @@ def test_constants_on_a_ball(seed: int) -> None:
         if mu_kernel > 0:
             assert found.mu_kernel is not None
             assert below(found.mu_kernel, mu_kernel, 2 * s * s)
+
+
+@pytest.mark.parametrize("nines", [0, 1, 4, 7, 10, 11, None])
+def test_no_rounding_lifts_a_constant_where_its_terms_cancel(nines: int | None) -> None:
+    """In rational arithmetic: at radius 0, where only squares are rounded, and closer and closer to μ = 0."""
+    positive = 0
+    for seed in range(40):
+        sigma, norm, root, l_j = draws(seed, 4)
+        norm += sigma
+        for end in (sigma / l_j, sigma**2 / (4 * norm * l_j)):
+            r = 0.0 if nines is None else end * (1 - 10.0**-nines)
+            found = at_radius(AtStart(1.0, sigma, norm, root), l_j, r)
+            s, b, q, lj, radius = map(Fraction, (sigma, norm, root, l_j, r))
+            l_k = 2 * (b + lj * radius) * lj
+            assert found.l_k >= l_k
+            assert found.beta >= 2 * ((b + lj * radius) ** 2 + lj * q)
+            assert found.mu_jacobian is None or 0 < found.mu_jacobian <= 2 * (s - lj * radius) ** 2
+            assert found.mu_kernel is None or 0 < found.mu_kernel <= 2 * (s**2 - l_k * radius)
+            positive += found.mu_jacobian is not None
+    assert positive > 30
+
+
+@pytest.mark.parametrize("threshold", [3.0, 1.0, 1e-3, 1e-11, 1e-14, 0.0, -1.0])
+def test_the_largest_radius_is_one_on_which_it_was_certified(threshold: float) -> None:
+    tried: dict[float, bool] = {}
+
+    def certified(radius: float) -> bool:
+        return tried.setdefault(radius, radius <= threshold)
+
+    found = _largest(certified, 2.0, 2.0)
+    assert found == 0 or tried[found]
+    assert found == (1.0 if threshold >= 1 else 0.0) or found == pytest.approx(threshold, rel=1.1e-4)
+    assert (found == 0) == (threshold < 1e-13)
+    assert len(tried) < 70
+    assert _largest(lambda r: False, 0.0, 1.0) == _largest(lambda r: True, -1.0, 0.0) == 0.0
+    assert _largest(lambda r: True, 1.0, 0.0) == math.inf
 
 
 @pytest.mark.parametrize("slack", [0.0, -0.25])
@@ -222,7 +260,7 @@ def test_all_constants_of_a_certificate_follow_from_its_parts() -> None:
     assert float(singular[0]) <= found.norm_upper < 1.2 * float(singular[0])
     assert found.lambda_0 == pytest.approx(float(singular[-1]) ** 2, rel=1e-9)
     assert found.lambda_0_lower == pytest.approx(found.sigma_0_lower**2, rel=1e-11)
-    assert found.lambda_0_lower <= found.sigma_0_lower**2
+    assert found.lambda_0_lower == _down(found.sigma_0_lower * found.sigma_0_lower)
     assert found.sqrt_loss_upper == sqrt_loss_upper(ball.f, ball.f_error, y)
     assert found.jacobian_error == ball.jacobian_error
     assert found.l_j_start == ball.l_j(0.0)
@@ -250,6 +288,37 @@ def test_the_formation_error_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.sigma_0_lower**2 <= plain.lambda_0 - error
     assert found.sigma_0_lower**2 == pytest.approx(0.99 * plain.lambda_0 - error, rel=1e-6)
     assert found.norm_upper**2 == pytest.approx(plain.norm_upper**2 + error, rel=1e-9)
+
+
+@pytest.mark.parametrize(("error", "formation"), [(0.0, 1e-170), (math.inf, math.inf)])
+def test_what_underflows_counts_beside_the_formation_error(
+    error: float, formation: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x, y = case()
+    passed = []
+
+    def watched(matrix: Tensor, *, formation_error: float) -> Spectrum:
+        passed.append(formation_error)
+        return spectrum(matrix, formation_error=formation_error)
+
+    monkeypatch.setattr(
+        CERTIFY, "empirical_ntk", lambda *a, **o: replace(empirical_ntk(*a, **o), formation_error=error)
+    )
+    monkeypatch.setattr(CERTIFY, "spectrum", watched)
+    found = certify(module, x, y)
+    assert passed == [formation]
+    # Nothing is proved below an infinite error: no eigenvalue, and so neither radius nor region.
+    assert (found.sigma_0_lower == 0) == math.isinf(error)
+    if math.isinf(error):
+        assert (found.radius_kernel, found.radius_jacobian, found.containment.holds) == (0.0, 0.0, False)
+
+
+def test_targets_stand_by_samples() -> None:
+    module, x, y = case()
+    for wrong in (y.reshape(8, 1), y[:3], torch.cat([y, y])):
+        with pytest.raises(InputError, match="targets of shape"):
+            certify(module, x, wrong)
+    assert certify(module, x, y.reshape(4, 1, 2)) == certify(module, x, y)
 
 
 @pytest.mark.parametrize("size", [1e-3, 0.5, 2.0])

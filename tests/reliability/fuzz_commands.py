@@ -32,7 +32,8 @@ from lplr_cli.data import DataSpec
 from lplr_cli.models import ModelSpec
 from lplr_cli.training import TrainConfig, train
 
-SECONDS = 60  # for one case, on a machine that does other things as well
+# For one case: of the processor, and on the clock of a machine that does other things as well.
+SECONDS, PATIENCE = 60, 1200
 MEMORY = 12 << 30
 BITES = [
     b"\0", b'"', b"{", b"[", b"-", b"\xff\xfe", b"1e999", b"nan", b",,", b"\n", b"../", b"\x80", b"9" * 400, b"null",
@@ -256,7 +257,8 @@ def case(seed: int, number: int) -> tuple[str, tuple[str, ...], int | None, str]
     arguments = tuple(a.format(name) for a in chosen)
     with pristine():
         fuzz(Path(name), chance)
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(PATIENCE)
         try:
             code, err = command(*arguments)
         except Hangs:
@@ -264,6 +266,7 @@ def case(seed: int, number: int) -> tuple[str, tuple[str, ...], int | None, str]
         except BaseException as error:  # what escapes is a fault to report, whatever it is
             return name, arguments, None, f"escaped: {type(error).__name__}: {error}"[:300]
         finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
     return name, arguments, code, fault(code, err)
 
@@ -271,7 +274,7 @@ def case(seed: int, number: int) -> tuple[str, tuple[str, ...], int | None, str]
 def main(count: int, seed: int = 0, first: int = 0) -> dict[str, Any]:
     """``count`` cases from number ``first`` on, in the current folder."""
     limit = resource.getrlimit(resource.RLIMIT_AS)
-    former = signal.signal(signal.SIGALRM, stop)
+    former = [signal.signal(signal.SIGALRM, stop), signal.signal(signal.SIGPROF, stop)]
     codes: collections.Counter[str] = collections.Counter()
     faults = []
     try:
@@ -287,7 +290,8 @@ def main(count: int, seed: int = 0, first: int = 0) -> dict[str, Any]:
                 print(faults[-1], file=sys.stderr)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limit)
-        signal.signal(signal.SIGALRM, former)
+        signal.signal(signal.SIGALRM, former[0])
+        signal.signal(signal.SIGPROF, former[1])
     return {"count": count, "seed": seed, "codes": dict(sorted(codes.items())), "faults": faults}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
 from lplr_cli.runs import EXACT, Manifest, RunDirectory
 from lplr_cli.training import Recorder
+from lplr_cli.training.loop import threads_of
 from tests.foreign_nets import mlp, table
 
 GOLDEN = Path(__file__).parents[1] / "reliability" / "golden-v1"
@@ -213,3 +216,12 @@ def test_losses_that_earlier_recorders_wrote() -> None:
     ):
         found = Manifest.from_dict(copy.deepcopy({**record, "loss": written}), "run.json").loss
         assert (found.name, found.scale) == (name, scale)
+
+
+@pytest.mark.parametrize("threads", [1, 2**40, 2**70])
+def test_threads_that_a_file_names_are_bounded_by_the_machine(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    with threads_of(replace(Manifest.from_dict(golden(), "run.json"), threads=threads)):
+        pass
+    assert asked == [min(threads, 4 * (os.cpu_count() or 1)), torch.get_num_threads()]
