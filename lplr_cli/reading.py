@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 RECORD, LOG, BULK = 16 << 20, 4 << 30, 64 << 30
 # A compressed file may unpack to UNPACKED bytes, or to EXPANSION times its size where that is more.
 UNPACKED, EXPANSION = 1 << 30, 64
+# Parts of a dotted key of TOML.
+_PARTS = 100
 # Bytes of a number in memory, however few it takes in a file.
 _NUMBER = 8
 
@@ -84,9 +87,11 @@ def read_toml(path: Path, remedy: str) -> dict[str, Any]:
     """The tables in a TOML file of at most :data:`RECORD` bytes.
 
     Raises:
-        InputError: unreadable, or no TOML.
+        InputError: unreadable, no TOML, or keys of very many parts, which take the square of their number in time.
     """
     content = read_bytes(path, RECORD, remedy)
+    if any(part.count(b".") > _PARTS and b"," not in part for part in re.split(rb"[\n=]", content)):
+        raise InputError(f"{path} has a key of more than {_PARTS} parts", remedy)
     try:
         return tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:

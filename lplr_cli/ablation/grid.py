@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,6 +25,8 @@ OPTIONS = frozenset(f.name for kind in (TrainConfig, ModelSpec, DataSpec) for f 
     "target_columns",
 }
 
+# Runs of one grid.
+_MOST = 10_000
 Table = dict[str, Any]
 
 
@@ -46,13 +49,16 @@ def grid_cells(axes: Mapping[str, Sequence[Any]]) -> list[Cell]:
     """The product of all axes, the last one varying fastest; names like ``width128-lr0.0005-seed0``.
 
     Raises:
-        InputError: an unknown option, an empty axis, or a value named twice.
+        InputError: an unknown option, an empty axis, too many runs, or a value named twice.
     """
     unknown = set(axes) - OPTIONS
     if unknown:
         raise InputError(f"a grid over {', '.join(sorted(unknown))}", f"known are {', '.join(sorted(OPTIONS))}")
     if any(not values for values in axes.values()):
         raise InputError("an axis of the grid has no values", "give each at least one")
+    count = math.prod(len(values) for values in axes.values())
+    if count > _MOST:
+        raise InputError(f"a grid of {count:,} runs", f"give at most {_MOST:,}")
     names = list(axes)
     cells = []
     for combination in itertools.product(*axes.values()):

@@ -186,10 +186,11 @@ class LossBall:
         return (math.sqrt(square) + math.sqrt(heaviest) * self._bounds.jacobian_error) * _UP
 
     def _gradient_rounding(self, reach: Tensor) -> Tensor:
-        """Rounding of q itself, (n, C): of a few elementary functions and a sum over the outputs."""
+        """Rounding of every entry of q, (n, C): of a few elementary functions and a sum over the outputs."""
         c = self._c.y.shape[1]
         size = 1 + self._bounds.f.abs() + reach + self._c.y.abs()
-        return (2 * ELEMENTARY_ULPS + c) * 4 * _U * self._c.loss.scale * size.amax(dim=1, keepdim=True)
+        largest = size.amax(dim=1, keepdim=True).expand_as(reach)
+        return (2 * ELEMENTARY_ULPS + c) * 4 * _U * self._c.loss.scale * largest
 
     def _rounding(self, over: Proved, q: Tensor) -> tuple[float, float]:
         """|L̂ − L| and ||∇L̂ − ∇L|| at every θ of the ball, for any order of summation, by norms layer by layer."""

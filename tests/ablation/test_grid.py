@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -28,6 +29,20 @@ def test_the_product_of_axes() -> None:
     ):
         with pytest.raises(InputError, match=match):
             grid_cells(axes)
+
+
+def test_grids_of_very_many_runs_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    axes: dict[str, list[Any]] = {"seed": list(range(90_000)), "lr": [1e-9 * i for i in range(1, 90_000)]}
+    with pytest.raises(InputError, match="8,099,910,000 runs"):
+        grid_cells(axes)
+    assert len(grid_cells({"seed": range(100), "width": range(1, 101)})) == 10_000
+    path = tmp_path / "grid.toml"
+    for text in (".".join(["a"] * 200_000) + " = 1", "[" + ".".join(["a"] * 200_000) + "]"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="more than 100 parts"):
+            read_grid(path)
+    path.write_text("[grid]\nlr = [\n" + "0.1, " * 200 + "\n]\n")
+    assert len(read_grid(path)[1]["lr"]) == 200
 
 
 def test_grid_files(tmp_path: Path) -> None:

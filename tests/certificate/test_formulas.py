@@ -309,6 +309,7 @@ def test_what_underflows_counts_beside_the_formation_error(
     assert passed == [formation]
     # Nothing is proved below an infinite error: no eigenvalue, and so neither radius nor region.
     assert (found.sigma_0_lower == 0) == math.isinf(error)
+    assert found.verdict.startswith("no certificate: " if math.isinf(error) else "certified: the ball of radius ")
     if math.isinf(error):
         assert (found.radius_kernel, found.radius_jacobian, found.containment.holds) == (0.0, 0.0, False)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import mpmath  # type: ignore[import-untyped]
 import pytest
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate import BallBounds, SmoothMLP
+from lplr_cli.certificate import BallBounds, CertifiedCurvature, SmoothMLP
+from lplr_cli.certificate.loss_ball import LossBall
+from lplr_cli.linalg import gamma
 from lplr_cli.losses import Loss
 from tests.certificate.path_case import LOSSES, Case
 
@@ -37,6 +42,68 @@ def test_constants_hold_at_points_of_the_ball(loss: Loss, activation: str) -> No
             apart = float((p - q).norm())
             assert float(torch.linalg.matrix_norm(g - j, ord=2)) <= bound.gauss_newton * apart
             assert float(torch.linalg.matrix_norm((h - g) - (i - j), ord=2)) <= bound.rest * apart
+
+
+def upper(found: float, exact: mpmath.mpf) -> bool:
+    """Above the exact number, by no more than the margins."""
+    return bool(exact <= mpmath.mpf(found) <= exact * (1 + mpmath.mpf("1e-7")))
+
+
+@pytest.mark.parametrize("radius", [0.0, 1e-3, 0.3])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda v: f"{v.name}-{v.scale}")
+def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
+    """In 40 digits, from the bounds of the network, the kernel and the derivatives of the loss as they were given."""
+    case = Case(loss, width=4, n=4)
+    ball = case.curvature.ball(case.start)
+    formation, bounds = 3e-3, ball._bounds
+    ball._formation, bounds.jacobian_error = formation, 2e-3
+    found, over, s = ball.at(radius), bounds.over(radius), loss.scale
+    f, y, n = bounds.f, case.y, len(case.x)
+    reach = over.reach[-1]
+    weights = loss.curvature_over(f, reach)
+    with mpmath.workdps(40):
+
+        def norm(kernel: Tensor, heaviest: Any) -> Any:
+            """||√w J̃|| from its Gram matrix, which is bounded by Frobenius' norm or by rows, and its errors."""
+            rows = [[mpmath.mpf(v) for v in row] for row in kernel.tolist()]
+            frobenius = mpmath.sqrt(sum(v**2 for row in rows for v in row))
+            widest = max(sum(abs(v) for v in row) for row in rows)
+            square = min(frobenius, widest) + heaviest * mpmath.mpf(formation)
+            return mpmath.sqrt(square) + mpmath.sqrt(heaviest) * mpmath.mpf(2e-3)
+
+        l_j, r, heaviest = mpmath.mpf(over.l_j), mpmath.mpf(radius), mpmath.mpf(float(weights.max()))
+        q = (loss.gradients(f, y).abs() + loss.gradient_change(reach)).tolist()
+        q = [[min(v, s) if loss.classifies else v for v in row] for row in q]
+        each = sum(a * b for x, z in zip(q, over.hessians.tolist(), strict=True) for a, b in zip(x, z, strict=True)) / n
+        size = mpmath.sqrt(sum(mpmath.mpf(v) ** 2 for row in q for v in row) / n)
+        alpha = min(each, l_j * size)
+        plain = norm(ball._kernel, mpmath.mpf(1))
+        root = weights.reshape(-1).sqrt()
+        weighted = mpmath.sqrt(heaviest) * plain
+        if loss.classifies:
+            weighted = norm(ball._kernel * root[:, None] * root[None, :], heaviest)
+        weighted += mpmath.sqrt(heaviest) * l_j * r
+        plain += l_j * r
+        gauss_newton = 2 * mpmath.sqrt(heaviest) * weighted * l_j
+        if loss.classifies:
+            gauss_newton += loss.hessian_lipschitz * plain**2 * float(over.forward[-1].max())
+        rest = sum(a * b for x, z in zip(q, over.thirds.tolist(), strict=True) for a, b in zip(x, z, strict=True)) / n
+        rest += l_j * heaviest * plain
+        for name, exact in (
+            ("alpha", alpha), ("beta", weighted**2 + alpha), ("gauss_newton", gauss_newton), ("rest", rest)
+        ):  # fmt: skip
+            assert upper(getattr(found, name), exact), name
+
+
+def test_both_ways_to_the_rest_of_the_hessian_are_taken() -> None:
+    """α by single Hessians where they are small, by L_J where that is; neither is above the other everywhere."""
+    case = Case(Loss(), width=4, n=4)
+    ball = case.curvature.ball(case.start)
+    alpha, over = ball.at(0.1).alpha, ball._bounds.over
+    for changed in (lambda o: replace(o, l_j=o.l_j * 1e-3), lambda o: replace(o, hessians=o.hessians * 1e-3)):
+        ball._bounds.over = lambda radius, changed=changed: changed(over(radius))  # type: ignore[method-assign,misc]
+        assert ball.at(0.1).alpha == pytest.approx(1e-3 * alpha, rel=0.9)
+        assert ball.at(0.1).alpha < 0.1 * alpha
 
 
 def gauss_newton(case: Case, theta: Tensor) -> Tensor:
@@ -102,6 +169,75 @@ def exactly(case: Case, theta: Tensor) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
                     e = weights[k].T * s
                     s = mpmath.matrix([e[i] / (1 + mpmath.exp(-z[k - 1][i])) for i in range(e.rows)])
         return total, [v for g in grads for v in g]
+
+
+def rounding(case: Case, ball: LossBall, radius: float) -> tuple[float, float]:
+    """Theorem 9.5 sample by sample: the errors of z, of a, of q and of every block of the gradient, without margins."""
+    bounds, layers, loss = ball._bounds, ball._network.layers, case.objective.loss
+    over, u, n, outputs = bounds.over(radius), 2.0**-53, len(case.x), case.y.shape[1]
+    first, second = 1.0, 0.25  # softplus: sup φ' and sup φ''
+    moved = [radius if layer.weight_trained else 0.0 for layer in layers]
+    spectral = [bounds.weight_norms[k] + moved[k] for k in range(len(layers))]
+    frobenius = [float(layer.weight.norm()) + moved[k] for k, layer in enumerate(layers)]
+    biases = [float(layer.bias.norm()) + radius for layer in layers]
+    q = loss.gradients(bounds.f, case.y).abs() + loss.gradient_change(over.reach[-1])
+    q = q.clamp_max(loss.scale) if loss.classifies else q
+    losses, blocks = 0.0, [[0.0, 0.0] for _ in layers]
+    magnitude = 0.0
+    for i in range(n):
+        a = [float(v[i]) for v in over.activations]
+        a_error, z, z_error = [0.0], [], []
+        for k, layer in enumerate(layers):
+            grown = gamma(layer.weight.shape[1] + 8, torch.float64)
+            z.append(layer.scale * spectral[k] * a[k] + biases[k])
+            product = layer.scale * frobenius[k] * (a[k] + a_error[k]) + biases[k]
+            z_error.append(layer.scale * spectral[k] * a_error[k] + grown * product)
+            if k + 1 < len(layers):
+                values = math.sqrt(len(layer.weight)) + z[k] + z_error[k] + a[k + 1] + first * z_error[k]
+                a_error.append(first * z_error[k] + 64 * u * values)
+        norms = [float(v[i].norm()) for v in (bounds.f, over.reach[-1], case.y, q)]
+        largest = float((1 + bounds.f[i].abs() + over.reach[-1][i] + case.y[i].abs()).max())
+        own = (64 + outputs) * 4 * u * loss.scale * largest
+        size, error = norms[3], loss.smoothness * z_error[-1] + own * math.sqrt(outputs)
+        losses += size * z_error[-1] + loss.smoothness * z_error[-1] ** 2
+        magnitude += loss.scale * outputs * (1 + norms[0] + norms[1] + norms[2]) ** 2
+        summed = gamma(2 * n + 256, torch.float64)
+        for k in range(len(layers) - 1, -1, -1):
+            s = size * float(over.backward[k][i].norm())
+            met = a[k] + a_error[k]
+            blocks[k][0] += layers[k].scale * (error * met + s * a_error[k] + summed * (s + error) * met) / n
+            blocks[k][1] += (error + summed * (s + error)) / n
+            if k:
+                grown = gamma(layers[k].weight.shape[0] + 8, torch.float64)
+                handed = layers[k].scale * (spectral[k] * error + grown * frobenius[k] * (s + error))
+                slope = second * z_error[k - 1] + 64 * u * (1 + z[k - 1] + z_error[k - 1])
+                e = layers[k].scale * spectral[k] * s + handed
+                error = first * handed + slope * e + 8 * u * first * e
+    kept = [
+        b**2
+        for pair, layer in zip(blocks, layers, strict=True)
+        for b, trained in zip(pair, (layer.weight_trained, layer.bias_trained), strict=True)
+        if trained
+    ]
+    return losses / n + gamma(n * outputs + 256, torch.float64) * magnitude / n, math.sqrt(sum(kept))
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.2])
+@pytest.mark.parametrize("frozen", ["", "layers.0.weight", "layers.1.weight", "layers.1.bias"])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda v: f"{v.name}-{v.scale}")
+def test_rounding_is_its_formula(loss: Loss, frozen: str, radius: float) -> None:
+    case = Case(loss, width=4, n=4, depth=2)
+    for layer in dict(case.module.named_modules())["layers"].children():  # biases begin at zero
+        torch.nn.init.normal_(layer.bias, generator=torch.Generator().manual_seed(1))
+    for name, p in case.module.named_parameters():
+        p.requires_grad_(name != frozen)
+    ball = CertifiedCurvature(case.module, case.x, case.y, loss).ball(
+        torch.cat([p.detach().flatten() for p in case.module.parameters() if p.requires_grad])
+    )
+    found = ball.at(radius)
+    loss_error, gradient_error = rounding(case, ball, radius)
+    assert loss_error <= found.loss_error == pytest.approx(loss_error, rel=1e-7)
+    assert gradient_error <= found.gradient_error == pytest.approx(gradient_error, rel=1e-7)
 
 
 def test_rounding_of_loss_and_gradient_is_covered() -> None:
