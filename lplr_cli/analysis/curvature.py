@@ -13,12 +13,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lplr_cli.analysis.optimizer_state import OptimizerState, optimizer_state
 from lplr_cli.analysis.subject import OWN, Source, Subject, open_subject
 from lplr_cli.curvature import (
     Effort,
     Interval,
     LossCurvature,
+    OptimizerState,
     PerSample,
     SpectralDensity,
     StepRule,
@@ -27,6 +27,7 @@ from lplr_cli.curvature import (
     basis_size,
     largest,
     norm,
+    optimizer_state,
     per_sample,
     preconditioned,
     survey,

@@ -33,6 +33,7 @@ from lplr_cli.certificate import (
     own_certificate,
     why_not_of,
 )
+from lplr_cli.curvature import StepRule
 from lplr_cli.diagnostics import (
     MIN_POINTS,
     BatchNoise,
@@ -44,11 +45,12 @@ from lplr_cli.diagnostics import (
     analyse_rate,
     batch_noise,
     clean_series,
+    numbers,
 )
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.factories import UnnamedCodeError
 from lplr_cli.ntk import DEFAULT_MEMORY
-from lplr_cli.runs import Manifest, RunDirectory
+from lplr_cli.runs import PRECONDITIONED, STABLE, Manifest, RunDirectory
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,20 @@ class Probes:
         known = self.table["sharpness"].dropna()
         return float(known.max()) if len(known) else None
 
+    def stability(self, *, adaptive: bool) -> tuple[float, bool] | None:
+        """Largest curvature in parts of what the optimiser bears, where a recorder saw both, and whether that is the
+        preconditioned one.
+
+        Args:
+            adaptive: whether only the curvature as the optimiser sees it counts.
+        """
+        if self.table.empty or not {STABLE, PRECONDITIONED} <= set(self.table.columns):
+            return None
+        stable, seen, sharp = (numbers(self.table[k]) for k in (STABLE, PRECONDITIONED, "sharpness"))
+        ratio = (seen if adaptive else sharp) / np.where(stable > 0, stable, np.nan)
+        known = ratio[np.isfinite(ratio)]
+        return (float(known.max()), adaptive) if len(known) else None
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -126,7 +142,8 @@ class Evidence:
         probes: of the kernel.
         estimates: constants from probes.
         proof: the certificate; no_proof: why there is none.
-        eta: of plain full-batch gradient descent. lr: of any optimiser.
+        eta: of plain full-batch gradient descent. lr: of any optimiser. stable: the largest curvature that it bears,
+            where name, step size and momentum tell it.
         scale: s of the squared loss.
         exact: whether losses and gradient norms are those of all data; None for a log, which does not tell.
         why_singular: why K of all samples must be singular; empty where nothing says so.
@@ -144,6 +161,7 @@ class Evidence:
     no_proof: str
     eta: float | None
     lr: float | None
+    stable: float | None
     scale: float | None
     exact: bool | None
     why_singular: str
@@ -188,6 +206,7 @@ def gather(log: LogInput, how: Examination) -> Evidence:
         no_proof,
         eta,
         _step_size(manifest, series),
+        _stable(manifest, series),
         scale,
         exact,
         _why_singular(run, manifest, how.foreign) if probes.full else "",
@@ -236,6 +255,15 @@ def _step_size(manifest: Manifest | None, series: LossSeries) -> float | None:
         return manifest.optimizer.lr
     known = series.lr[np.isfinite(series.lr)]
     return float(known.max()) if len(known) else None
+
+
+def _stable(manifest: Manifest | None, series: LossSeries) -> float | None:
+    """2/η, or what heavy-ball momentum makes of it; None where a momentum may be another one."""
+    lr = _step_size(manifest, series)
+    momentum = (None if manifest is None else manifest.optimizer.momentum) or 0.0
+    if not lr or (momentum and (manifest is None or manifest.recorded)):
+        return None
+    return StepRule(lr, momentum).threshold if momentum < 1 else None
 
 
 def _proof(run: RunDirectory | None, how: Examination) -> tuple[Proof | None, str]:

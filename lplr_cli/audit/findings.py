@@ -40,11 +40,12 @@ TITLES = {
     "P1": "smooth along the path: η β < 2 on every step",
     "P2": "the tube around the path is locally PL with μ > 0",
     "P3": "linear rate proved along the path",
-    "step_size": "step size below 2/sharpness",
+    "step_size": "curvature below what the step size bears",
     "lambda_min": "λ_min positive",
     "window": "a stable window exists",
     "interpolation": "the loss comes near zero",
     "descent": "the loss never rises",
+    "spikes": "no spike of gradient or update",
     "noise": "gradient above the noise of its batch",
 }
 

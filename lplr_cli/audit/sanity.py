@@ -5,6 +5,7 @@ A check that a run gives no occasion for answers None.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,21 +14,39 @@ import numpy as np
 from lplr_cli.audit.evidence import Evidence
 from lplr_cli.audit.findings import Finding, Status
 from lplr_cli.audit.judge import positivity
+from lplr_cli.diagnostics import surges
 
 # A loss this share of its start counts as interpolated.
 INTERPOLATION = 1e-3
+# Norms that tell whether one jumps, and spikes that are named.
+FEWEST, MOST_SPIKES = 20, 5
 
 
 def stable_step(e: Evidence) -> Finding:
-    """η below 2/sharpness, the edge of stability of gradient descent."""
-    sharp = e.probes.sharpness
+    """The curvature against the largest one at which the optimiser is stable (theory.md section 13)."""
+    recorded = e.probes.stability(adaptive=bool(e.scope.adaptive))
+    if recorded is not None:
+        ratio, seen = recorded
+        how = "λ_max(P^−½ H P^−½), as Adam sees it," if seen else "the sharpness"
+        moving = "; an indicator, as P moves" if seen else ""
+        return _stable(ratio, f"{how} reaches {ratio:.4g} of what the optimiser bears{moving}")
     if e.scope.adaptive:
-        return Finding("step_size", Status.UNKNOWN, None, 1.0, f"not asked: {e.scope.adaptive}")
+        why = f"{e.scope.adaptive}, and no probe tells the curvature that it sees"
+        return Finding("step_size", Status.UNKNOWN, None, 1.0, why)
+    sharp = e.probes.sharpness
     if sharp is None or e.lr is None:
         return Finding("step_size", Status.UNKNOWN, None, 1.0, "no probe measured the sharpness")
-    product = e.lr * sharp / 2
-    status = Status.ESTIMATED if product < 1 else Status.FAILS
-    return Finding("step_size", status, product, 1.0, f"η·sharpness/2 reaches {product:.4g}")
+    if e.stable is None:
+        reason = "the momentum may be heavy-ball or Nesterov's, which bear different curvatures"
+        return Finding("step_size", Status.UNKNOWN, None, 1.0, reason)
+    ratio = sharp / e.stable
+    plain = math.isclose(e.stable, 2 / e.lr)
+    what = "η·sharpness/2 reaches" if plain else "with momentum, η·sharpness/(2 + 2β) reaches"
+    return _stable(ratio, f"{what} {ratio:.4g}")
+
+
+def _stable(ratio: float, reason: str) -> Finding:
+    return Finding("step_size", Status.ESTIMATED if ratio < 1 else Status.FAILS, ratio, 1.0, reason)
 
 
 def positive(e: Evidence) -> Finding:
@@ -63,6 +82,26 @@ def descent(e: Evidence) -> Finding:
     return Finding("descent", status, float(rises), 0.0, reason)
 
 
+def spikes(e: Evidence) -> Finding | None:
+    """Gradient and update norms that jump, with their steps; None where too few are logged to tell."""
+    parts, total = [], 0
+    told = False
+    for name, values in (("gradient", np.sqrt(e.series.grad_norm_sq)), ("update", e.series.update_norm)):
+        found = surges(e.series.steps, values)
+        told = told or int(np.isfinite(values).sum()) >= FEWEST
+        total += len(found)
+        if found:
+            shown = ", ".join(f"{s.step:g} ({s.times:.2g} times)" for s in found[:MOST_SPIKES])
+            more = f" and {len(found) - MOST_SPIKES} more" if len(found) > MOST_SPIKES else ""
+            parts.append(f"{name} norm at step{'s' if len(found) > 1 else ''} {shown}{more}")
+    if not told:
+        return None
+    if not total:
+        reason = "no norm is thrice what it was before, beyond its scatter"
+        return Finding("spikes", Status.ESTIMATED, 0.0, 0.0, reason)
+    return Finding("spikes", Status.FAILS, float(total), 0.0, "; ".join(parts))
+
+
 def noise(e: Evidence) -> Finding | None:
     """The signal of mini-batch gradients above their noise; None where the log tells no noise."""
     found = e.noise
@@ -84,5 +123,6 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     window,
     interpolation,
     descent,
+    spikes,
     noise,
 )

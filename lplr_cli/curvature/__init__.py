@@ -2,6 +2,7 @@
 
 from lplr_cli.curvature.density import Interval, Quadrature, SpectralDensity, spectral_density
 from lplr_cli.curvature.noise import EPOCHS, OWN_BATCH, STEPS, GradientNoise, NoiseSpectrum, excess
+from lplr_cli.curvature.optimizer_state import OptimizerState, optimizer_state, stepping_state
 from lplr_cli.curvature.products import LossCurvature, PerSample
 from lplr_cli.curvature.sharpness import (
     Sharpness,
@@ -25,6 +26,7 @@ __all__ = [
     "Interval",
     "LossCurvature",
     "NoiseSpectrum",
+    "OptimizerState",
     "Parts",
     "PerSample",
     "Quadrature",
@@ -38,11 +40,13 @@ __all__ = [
     "excess",
     "largest",
     "norm",
+    "optimizer_state",
     "per_sample",
     "preconditioned",
     "sharpness",
     "spectral_density",
     "start_vector",
+    "stepping_state",
     "survey",
     "xtrace",
 ]

@@ -14,7 +14,8 @@ from lplr_cli.diagnostics.pl import (
     pl_ratio,
     rolling_envelope,
 )
-from lplr_cli.diagnostics.series import CLEANING, LossSeries, clean_series
+from lplr_cli.diagnostics.series import CLEANING, LossSeries, clean_series, numbers
+from lplr_cli.diagnostics.surges import Surge, surges
 from lplr_cli.diagnostics.window import Window, given_window, parse_window, settled_row, stable_window
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "PLRatio",
     "RateFit",
     "RunFacts",
+    "Surge",
     "Window",
     "analyse_pl_ratio",
     "analyse_rate",
@@ -39,9 +41,11 @@ __all__ = [
     "envelope",
     "fit_rate",
     "given_window",
+    "numbers",
     "parse_window",
     "pl_ratio",
     "rolling_envelope",
     "settled_row",
     "stable_window",
+    "surges",
 ]

@@ -16,7 +16,7 @@ CLEANING = (
     "put in the order of their steps"
 )
 # What a row may have beside its loss.
-_EXTRAS = ("grad_norm_sq", "lr", "drift", "noise_trace", "grad_noise_sq")
+_EXTRAS = ("grad_norm_sq", "lr", "drift", "update_norm", "noise_trace", "grad_noise_sq")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class LossSeries:
         grad_norm_sq: ||∇L||², NaN where the log has none, shape (T,).
         lr: step size, NaN where the log has none, shape (T,).
         drift: ||θ_t − θ_0||, NaN where the log has none, shape (T,).
+        update_norm: ||θ_t − θ_{t−1}||, likewise.
         sample_noise: tr Σ of single samples' gradients, NaN where the log has none, shape (T,).
         batch_noise: variance of the row's own mini-batch gradient, likewise.
         dropped: rows left out, by reason (missing, infinite, not_positive, superseded, repeated_step).
@@ -40,6 +41,7 @@ class LossSeries:
     grad_norm_sq: NDArray[np.float64]
     lr: NDArray[np.float64]
     drift: NDArray[np.float64]
+    update_norm: NDArray[np.float64]
     sample_noise: NDArray[np.float64]
     batch_noise: NDArray[np.float64]
     dropped: dict[str, int]
@@ -113,6 +115,7 @@ def clean_series(log: pd.DataFrame) -> LossSeries:
         kept["grad_norm_sq"],
         kept["lr"],
         kept["drift"],
+        kept["update_norm"],
         kept["noise_trace"],
         kept["grad_noise_sq"],
         dropped,

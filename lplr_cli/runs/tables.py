@@ -21,6 +21,10 @@ from lplr_cli.errors import InputError, first_line
 from lplr_cli.runs.atomic import output_errors, write_atomically
 
 LOG_COLUMNS = ("step", "epoch", "loss", "grad_norm_sq", "drift", "lr", "seconds")
+# Of recorded probes: the curvature as an adaptive optimiser sees it, and the largest that the optimiser bears.
+PRECONDITIONED, STABLE = "preconditioned", "stable_curvature"
+# Of a recorder's steps: ||θ_t − θ_{t−1}||.
+UPDATE = "update_norm"
 # Of runs with mini-batches: tr Σ of single samples' gradients, and the variance of the row's own gradient.
 SAMPLE_NOISE, BATCH_NOISE = "noise_trace", "grad_noise_sq"
 PROBE_COLUMNS = (

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lplr_cli.errors import InputError
+from lplr_cli.factories import is_factory_reference
 from lplr_cli.losses import LOSSES, Loss
+from lplr_cli.models import ModelSpec
 from lplr_cli.ntk import evaluation_mode
 from lplr_cli.runs import BATCHES, EXACT, LossFacts, OptimizerFacts
 
@@ -135,3 +137,16 @@ def optimizer_facts(optimizer: torch.optim.Optimizer, given: OptimizerFacts | No
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {k: float(v) if k == "lr" else v for k, v in group.items() if k != "params"}
+
+
+def described_model(model: str | None, arguments: Mapping[str, Any] | None) -> ModelSpec | None:
+    """What builds the network, where that is said.
+
+    Raises:
+        InputError: no factory reference.
+    """
+    if model is None:
+        return None
+    if not is_factory_reference(model):
+        raise InputError(f"model {model!r} is no factory reference", "write it as module:factory")
+    return ModelSpec(kind=model, arguments=dict(arguments or {}))

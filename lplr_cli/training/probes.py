@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli import ntk
-from lplr_cli.curvature import sharpness
+from lplr_cli.curvature import LossCurvature, OptimizerState, largest, preconditioned, sharpness
 from lplr_cli.losses import SQUARED, Loss
 from lplr_cli.ntk import Kernel, Network
+from lplr_cli.runs import PRECONDITIONED, STABLE
 
 Row = dict[str, Any]
 
@@ -88,8 +89,15 @@ class Prober:
             self._kernel0 = self._kernel(self.network(self._reference))
         return self._kernel0
 
-    def measure(self, step: int, values: dict[str, Tensor]) -> Row:
-        """One row of the probe log for θ = ``values``; the columns are described in the README."""
+    def measure(self, step: int, values: dict[str, Tensor], stepping: OptimizerState | None = None) -> Row:
+        """One row of the probe log for θ = ``values``.
+
+        Args:
+            step: of the optimiser.
+            values: θ by name.
+            stepping: the optimiser there; what curvature it bears is then in the row, and the curvature that it sees
+                where it is Adam.
+        """
         begun = time.perf_counter()
         s = self.settings
         network = self.network(values)
@@ -126,8 +134,19 @@ class Prober:
             "sharpness": sharp,
             "engine": kernel.engine,
             "dtype": "float64",
+            **({} if stepping is None else self._as_seen(network, stepping)),
             "seconds": round(time.perf_counter() - begun, 4),
         }
+
+    def _as_seen(self, network: Network, stepping: OptimizerState) -> Row:
+        """λ_max(P^(−½) H P^(−½)) of an adaptive optimiser, and the largest curvature at which it is stable."""
+        row: Row = {STABLE: stepping.rule.threshold}
+        loss, moments = self.settings.loss, stepping.second_moments
+        if loss is None or moments is None or not self.settings.sharpness:
+            return row
+        curvature = LossCurvature(network, self.inputs, self.targets, loss.values, memory=self.settings.memory)
+        seen = preconditioned(lambda v: curvature.hessian(v) + stepping.shift * v, moments, stepping.epsilon)
+        return {**row, PRECONDITIONED: largest(seen, curvature.size).value}
 
     def _rayleigh(self, network: Network, kernel: Kernel) -> float | None:
         """rᵀK r / ||r||² of the residual on the probe's samples; None unless outputs are full, the loss squared."""

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lplr_cli.curvature import stepping_state
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
-from lplr_cli.factories import is_factory_reference
 from lplr_cli.losses import Loss
-from lplr_cli.models import ModelSpec, parameter_count
+from lplr_cli.models import parameter_count
 from lplr_cli.runs import (
-    BATCH_NOISE,
     LOG_COLUMNS,
+    PRECONDITIONED,
     PROBE_COLUMNS,
     SAMPLE_NOISE,
+    STABLE,
     Appender,
     Clock,
     DataFacts,
@@ -32,11 +33,12 @@ from lplr_cli.runs import (
     described_optimizer,
 )
 from lplr_cli.runs.checkpoint import Checkpoint
-from lplr_cli.training.described import loss_facts, optimizer_facts, target_matrix
+from lplr_cli.training.described import described_model, loss_facts, optimizer_facts, target_matrix
 from lplr_cli.training.exact import ExactValues
-from lplr_cli.training.noise import NeighbourNoise
+from lplr_cli.training.neighbours import Neighbours
 from lplr_cli.training.probes import Prober, ProbeSettings
 from lplr_cli.training.tracked import DTYPES, TrackedParameters
+from lplr_cli.training.wrappers import is_distributed, unscale, unwrapped
 
 # Seconds that rows may wait in memory: writing each would cost more than measuring it.
 LAG = 0.5
@@ -130,7 +132,7 @@ class Recorder:
         _check_schedules((exact_every, checkpoint_every, probe_every), (log_every, norms_every, probe_size))
         if data is None and (exact_every or probe_every):
             raise InputError("exact values and probes need data", "pass data=(inputs, targets)")
-        self.module = _unwrapped(module)
+        self.module = unwrapped(module)
         self.data = data
         self.exact_every, self.log_every, self.norms_every = exact_every, log_every, norms_every
         self.checkpoint_every, self.probe_every = checkpoint_every, probe_every
@@ -148,16 +150,18 @@ class Recorder:
         self._step, self._status, self._finite = 0, "running", True
         self._process = os.getpid()
         self._held: dict[str, Any] | None = None
-        self._distributed = _is_distributed()
+        self._distributed = is_distributed()
         self._writes = not self._distributed or torch.distributed.get_rank() == 0
-        self._spec = _model_spec(model, model_arguments)
+        self._spec = described_model(model, model_arguments)
         self._data_spec = DataSpec(dataset) if isinstance(dataset, str) else dataset
         self._optimizer: OptimizerFacts | None = None
         self._clock = Clock()
         # A loop may change its working directory.
         self.path = Path(out).absolute()
         self._prober: Prober | None = None
-        self._noise: NeighbourNoise | None = None
+        self._steps: torch.optim.Optimizer | None = None
+        near = NOISE_EVERY * norms_every if self._has_batches and self._exact is None else 0
+        self._near = Neighbours(self._tracked, near)
         if self._writes:
             self._begin(probe_size, probe_sharpness)
 
@@ -165,8 +169,11 @@ class Recorder:
         """Make the run directory, with manifest, tables and the checkpoint of step 0."""
         self._run = RunDirectory.create(self.path)
         self._write_manifest()
-        self._log = Appender(self._run.log_path, (*LOG_COLUMNS, *self._watch_noise()), lag=LAG)
-        self._probes = Appender(self._run.probes_path, PROBE_COLUMNS) if self.probe_every else None
+        noise = (SAMPLE_NOISE,) if self._has_batches and self._exact is not None else ()
+        self._log = Appender(self._run.log_path, (*LOG_COLUMNS, *self._near.columns, *noise), lag=LAG)
+        self._probes = (
+            Appender(self._run.probes_path, (*PROBE_COLUMNS, PRECONDITIONED, STABLE)) if self.probe_every else None
+        )
         self._save()
         if self.probe_every and self.data is not None and self._targets is not None:
             size = min(probe_size, len(self.data[0]))
@@ -177,15 +184,6 @@ class Recorder:
                 self._targets,
                 ProbeSettings(size=size, sharpness=probe_sharpness, loss=self._loss.known),
             )
-
-    def _watch_noise(self) -> tuple[str, ...]:
-        """Get ready to measure the noise of mini-batches; the column that it has in the log."""
-        if not self._has_batches:
-            return ()
-        if self._exact is not None:
-            return (SAMPLE_NOISE,)
-        self._noise = NeighbourNoise(self._tracked, NOISE_EVERY * self.norms_every)
-        return (BATCH_NOISE,)
 
     @property
     def _has_batches(self) -> bool:
@@ -244,10 +242,11 @@ class Recorder:
         if norms:
             self._tracked.check()
         if scaler is not None and optimizer is not None:
-            _unscale(scaler, optimizer)
+            unscale(scaler, optimizer)
         self._held = {"step": step, "logged": self._is_logged(step)}
-        if self._writes and self._noise is not None:
-            self._noise.see(step)
+        self._steps = optimizer or self._steps
+        if self._writes:
+            self._near.see(step, norms)
         if self._held["logged"] and self._writes:
             self._held |= self._measured(step, optimizer, norms)
         if self._writes:
@@ -374,7 +373,7 @@ class Recorder:
             row |= self._exact()
         elif not self.exact_every and norms:
             row["grad_norm_sq"] = self._tracked.grad_norm_sq()
-            row[BATCH_NOISE] = None if self._noise is None else self._noise.take()
+        row |= self._near.row(gradient="grad_norm_sq" in row)
         if exact or norms:
             row["drift"] = self._tracked.drift()
         if optimizer is not None:
@@ -389,7 +388,10 @@ class Recorder:
 
     def _probe(self, step: int) -> None:
         if self._prober is not None and self._probes is not None:
-            self._probes.append(self._prober.measure(step, self._tracked.state()))
+            state = None
+            if self._steps is not None:
+                state = stepping_state(self._steps, [p for _, p in self._tracked.named])
+            self._probes.append(self._prober.measure(step, self._tracked.state(), state))
 
     def _save(self) -> None:
         reference = self._tracked.reference
@@ -439,40 +441,3 @@ def _check_schedules(from_never: Sequence[int], from_one: Sequence[int]) -> None
     """
     if min(from_never) < 0 or min(from_one) < 1:
         raise InputError("a schedule is negative", "give 0 for never, or a number of steps")
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _model_spec(model: str | None, arguments: Mapping[str, Any] | None) -> ModelSpec | None:
-    """What builds the network, where that is said.
-
-    Raises:
-        InputError: no factory reference.
-    """
-    if model is None:
-        return None
-    if not is_factory_reference(model):
-        raise InputError(f"model {model!r} is no factory reference", "write it as module:factory")
-    return ModelSpec(kind=model, arguments=dict(arguments or {}))
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside the wrappers of torch.compile and of data parallelism."""
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = module.module
-        if not isinstance(inner, nn.Module):
-            return module
-        module = inner
-
-
-def _unscale(scaler: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Divide the gradients by the loss scale, once a step; the loop may have done so for clipping."""
-    try:
-        scaler.unscale_(optimizer)
-    except RuntimeError as error:
-        if "already been called" not in str(error):
-            raise

@@ -32,6 +32,8 @@ class TrackedParameters:
         self.start = [p.detach().clone() for _, p in self.named]
         self._frozen = {k for k, p in module.named_parameters() if not p.requires_grad}
         self._scratch: Tensor | None = None
+        self._marked: list[Tensor] | None = None
+        self._is_marked = False
 
     @property
     def reference(self) -> Tensor:
@@ -76,13 +78,34 @@ class TrackedParameters:
             return None
         return 0.5 * square_norm([f.sub_(g.detach()) for f, g in zip(former, grads, strict=True) if g is not None])
 
+    def mark(self) -> None:
+        """Keep the present values for :meth:`moved`, in memory that is kept, too."""
+        with torch.no_grad():
+            if self._marked is None:
+                self._marked = [p.detach().clone() for _, p in self.named]
+            else:
+                for kept, (_, p) in zip(self._marked, self.named, strict=True):
+                    kept.copy_(p)
+        self._is_marked = True
+
+    def moved(self) -> float | None:
+        """||θ − θ'|| from the values at the last :meth:`mark`, once; None without one since."""
+        if self._marked is None or not self._is_marked:
+            return None
+        self._is_marked = False
+        return self._distance(self._marked)
+
     def drift(self) -> float:
-        """||θ − θ_0||, through one buffer that is kept: fresh memory for each difference costs more than the sum."""
+        """||θ − θ_0||."""
+        return self._distance(self.start)
+
+    def _distance(self, former: Sequence[Tensor]) -> float:
+        """Through one buffer that is kept: fresh memory for each difference costs more than the sum."""
         total = 0.0
         with torch.no_grad():
-            if any(s.device.type != "cpu" for s in self.start):
-                return float(get_total_norm([p - s for (_, p), s in zip(self.named, self.start, strict=True)]))
-            for (_, p), s in zip(self.named, self.start, strict=True):
+            if any(s.device.type != "cpu" for s in former):
+                return float(get_total_norm([p - s for (_, p), s in zip(self.named, former, strict=True)]))
+            for (_, p), s in zip(self.named, former, strict=True):
                 if self._scratch is None or self._scratch.dtype != s.dtype or self._scratch.numel() < s.numel():
                     self._scratch = torch.empty(s.numel(), dtype=s.dtype)
                 difference = self._scratch[: s.numel()].view(s.shape)

@@ -111,6 +111,14 @@ def test_the_sanity_of_a_run(tmp_path: Path) -> None:
     result = audit(log_of(tmp_path, "l.csv", rising))
     assert result["descent"].status == FAILS
     assert result["descent"].value == 2
+    # A gradient that jumps is named; the loss need not tell.
+    norms = 0.98**STEPS
+    norms[60] *= 30
+    frame = pd.DataFrame({"step": STEPS, "loss": 0.98**STEPS, "grad_norm": norms})
+    frame.to_csv(tmp_path / "g.csv", index=False)
+    jumped = audit(str(tmp_path / "g.csv"))["spikes"]
+    assert (jumped.status, jumped.value) == (FAILS, 1.0)
+    assert "step 60 (2" in jumped.reason
     floor = audit(log_of(tmp_path, "f.csv", 0.5 + 0.98**STEPS))
     assert floor["interpolation"].status == FAILS
     assert floor["step_size"].status == UNKNOWN

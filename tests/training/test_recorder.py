@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lplr_cli.analysis import OWN, Source, open_subject, probe_checkpoints, read_log, recompute_gradients
+from lplr_cli.audit.run import audit
 from lplr_cli.data import DataSpec
 from lplr_cli.diagnostics import analyse_pl_ratio
 from lplr_cli.errors import InputError
+from lplr_cli.losses import SQUARED
+from lplr_cli.ntk import Network
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training import Recorder, resume
 from lplr_cli.training.callbacks import lightning_callback, transformers_callback
+from tests.curvature import dense
 from tests.foreign_nets import TinyTransformer, mlp, table, tokens
 
 X, Y = table()
@@ -502,3 +507,47 @@ def test_noise_of_samples_beside_exact_values(tmp_path: Path) -> None:
     assert log["noise_trace"].dropna().to_numpy() == pytest.approx(trace, rel=1e-6)
     log, _ = _noisy(tmp_path / "gd", 4, whole=True, exact_every=2, loss_scale=1.0, optimizer={"name": "gd"})
     assert "noise_trace" not in log
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_the_curvature_that_adam_sees(kind: Any, tmp_path: Path) -> None:
+    """λ_max of P^(−½) H P^(−½) at a probe, and what Adam bears, against dense matrices; the updates between steps."""
+    module = net()
+    groups = [
+        {"params": [p for p in module.parameters() if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in module.parameters() if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = kind(groups, lr=0.01, betas=(0.8, 0.99), eps=1e-4)
+    flat = [torch.cat([p.detach().reshape(-1).clone() for p in module.parameters()])]
+    with Recorder(
+        module, tmp_path / "r", norms_every=1, probe_every=4, data=(X.double(), Y.double()), loss_scale=1.0
+    ) as recorder:
+        for step in range(9):
+            optimizer.zero_grad()
+            loss = loss_of(module)
+            loss.backward()  # type: ignore[no-untyped-call]
+            recorder.record(loss, optimizer)
+            if step == 8:
+                values = {k: p.detach().clone() for k, p in module.named_parameters()}
+                moments = [optimizer.state[p]["exp_avg_sq"] / (1 - 0.99**8) for p in module.parameters()]
+            optimizer.step()
+            flat.append(torch.cat([p.detach().reshape(-1).clone() for p in module.parameters()]))
+    probes = RunDirectory.open(tmp_path / "r").probes()
+    root = torch.cat([1 / (m.sqrt() + 1e-4).sqrt().reshape(-1) for m in moments]).numpy()
+    network = Network.from_module(module, values=values)
+    matrix = dense.hessian(network, X.double(), Y.double(), SQUARED.values)
+    decoupled = kind is torch.optim.AdamW
+    matrix += 0.0 if decoupled else 0.1 * np.eye(len(matrix))
+    found = probes.loc[probes["step"] == 8].iloc[0]
+    assert found["preconditioned"] == pytest.approx(np.linalg.eigvalsh(root * (root * matrix).T)[-1], rel=1e-5)
+    assert found["stable_curvature"] == pytest.approx((2 - 0.01 * 0.1 * decoupled) * 1.8 / (0.2 * 0.01))
+    # No moments before the first step.
+    assert probes["preconditioned"].isna().tolist() == [True, False, False, False]
+    moved = read_log(tmp_path / "r").log["update_norm"].to_numpy()
+    assert np.isnan(moved[0])
+    assert moved[1:] == pytest.approx([float((b - a).norm()) for a, b in pairwise(flat[:-1])])
+    row = audit(str(tmp_path / "r"), certificate=False)["step_size"]
+    ratio = (probes["preconditioned"] / probes["stable_curvature"]).max()
+    assert row.value == pytest.approx(ratio)
+    assert row.holds is bool(ratio < 1)
+    assert "as Adam sees it" in row.reason

@@ -1,16 +1,17 @@
-"""What a checkpoint of somebody's tells of its optimiser: torch's state dict beside the weights."""
+"""An optimiser of torch's as a rule of stepping with its second moments: from a checkpoint, or while it steps."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lplr_cli.curvature import StepRule
+from lplr_cli.curvature.stability import StepRule
 from lplr_cli.errors import InputError
 
 Vector = NDArray[np.float64]
@@ -50,7 +51,8 @@ def optimizer_state(record: Any, module: nn.Module) -> OptimizerState | str:
     if len(groups) != 1 or not isinstance(groups[0], Mapping):
         return "its optimiser has several groups of parameters"
     try:
-        if "betas" in groups[0]:
+        # Relatives of Adam have betas as well, and step otherwise.
+        if "betas" in groups[0] and "amsgrad" in groups[0]:
             return _adam(groups[0], found["state"], module)
         if "momentum" in groups[0] and "nesterov" in groups[0]:
             return _sgd(groups[0])
@@ -94,7 +96,6 @@ def _adam(group: Mapping[str, Any], state: Mapping[Any, Any], module: nn.Module)
     trained = [p for p in module.parameters() if p.requires_grad]
     if len(group["params"]) != len(trained):
         return f"its optimiser has {len(group['params'])} parameters, the model {len(trained)}"
-    beta1, beta2 = (float(b) for b in group["betas"])
     name = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
     parts = []
     for index, parameter in zip(group["params"], trained, strict=True):
@@ -102,14 +103,53 @@ def _adam(group: Mapping[str, Any], state: Mapping[Any, Any], module: nn.Module)
         moment = kept[name]
         if not isinstance(moment, Tensor) or moment.shape != parameter.shape:
             return "the state of its optimiser has other shapes than the model"
-        steps = float(kept["step"])
-        parts.append(moment.detach().double().cpu().numpy().reshape(-1) / (1 - beta2**steps))
+        parts.append(_corrected(moment, kept["step"], group))
+    return _adam_state(group, np.concatenate(parts), decoupled=bool(decoupled))
+
+
+def stepping_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> OptimizerState | None:
+    """An optimiser between two of its steps; None where it is no SGD, Adam or AdamW, or has not stepped all parameters.
+
+    Groups of parameters may differ in their weight decay, of which the largest counts; in nothing else.
+
+    Args:
+        optimizer: torch's.
+        parameters: whose curvature it is held against, in their order.
+    """
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    decay = max(float(g.get("weight_decay", 0.0)) for g in groups)
+    alike = {str(sorted((k, str(v)) for k, v in g.items() if k != "weight_decay")) for g in groups}
+    if len(alike) != 1:
+        return None
+    group = {**groups[0], "weight_decay": decay}
+    if type(optimizer) is torch.optim.SGD:
+        return _sgd(group)
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return None
+    name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+    kept = [optimizer.state.get(p, {}) for p in parameters]
+    if not all(name in state and float(state["step"]) > 0 for state in kept):
+        return None
+    decoupled = bool(group.get("decoupled_weight_decay", type(optimizer) is torch.optim.AdamW))
+    moments = [_corrected(state[name], state["step"], group) for state in kept]
+    return _adam_state(group, np.concatenate(moments), decoupled=decoupled)
+
+
+def _corrected(moment: Tensor, steps: Any, group: Mapping[str, Any]) -> Vector:
+    """v̂ (k,): a second moment without the bias of its start at zero."""
+    values: Vector = moment.detach().double().cpu().numpy().reshape(-1)
+    corrected: Vector = values / (1 - float(group["betas"][1]) ** float(steps))
+    return corrected
+
+
+def _adam_state(group: Mapping[str, Any], moments: Vector, *, decoupled: bool) -> OptimizerState:
+    decay, beta1 = float(group["weight_decay"]), float(group["betas"][0])
     rule = StepRule(
         float(group["lr"]),
         momentum=beta1,
         dampening=beta1,
         adaptive=True,
         weight_decay=decay if decoupled else 0.0,
-        decoupled=bool(decoupled),
+        decoupled=decoupled,
     )
-    return OptimizerState(rule, np.concatenate(parts), float(group["eps"]), 0.0 if decoupled else decay)
+    return OptimizerState(rule, moments, float(group["eps"]), 0.0 if decoupled else decay)

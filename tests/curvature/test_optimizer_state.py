@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lplr_cli.analysis import Source, open_subject, probe_hessian
-from lplr_cli.analysis.optimizer_state import OptimizerState, optimizer_state
 from lplr_cli.curvature import Effort
+from lplr_cli.curvature.optimizer_state import OptimizerState, optimizer_state
 from lplr_cli.data import DataSpec
 from lplr_cli.losses import SQUARED
 from tests import foreign_nets
@@ -84,7 +84,7 @@ def test_what_is_not_known_is_said() -> None:
         ({"optimizer": rms}, "neither"),
         ({}, "does not tell"),
         (None, "does not tell"),
-        ({"optimizer": {"state": {}, "param_groups": [{"betas": 3}]}}, "not understood"),
+        ({"optimizer": {"state": {}, "param_groups": [{"betas": 3, "amsgrad": False}]}}, "not understood"),
     ):
         found = optimizer_state(record, module)
         assert isinstance(found, str)
