@@ -30,7 +30,7 @@ def main() -> None:
     console = Console(record=True, width=132, file=io.StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "bold green"), ("lplr train mnist --width 64", "bold")))
     console.print(grid.to_rich())
-    for line in grid.note[:1]:
+    for line in grid.note[:2]:
         console.print(line, highlight=False, markup=False)
     picture = console.export_svg(title="lplr")
     # Fonts of the reader's own: a picture asks nobody for anything.

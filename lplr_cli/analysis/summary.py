@@ -204,6 +204,19 @@ class Summary:
             "as L_K is only bounded from below by the probes, nothing is certified"
         )
 
+    @property
+    def verdict_along(self) -> str:
+        """One sentence on the region along the path (docs/theory.md, section 9)."""
+        path = self.path
+        if path is None:
+            return f"not certified: {self.path_reason}"
+        if not path.certified or path.mu_path is None:
+            return f"not certified: {path.why_estimate or 'no piece of the path has a positive bound'}"
+        where = "the whole run" if path.certified_share == 1 else f"{100 * path.certified_share:.3g} % of its path"
+        rate = "" if path.rate_proved is None else f", linear rate proved from step {path.rate_from_step} on"
+        whose = "" if path.confirmed else " (a path that is not known to be that of the run)"
+        return f"{where} is certified locally PL{whose}, mu = {path.mu_path:.4g}{rate}"
+
     def to_dict(self) -> dict[str, Any]:
         """summary.json, and the JSON of ``lplr train``; a missing value is None."""
         m, e = self.manifest, self.estimates
@@ -252,6 +265,7 @@ class Summary:
                 "sharpness": asdict(self.sharpness),
                 "dropped_rows": self.dropped_rows,
                 "verdict": self.verdict,
+                "verdict_along": self.verdict_along,
             }
         )
         return cleaned
@@ -315,9 +329,9 @@ def summary_of(run: RunDirectory) -> Summary:
         InputError: as :func:`summarize`.
     """
     summary = summarize(run)
-    if summary.manifest.status != "running" and not run.has_summary:
+    if summary.manifest.status != "running":
         with contextlib.suppress(OutputError):
-            run.write_summary(summary.to_dict())
+            run.write_summary(summary.to_dict(), replace=False)
     return summary
 
 

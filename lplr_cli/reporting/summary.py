@@ -33,9 +33,15 @@ def summary_grid(s: Summary) -> Grid:
             kind,
             meaning,
         ]
-        for name, value, kind, meaning in (*_kernel_rows(s), *_mu_rows(s), *_path_rows(s), *_measured_rows(s))
+        for name, value, kind, meaning in (
+            *_path_rows(s),
+            *_measured_rows(s),
+            *_kernel_rows(s),
+            *_mu_rows(s),
+            *_step_rows(s),
+        )
     ]
-    notes = [f"Verdict: {s.verdict}."]
+    notes = [f"Along the run: {s.verdict_along}.", f"Around its start: {s.verdict}."]
     if s.window:
         notes.append(f"Window: {s.window.explanation}.")
     notes.append(f"Run: {s.run} ({m.status}).")
@@ -76,7 +82,7 @@ def _mu_rows(s: Summary) -> list[Row]:
         ("R", e.radius, "measured", "largest drift ‖θ_t − θ_0‖ of the run"),
         ("L_K·R < λ0", e.compatible, "estimate", compatible),
         ("μ estimated = 2(λ0 − L_K·R)", e.mu_kernel, "estimate", meaning),
-        ("μ certified", s.certified.mu, "certified", proved),
+        ("μ certified on that ball", s.certified.mu, "certified", proved),
     ]
 
 
@@ -105,7 +111,7 @@ def _path_rows(s: Summary) -> list[Row]:
 
 
 def _measured_rows(s: Summary) -> list[Row]:
-    """PL ratio, rate, drift of the kernel and sharpness."""
+    """PL ratio and rate."""
     # Batches that differ from row to row have gradients of their own, larger than that of L where L is small.
     kind = "measured" if s.manifest.exact else "estimate, biased upward by noise"
     bound = "at most this much μ holds there" if s.manifest.exact else "gradients of mini-batches: no bound of μ"
@@ -114,7 +120,6 @@ def _measured_rows(s: Summary) -> list[Row]:
         valid += ": twice a Rayleigh quotient of K" if s.manifest.exact else ""
     same = "the same with its typical size"
     window = f"½‖∇L‖²/(L − min L) on the window; {bound}" if s.window else "no stable window"
-    edge = "above 1 the step size exceeds 2/sharpness: the edge of stability"
     return [
         ("PL ratio, minimum", s.pl_ratio.min, kind, window),
         ("PL ratio, median", s.pl_ratio.median, kind, same),
@@ -122,6 +127,13 @@ def _measured_rows(s: Summary) -> list[Row]:
         ("PL ratio*, median", s.pl_ratio_star.median, kind, same),
         *_noise_rows(s),
         _rate_row(s.rate),
+    ]
+
+
+def _step_rows(s: Summary) -> list[Row]:
+    """Drift of the kernel, and the step size against the curvature."""
+    edge = "above 1 the step size exceeds 2/sharpness: the edge of stability"
+    return [
         ("NTK drift", s.ntk_drift_percent, "measured", "‖K_T − K_0‖/‖K_0‖ in per cent"),
         ("η·sharpness/2", s.sharpness.lr_over_stable, "estimate", edge),
     ]

@@ -163,14 +163,10 @@ class RunDirectory:
         kept, log = self.summary(), self.log()
         return kept is not None and len(log) > 0 and kept.get("steps") == int(log["step"].iloc[-1])
 
-    @property
-    def has_summary(self) -> bool:
-        """Whether there is a summary.json, of whatever steps: a reader makes up for a missing one, it replaces none."""
-        return (self.path / "summary.json").exists()
-
-    def write_summary(self, record: dict[str, Any]) -> None:
-        """Write summary.json atomically."""
-        self._write_json("summary.json", record)
+    def write_summary(self, record: dict[str, Any], *, replace: bool = True) -> None:
+        """Write summary.json atomically; one that is there stays without ``replace``, of whatever steps it is."""
+        if replace or not (self.path / "summary.json").exists():
+            self._write_json("summary.json", record)
 
     def record(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file that was derived from the run; None where there is none."""

@@ -36,8 +36,8 @@ def test_the_picture_of_the_terminal_shows_what_happens(place: Workplace) -> Non
         lines[int(line)] = f"{lines.get(int(line), '')} {html.unescape(text)}"
     shown = [lines[i] for i in sorted(lines)]
     assert " ".join(shown[0].split()) == "$ lplr train mnist --width 64"
-    table = "\n".join(shown[1:]).replace("\xa0", " ").split("Verdict")[0]
-    actual = place.command("lplr train mnist --width 64").split("Verdict")[0]
+    table = "\n".join(shown[1:]).replace("\xa0", " ").split("Along the run")[0]
+    actual = place.command("lplr train mnist --width 64").split("Along the run")[0]
     assert same(table, actual), "bring it into step: python docs/tools/terminal.py"
 
 
