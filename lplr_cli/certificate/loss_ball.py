@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lplr_cli.certificate.graph import GraphBounds, GraphNetwork
+from lplr_cli.certificate.graph import PUSHED, GraphBounds, GraphNetwork, worthwhile
 from lplr_cli.certificate.network import NoCertificateError, SmoothMLP, euclidean
 from lplr_cli.certificate.norms import kernel_norm_upper
 from lplr_cli.certificate.path import CERTIFIED
@@ -75,7 +75,8 @@ class CertifiedCurvature:
         inputs: all training inputs (n, …).
         targets: (n, C).
         loss: with its scale.
-        method: of :class:`BallBounds`; ``auto`` is tight only where that is as cheap.
+        method: of :class:`BallBounds`; ``auto`` is tight only where that is as cheap. Of a graph ``tight`` pushes many
+            derivatives through the network, ``fast`` none, and ``auto`` what pays on a few samples.
         memory: bytes for the kernel.
 
     Raises:
@@ -103,6 +104,8 @@ class CertifiedCurvature:
             cost = len(self.x) * sum(float(len(layer.weight)) ** 3 for layer in self.network.layers[1:-1])
             method = ("tight" if cost <= _TIGHT else "fast") if method == "auto" else method
         self.method = method
+        # Of a graph: how many directions are pushed, settled at the first ball where it is left to us.
+        self._directions = {"fast": 0, "tight": PUSHED[-1]}.get(method)
         self.y = targets.reshape(len(inputs), -1).double()
         # The bounds of |q| by its scale hold for probabilities only.
         loss.check_targets(self.y)
@@ -121,7 +124,10 @@ class CertifiedCurvature:
         """Those of the network around θ by name."""
         if isinstance(self.network, SmoothMLP):
             return RoundedBounds(self.network.with_trained(list(values.values())), self.x, method=self.method)
-        found = GraphBounds(self.network.with_trained(values), self.x)
+        network = self.network.with_trained(values)
+        if self._directions is None:
+            self._directions = worthwhile(network, self.x)
+        found = GraphBounds(network, self.x, directions=self._directions)
         found.check(self.module, values, self.x)
         return found
 

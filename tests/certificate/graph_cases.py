@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lplr_cli.certificate.graph import GraphBounds, GraphNetwork
+from lplr_cli.certificate.graph import PUSHED, GraphBounds, GraphNetwork
 from lplr_cli.models import make_activation
 
 
@@ -118,12 +118,12 @@ CASES = {
 class Point:
     """A network at θ_0 whose places, outputs and adjoints are functions of one vector."""
 
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
+    def __init__(self, module: nn.Module, x: Tensor, directions: int = PUSHED[0]) -> None:
         self.module, self.x = module, x
         self.network = GraphNetwork.from_module(module, x.shape[1:])
         self.shapes = {k: p.shape for k, p in module.named_parameters() if p.requires_grad}
         self.theta = torch.cat([p.detach().reshape(-1) for p in module.parameters() if p.requires_grad])
-        self.bounds = GraphBounds(self.network, x)
+        self.bounds = GraphBounds(self.network, x, directions=directions)
 
     def values(self, theta: Tensor) -> dict[str, Tensor]:
         """θ by name."""

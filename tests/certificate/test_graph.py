@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate.graph import GraphOver
+from lplr_cli.certificate.graph import PUSHED, GraphNetwork, GraphOver, worthwhile
 from lplr_cli.certificate.graph.bounds import nonnegative_norm
-from lplr_cli.certificate.graph.nodes import Activation, Add, Average
+from lplr_cli.certificate.graph.nodes import Activation, Add, Average, Node
+from lplr_cli.certificate.graph.state import Ahead, Here
 from lplr_cli.certificate.graph.weighted import Weighted
 from tests.certificate.graph_cases import CASES, Point
 
@@ -93,9 +96,11 @@ def violated_seconds(point: Point, over: GraphOver, theta: Tensor) -> list[str]:
     return []
 
 
+@pytest.mark.parametrize("directions", [0, 1, 64])
 @pytest.mark.parametrize("name", CASES)
-def test_bounds_hold_at_points_of_the_ball(name: str) -> None:
-    point = Point(*CASES[name].make())
+def test_bounds_hold_at_points_of_the_ball(name: str, directions: int) -> None:
+    """With nothing pushed, one direction for each output of a layer, and nearly all of them."""
+    point = Point(*CASES[name].make(), directions)
     for radius in (0.3,) if name.startswith("resnet") else (1e-3, 0.3):
         over = point.bounds.over(radius)
         assert violated(point, over, point.worst_points(radius, 1, 1)) == []
@@ -107,7 +112,7 @@ def test_bounds_hold_at_points_of_the_ball(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_no_search_finds_a_violation(name: str, seed: int) -> None:
     """Thousands of points in all, other weights and data each time."""
-    point = Point(*CASES[name].make(seed=seed + 1))
+    point = Point(*CASES[name].make(seed=seed + 1), directions=(0, 8, 64)[seed])
     for radius in (1e-4, 1e-2, 0.1, 1.0, 5.0):
         over = point.bounds.over(radius)
         assert violated(point, over, point.worst_points(radius, 12, 4)) == []
@@ -116,19 +121,54 @@ def test_no_search_finds_a_violation(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("conv-softplus", 3), ("conv-frozen-weight", 3), ("pooled", 8), ("residual", 8)]
+    ("name", "most", "pushed"),
+    [("conv-softplus", 3, 1.5), ("pooled", 8, 5), ("residual", 8, 3), ("resnet-gelu", 200, 10)],
 )
-def test_the_bound_is_of_use(name: str, most: float) -> None:
-    """At θ_0 within a few times of the norm of the Hessian."""
-    point = Point(*CASES[name].make())
-    found = torch.linalg.matrix_norm(point.hessian(point.theta, 0, 0), ord=2)
-    assert float(point.bounds.over(0.0).hessians[0, 0]) <= most * float(found)
+def test_the_bound_is_of_use(name: str, most: float, pushed: float) -> None:
+    """At θ_0 within a few times of the norm of the Hessian, by norms of layers and by what is pushed."""
+    for directions, factor in ((0, most), (64, pushed)):
+        point = Point(*CASES[name].make(), directions)
+        found = torch.linalg.matrix_norm(point.hessian(point.theta, 0, 0), ord=2)
+        assert float(found) <= float(point.bounds.over(0.0).hessians[0, 0]) <= factor * float(found)
+
+
+@pytest.mark.parametrize("directions", [1, 5, 1000])
+def test_pushed_derivatives_are_those_of_the_places(directions: int) -> None:
+    """Against dense Jacobians at θ_0: from above, and to 3 % where all directions are pushed."""
+    point = Point(*CASES["resnet-gelu"].make(), directions)
+    pushed, derivatives = point.bounds._pushed, torch.func.jacrev(point.places)(point.theta)
+    assert pushed is not None
+    for k, d in enumerate(derivatives[1:], 1):
+        parts = [d.detach()[:, :, c] for c in point.block_columns()]
+        blocks = torch.stack([torch.linalg.matrix_norm(part, ord=2) for part in parts], dim=1)
+        rows = torch.stack([part.norm(dim=2).amax(dim=1) for part in parts], dim=1)
+        for found, truth in ((pushed.blocks[k], blocks), (pushed.rows[k], rows)):
+            assert bool((truth <= found * SLACK).all())
+            if directions == 1000:
+                assert bool((found <= 1.07 * truth + 1e-9).all())
+
+
+def test_few_directions_are_pushed_where_more_do_not_pay() -> None:
+    """Norms are enough for a shallow net; for two blocks with GELU they are not."""
+    for name, expected in (("conv-softplus", {0}), ("resnet-gelu", set(PUSHED))):
+        module, x = CASES[name].make()
+        assert worthwhile(GraphNetwork.from_module(module, x.shape[1:]), x) in expected
+
+
+def still(ahead: Callable[..., Ahead]) -> Callable[..., Ahead]:
+    """The same without drift."""
+
+    def found(self: Node, here: Here, *below: Ahead) -> Ahead:
+        at = ahead(self, here, *below)
+        return replace(at, drift=0 * at.drift)
+
+    return found
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """Make one rule too small."""
     if what == "weights meet each entry once":
-        monkeypatch.setattr(Weighted, "_root_overlap", 0.3)
+        monkeypatch.setattr(Weighted, "overlap_root", 0.3)
     elif what == "no own block":
         monkeypatch.setattr(Weighted, "own", lambda self, here, x: torch.zeros_like(x.size))
     elif what == "activations without curvature":
@@ -137,6 +177,12 @@ def plant(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         monkeypatch.setattr(Weighted, "form", lambda self, here, above, *below: None)
     elif what == "sums keep the first":
         monkeypatch.setattr(Add, "ahead", lambda self, here, *below: below[0])
+    elif what == "what is not pushed is nothing":
+        whole = Weighted.rest
+        monkeypatch.setattr(Weighted, "rest", lambda self, x, v: {key: 0 * t for key, t in whole(self, x, v).items()})
+    elif what == "derivatives do not drift":
+        for kind in (Weighted, Activation):
+            monkeypatch.setattr(kind, "ahead", still(kind.ahead))
     elif what == "means shrink too much":
         monkeypatch.setattr(Average, "_gain", 0.1)
     else:
@@ -154,13 +200,15 @@ def plant(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
         "sums keep the first",
         "means shrink too much",
         "slopes are small",
+        "what is not pushed is nothing",
+        "derivatives do not drift",
     ],
 )
 def test_a_rule_that_is_too_small_is_found_out(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch, what)
     broken = []
     for name in ("pooled", "residual", "conv-frozen-head"):
-        point = Point(*CASES[name].make())
+        point = Point(*CASES[name].make(), directions={"what is not": 1, "derivatives": 64}.get(what[:11], 0))
         over = point.bounds.over(0.1)
         broken += violated(point, over, point.worst_points(0.1, 1, 0))
         broken += violated_inside(point, over, point.worst_points(0.1, 1, 0)[-1])

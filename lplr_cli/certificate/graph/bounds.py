@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 from lplr_cli.certificate.graph.centre import measure
 from lplr_cli.certificate.graph.network import GraphNetwork
+from lplr_cli.certificate.graph.pushed import Pusher
 from lplr_cli.certificate.graph.reader import refuse
-from lplr_cli.certificate.graph.state import EPS, Ahead, Behind, Here, up
+from lplr_cli.certificate.graph.state import EPS, Ahead, Behind, Here, Pushed, up
 from lplr_cli.certificate.network import MARGIN, euclidean
 from lplr_cli.certificate.norms import frobenius_upper
 from lplr_cli.errors import InputError
 from lplr_cli.ntk import Network, evaluation_mode
 
+# Directions that ``auto`` chooses from.
+PUSHED = (64, 256)
+# Samples that it tries, the factor that pushing at all is worth, and that which more of it is.
+_TRIED, _WORTH, _MORE = 4, 4.0, 2.0
 # Steps of the power iteration behind the bound of a non-negative matrix, and its shift.
 _STEPS, _SHIFT = 24, 0.05
 
@@ -57,16 +62,22 @@ class GraphBounds:
     Args:
         network: at θ_0.
         inputs: (n, …), all training samples.
+        directions: of each layer's parameters that are pushed through the network at θ_0 as they are, at the price of
+            a forward pass each; 0 multiplies norms of layers alone.
 
     Attributes:
         f: f̂(θ_0), (n, C). f_error: ≥ |f̂ − f|, (n, C).
         jacobian_error: ≥ ||Ĵ − J||_F/√n of a Jacobian as computed, in any order of summation.
     """
 
-    def __init__(self, network: GraphNetwork, inputs: Tensor) -> None:
-        self.network, self._centre = network, measure(network, inputs.double())
+    def __init__(self, network: GraphNetwork, inputs: Tensor, *, directions: int = PUSHED[0]) -> None:
+        x = inputs.double()
+        self.network, self._centre = network, measure(network, x)
         self.f = self._centre.f
         self.n, self.outputs = self.f.shape
+        self._pushed: Pushed | None = None
+        if directions and network.blocks:
+            self._pushed = self._push(x, directions)
         start = self._ahead(0.0)
         behind = self._behind(0.0, start)[0]
         self.f_error = start[-1].error[:, None].expand_as(self.f)
@@ -141,8 +152,21 @@ class GraphBounds:
 
     # -- the two passes ----------------------------------------------------------------------------------------------
 
+    def _push(self, x: Tensor, directions: int) -> Pushed:
+        """Derivatives at θ_0, what is not pushed of each layer being bounded by norms as everything is elsewhere."""
+        full = self._ahead(0.0)
+        here = [self._here(k, 0.0) for k in range(len(self.network.nodes))]
+        pusher = Pusher(self.network, x, directions, full, here)
+        kept, self._centre = self._centre, replace(self._centre, measured=pusher.rests())
+        rest = self._ahead(0.0)
+        self._centre = kept
+        return pusher.push(rest)
+
     def _here(self, k: int, radius: float) -> Here:
-        return Here(radius, self._centre.measured[k], self._centre.constants[k])
+        lean = None
+        if self._pushed is not None and k in self._pushed.leans:
+            lean = self._pushed.leans[k], self._pushed.blocks[self.network.nodes[k].inputs[0]]
+        return Here(radius, self._centre.measured[k], self._centre.constants[k], lean)
 
     def _below(self, ahead: list[Ahead], k: int) -> list[Ahead]:
         return [ahead[i] for i in self.network.nodes[k].inputs]
@@ -151,9 +175,12 @@ class GraphBounds:
         """From the input up."""
         none = torch.zeros(self.n, dtype=torch.float64)
         blocks = torch.zeros((self.n, self.network.blocks), dtype=torch.float64)
-        found = [Ahead(self._centre.sizes[0], none, blocks, blocks, none)]
+        found = [Ahead(self._centre.sizes[0], none, blocks, blocks, none, blocks)]
         for k, node in enumerate(self.network.nodes):
             at = node.ahead(self._here(k, radius), *self._below(found, k))
+            if self._pushed is not None:
+                own = up(self._pushed.blocks[k + 1] + at.drift), up(self._pushed.rows[k + 1] + at.drift)
+                at = replace(at, blocks=torch.minimum(at.blocks, own[0]), rows=torch.minimum(at.rows, own[1]))
             near = up(self._centre.sizes[k + 1] + at.reach(radius))
             found.append(replace(at, size=torch.minimum(at.size, near)))
         return found
@@ -190,6 +217,24 @@ class GraphBounds:
             if form is not None:
                 matrix, third = matrix + form.matrix, third + form.third
         return _finite(up(nonnegative_norm(matrix))), _finite(up(third))
+
+
+def worthwhile(network: GraphNetwork, inputs: Tensor) -> int:
+    """How many directions of each layer to push, from what they change on a few samples: 0, or one of :data:`PUSHED`.
+
+    Args:
+        network: at some θ.
+        inputs: (n, …), of which the first few are tried.
+    """
+    few = inputs[:_TRIED]
+
+    def bound(directions: int) -> Tensor:
+        return GraphBounds(network, few, directions=directions).over(0.0).hessians
+
+    none, some, many = (bound(directions) for directions in (0, *PUSHED))
+    if not bool((none > _WORTH * some).any()) and not bool((none > _WORTH * many).any()):
+        return 0
+    return PUSHED[int(bool((some > _MORE * many).any()))]
 
 
 def nonnegative_norm(matrix: Tensor) -> Tensor:

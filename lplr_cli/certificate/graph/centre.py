@@ -70,8 +70,8 @@ class _Part:
     measured: list[Measured]
 
 
-def _part(network: GraphNetwork, x: Tensor) -> _Part:
-    """Of some samples."""
+def passes(network: GraphNetwork, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Every place (n, …), and λ̂ of every place but the input (n, C, …)."""
     with torch.enable_grad():
         places = network.forward(x.detach().requires_grad_())
         f = places[-1]
@@ -80,7 +80,12 @@ def _part(network: GraphNetwork, x: Tensor) -> _Part:
             for c in range(f.shape[1])
         ]
     places = [t.detach() for t in places]
-    adjoints = [torch.stack([column[k] for column in columns], dim=1) for k in range(len(network.nodes))]
+    return places, [torch.stack([column[k] for column in columns], dim=1) for k in range(len(network.nodes))]
+
+
+def _part(network: GraphNetwork, x: Tensor) -> _Part:
+    """Of some samples."""
+    places, adjoints = passes(network, x)
     measured = []
     for k, node in enumerate(network.nodes):
         below = [places[i] for i in node.inputs]

@@ -64,6 +64,14 @@ class Node(ABC):
         """The output over a ball; its ``size`` is completed by the caller."""
 
     @abstractmethod
+    def push(self, values: Values, tangents: tuple[Tensor | None, ...], below: tuple[Tensor, ...]) -> Tensor:
+        """The derivative at θ_0 of the output along tangents (n, D, …) of the inputs; None is zero."""
+
+    @abstractmethod
+    def push_error(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> Tensor:
+        """≥ the Frobenius norm of its rounding, from that of all tangents that come in and of their error, (n,)."""
+
+    @abstractmethod
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """Bounds of what each input has of λ through this node: its ``size`` and ``blocks``."""
 
@@ -97,7 +105,21 @@ class Add(Node):
         a, b = below
         size = a.size + b.size
         error = a.error + b.error + EPS * (size + a.error + b.error)
-        return Ahead(size, up(error), up(a.blocks + b.blocks), up(a.rows + b.rows), up(a.second + b.second))
+        blocks, rows = up(a.blocks + b.blocks), up(a.rows + b.rows)
+        return Ahead(size, up(error), blocks, rows, up(a.second + b.second), up(a.drift + b.drift))
+
+    def push(self, values: Values, tangents: tuple[Tensor | None, ...], below: tuple[Tensor, ...]) -> Tensor:
+        """The sum."""
+        a, b = tangents
+        if a is None or b is None:
+            found = b if a is None else a
+            assert found is not None
+            return found
+        return a + b
+
+    def push_error(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> Tensor:
+        """One rounding; both parts are in ``size`` and ``error``."""
+        return up(error + EPS * (size + error))
 
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """λ itself, twice."""
@@ -137,7 +159,18 @@ class Average(Node):
         size = gain * x.size
         error = gain * x.error + self._rounding * (x.size + x.error)
         rows = torch.minimum(x.rows, x.blocks * self.count**-0.5)
-        return Ahead(up(size), up(error), up(gain * x.blocks), up(rows), up(gain * x.second))
+        blocks, drift = up(gain * x.blocks), up(gain * x.drift)
+        return Ahead(up(size), up(error), blocks, up(rows), up(gain * x.second), drift)
+
+    def push(self, values: Values, tangents: tuple[Tensor | None, ...], below: tuple[Tensor, ...]) -> Tensor:
+        """Linear."""
+        (x,) = tangents
+        assert x is not None
+        return folded(self.apply, x)
+
+    def push_error(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> Tensor:
+        """As of the values."""
+        return up(self._gain * error + self._rounding * (size + error))
 
     @property
     def _rounding(self) -> float:
@@ -183,9 +216,12 @@ class Activation(Node):
 
     def weigh(self, adjoint: Tensor, *below: Tensor) -> Measured:
         """``weight``: the largest |λ̂_j φ''(ẑ_j)|; ``top``: the largest |λ̂_j|."""
-        z, adjoint = below[0].flatten(1)[:, None], adjoint.flatten(2).abs()
-        bend = _raised(self.smooth.second(z), z)
-        return {"weight": (adjoint * bend).amax(dim=2), "top": adjoint.amax(dim=2)}
+        return {"weight": self.weights(adjoint, below[0]).amax(dim=2), "top": adjoint.flatten(2).abs().amax(dim=2)}
+
+    def weights(self, adjoint: Tensor, z: Tensor) -> Tensor:
+        """|λ̂_j φ''(ẑ_j)| with the error of φ'', (n, C, entries)."""
+        z = z.flatten(1)[:, None]
+        return adjoint.flatten(2).abs() * _raised(self.smooth.second(z), z)
 
     def _over(self, here: Here, z: Ahead) -> tuple[Tensor, Tensor]:
         """sup |φ'| and sup |φ''| over the ball, (n,): φ'' and φ''' bound how far they can be from those at ẑ."""
@@ -202,7 +238,27 @@ class Activation(Node):
         value = abs(float(self.smooth.value(torch.zeros(1, dtype=torch.float64)))) * self.entries**0.5 + first * z.size
         error = first * z.error + ELEMENTARY * (self.entries**0.5 + z.size + z.error + value)
         second = bend * z.row * z.norm + slope * z.second
-        return Ahead(up(value), up(error), up(slope[:, None] * z.blocks), up(slope[:, None] * z.rows), up(second))
+        blocks, rows = up(slope[:, None] * z.blocks), up(slope[:, None] * z.rows)
+        # φ' changes by at most sup|φ''| times what z does: the largest change times Dz, or all changes times its rows.
+        every, largest = bend * here.radius * z.norm, bend * here.radius * z.row
+        turned = torch.minimum(largest[:, None] * z.blocks, every[:, None] * z.rows)
+        return Ahead(up(value), up(error), blocks, rows, up(second), up(slope[:, None] * z.drift + turned))
+
+    def push(self, values: Values, tangents: tuple[Tensor | None, ...], below: tuple[Tensor, ...]) -> Tensor:
+        """φ'(ẑ) times each tangent."""
+        (x,) = tangents
+        assert x is not None
+        return self.smooth.first(below[0])[:, None] * x
+
+    def push_error(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> Tensor:
+        """φ' errs with ẑ and by itself, and the product is rounded."""
+        slope, away = self._slope_error(here, below[0])
+        return up((slope + away) * error + away * size + 8 * EPS * (slope + away) * (size + error))
+
+    def _slope_error(self, here: Here, z: Ahead) -> tuple[Tensor, Tensor]:
+        """sup |φ'| over the ball, and how far φ'(ẑ) as computed can be from φ'(z)."""
+        _, second = self.steepest
+        return self._over(here, z)[0], second * z.error + ELEMENTARY * (1 + z.size + z.error)
 
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """λ_z = φ'(z) λ_a, whose derivative has φ''(z) Dz λ_a beside φ'(z) Dλ_a."""
@@ -214,10 +270,7 @@ class Activation(Node):
 
     def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
         """φ' errs with z and by itself, and the product is rounded."""
-        z = below[0]
-        slope, _ = self._over(here, z)
-        _, second = self.steepest
-        away = second * z.error + ELEMENTARY * (1 + z.size + z.error)
+        slope, away = self._slope_error(here, below[0])
         steep = (slope + away)[:, None]
         return (up(steep * error + away[:, None] * size + 8 * EPS * steep * (size + error)),)
 
@@ -231,15 +284,31 @@ class Activation(Node):
         z = below[0]
         _, bend = self._over(here, z)
         weight, spare = self._weight(here, z), above.reach(here.radius) * bend[:, None]
-        blocks, rows = z.blocks[:, None], z.rows[:, None]
-        square = blocks[..., :, None] * blocks[..., None, :]
+        blocks, rows, lean = z.blocks[:, None], z.rows[:, None], self._lean(here, weight, z)
         mixed = rows[..., :, None] * blocks[..., None, :]
-        matrix = weight[..., None, None] * square + spare[..., None, None] * (mixed + mixed.mT) / 2
+        matrix = lean[..., :, None] * lean[..., None, :] + spare[..., None, None] * (mixed + mixed.mT) / 2
         norm, row = z.norm[:, None], z.row[:, None]
         third = above.norm * bend[:, None] * row * norm
         third = third + self.smooth.third * row * norm * (here.measured["top"] * norm + above.reach(here.radius) * row)
         third = third + 2 * (weight * norm + spare * row) * z.second[:, None]
         return Form(up(matrix), up(third))
+
+    def _lean(self, here: Here, weight: Tensor, z: Ahead) -> Tensor:
+        """sup ||√w ∘ ∂z/∂θ_p|| with w_j = |λ̂_j φ''(z_j)|, (n, C, K): by the largest w, or from θ_0 and the drift."""
+        largest = weight.sqrt()[:, :, None] * z.blocks[:, None]
+        if here.lean is None:
+            return up(largest)
+        leaned, start = here.lean
+        away = self.smooth.third * z.entry_reach(here.radius)
+        more = up(away[:, None] * here.measured["top"] + 8 * EPS * here.measured["weight"])
+        near = (leaned.square() + more[:, :, None] * start.square()[:, None]).sqrt()
+        return up(torch.minimum(largest, near + weight.sqrt()[:, :, None] * z.drift[:, None]))
+
+
+def folded(apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A linear map of samples on tangents (n, D, …)."""
+    found = apply(x.flatten(0, 1))
+    return found.reshape(*x.shape[:2], *found.shape[1:])
 
 
 def _raised(values: Tensor, z: Tensor) -> Tensor:

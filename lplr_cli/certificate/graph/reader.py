@@ -148,7 +148,8 @@ class Reader:
         weight, bias = f"{target}.weight", None if part._parameters["bias"] is None else f"{target}.bias"
         block = self.block(weight, bias)
         trained = weight in self._trained, bias in self._trained
-        return self.add(Weighted((x.index,), target, weight, bias, block, *trained, positions, geometry))
+        outputs = len(self._double[weight]) // (1 if geometry is None else geometry.groups)
+        return self.add(Weighted((x.index,), target, weight, bias, block, *trained, positions, outputs, geometry))
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ class Ahead:
         blocks: ≥ ||∂t/∂θ_p||_op for each block p of parameters, (n, K).
         rows: the same for the entry of t where it is largest, (n, K).
         second: ≥ ||D²t||, (n,).
+        drift: ≥ ||∂t/∂θ_p − ∂t/∂θ_p(θ_0)||_op, (n, K).
     """
 
     size: Tensor
@@ -44,6 +45,7 @@ class Ahead:
     blocks: Tensor
     rows: Tensor
     second: Tensor
+    drift: Tensor
 
     @property
     def norm(self) -> Tensor:
@@ -92,6 +94,21 @@ Measured = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Pushed:
+    """Derivatives of the places at θ_0 as they are, not by norms of layers; rounding included.
+
+    Attributes:
+        blocks: ≥ ||∂t/∂θ_p(θ_0)||_op of each place, (n, K).
+        rows: the same for its entries.
+        leans: ≥ ||√ŵ ∘ ∂t/∂θ_p(θ_0)||_op with ŵ_j = |λ̂_j φ''(ẑ_j)| of what each activation meets, (n, C, K), by node.
+    """
+
+    blocks: list[Tensor]
+    rows: list[Tensor]
+    leans: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
 class Here:
     """What a node's rules look at.
 
@@ -99,8 +116,10 @@ class Here:
         radius: R.
         measured: norms at θ_0 of this node, each (n,) or (n, C): see its ``measure`` and ``weigh``.
         constants: norms of its parameters at θ_0.
+        lean: see :class:`Pushed`, with what its input has there, (n, C, K) and (n, K); None where it was not pushed.
     """
 
     radius: float
     measured: Measured
     constants: dict[str, float]
+    lean: tuple[Tensor, Tensor] | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lplr_cli.certificate.graph.convolution import convolution_norm_upper
-from lplr_cli.certificate.graph.nodes import Form, Node, Values
+from lplr_cli.certificate.graph.nodes import Form, Node, Values, folded
 from lplr_cli.certificate.graph.state import Ahead, Behind, Here, Measured, up, up_float
 from lplr_cli.certificate.network import euclidean
 from lplr_cli.certificate.norms import frobenius_upper, largest_eigenvalue_upper, norm_upper
@@ -44,6 +44,7 @@ class Weighted(Node):
         block: index of its block of parameters; None where nothing of it is trained.
         weight_trained, bias_trained: what θ has of it.
         positions: columns of A.
+        outputs_per_group: rows of W, for each group of channels.
         convolution: None for a fully connected layer, whose input has the features last.
     """
 
@@ -53,6 +54,7 @@ class Weighted(Node):
     weight_trained: bool
     bias_trained: bool
     positions: int
+    outputs_per_group: int
     convolution: Convolution | None = None
 
     def value(self, values: Values, *below: Tensor) -> Tensor:
@@ -98,19 +100,14 @@ class Weighted(Node):
         return {k: up_float(v) for k, v in found.items()}
 
     @property
-    def _root_overlap(self) -> float:
+    def overlap_root(self) -> float:
         """||A(x)||_F ≤ this times ||x||."""
         return 1.0 if self.convolution is None else math.sqrt(self.convolution.overlap)
 
     def measure(self, *below: Tensor) -> Measured:
         """``own`` ≥ ||[A; 1]||_op and ``column``, the longest column of it, as far as trained."""
-        a = self.columns(below[0])
-        n, g, _, t = a.shape
-        lead = a if self.weight_trained else a[:, :, :0]
-        lengths = lead.square().sum(dim=2).amax(dim=(1, 2)) + float(self.bias_trained)
-        if self.bias_trained:
-            lead = torch.cat([lead, lead.new_ones((n, g, 1, t))], dim=2)
-        return {"own": _norms(lead), "column": up(lengths.sqrt())}
+        lead = self._lead(below[0])
+        return {"own": _norms(lead), "column": up(lead.square().sum(dim=2).amax(dim=(1, 2)).sqrt())}
 
     def weigh(self, adjoint: Tensor, *below: Tensor) -> Measured:
         """``gradient``: ||∂f_c/∂(W, b)||, and ``matrix`` ≥ ||λ̂||_op as a matrix with a column a position."""
@@ -127,11 +124,11 @@ class Weighted(Node):
         moved = here.radius if self.weight_trained else 0.0
         c = here.constants
         bias = c["bias"] + (here.radius if self.bias_trained else 0.0) if self.bias is not None else 0.0
-        return c["norm"] + self._root_overlap * moved, c["frobenius"] + moved, bias
+        return c["norm"] + self.overlap_root * moved, c["frobenius"] + moved, bias
 
     def own(self, here: Here, x: Ahead) -> Tensor:
         """≥ ||∂z/∂(W, b)||_op over the ball, (n,)."""
-        moved = self._root_overlap * x.reach(here.radius) if self.weight_trained else 0.0
+        moved = self.overlap_root * x.reach(here.radius) if self.weight_trained else 0.0
         return up(here.measured["own"] + moved)
 
     def ahead(self, here: Here, *below: Ahead) -> Ahead:
@@ -141,31 +138,108 @@ class Weighted(Node):
         moved = here.radius if self.weight_trained else 0.0
         row, row_sum = c["row"] + moved, c["row_sum"] + math.sqrt(c["terms"]) * moved
         blocks, rows = gain * x.blocks, torch.minimum(row * x.blocks, row_sum * x.rows)
-        second = gain * x.second
+        second, drift = gain * x.second, gain * x.drift
         if self.weight_trained:
-            second = second + self._root_overlap * x.norm
+            second = second + self.overlap_root * x.norm
+            drift = drift + self.overlap_root * moved * x.blocks
         if self.block is not None:
+            if self.weight_trained:
+                drift[:, self.block] += self.overlap_root * x.reach(here.radius)
             blocks[:, self.block] += self.own(here, x)
             rows[:, self.block] += here.measured["column"] + (x.reach(here.radius) if self.weight_trained else 0.0)
         spread = math.sqrt(self.positions) * bias
         size = gain * x.size + spread
         grown = gamma(int(c["terms"]) + 8, torch.float64)
-        error = gain * x.error + grown * (self._root_overlap * frobenius * (x.size + x.error) + spread)
-        return Ahead(up(size), up(error), up(blocks), up(rows), up(second))
+        error = gain * x.error + grown * (self.overlap_root * frobenius * (x.size + x.error) + spread)
+        return Ahead(up(size), up(error), up(blocks), up(rows), up(second), up(drift))
+
+    def push(self, values: Values, tangents: tuple[Tensor | None, ...], below: tuple[Tensor, ...]) -> Tensor:
+        """W times each tangent; those of its own parameters begin here, see :meth:`directions`."""
+        (x,) = tangents
+        assert x is not None
+        return folded(lambda t: self.value({self.weight: values[self.weight], **self._no_bias(values)}, t), x)
+
+    def _no_bias(self, values: Values) -> dict[str, Tensor]:
+        return {} if self.bias is None else {self.bias: torch.zeros_like(values[self.bias])}
+
+    def push_error(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> Tensor:
+        """As of the values."""
+        gain, frobenius, _ = self._moved(here)
+        grown = gamma(int(here.constants["terms"]) + 8, torch.float64)
+        return up(gain * error + grown * self.overlap_root * frobenius * (size + error))
+
+    def leading(self, x: Tensor, count: int) -> Tensor:
+        """V (n, g, k, r): the r leading left singular vectors of A₁ = [A; 1], nearly.
+
+        Args:
+            x: what the layer meets, (n, …).
+            count: r times the outputs at most, where there are not more of these.
+        """
+        a = self._lead(x)
+        _, g, k, t = a.shape
+        rank = min(k, t, max(1, count // (self.outputs_per_group * g)))
+        found: Tensor = torch.linalg.eigh(a @ a.mT).eigenvectors[..., -rank:]
+        return found
+
+    def rest(self, x: Tensor, v: Tensor) -> Measured:
+        """What V leaves of A₁ᵀ = A₁ᵀVVᵀ + A₁ᵀ(I − VVᵀ), whatever V is.
+
+        ``own`` and ``column`` are as in :meth:`measure`, of A₁ᵀ(I − VVᵀ); ``skew`` ≥ ||VᵀV − I||.
+        """
+        a, (k, rank) = self._lead(x), v.shape[2:]
+        rest = a - v @ (v.mT @ a)
+        slack = self._product_rounding(a, k, rank)
+        column = rest.square().sum(dim=2).amax(dim=(1, 2)).sqrt()
+        skew = torch.linalg.matrix_norm(v.mT @ v - torch.eye(rank, dtype=v.dtype)).amax(dim=1)
+        skew = skew + 4 * rank * gamma(k + 8, v.dtype)
+        return {"own": up(_norms(rest) + slack), "column": up(column + slack), "skew": up(skew)}
+
+    def directions(self, x: Tensor, v: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Tangents e_o ⊗ A₁ᵀV of the output, (n, D, *shape), and ≥ the Frobenius norm of their rounding, (n,)."""
+        a = self._lead(x)
+        n, g, k, t = a.shape
+        rank, outputs = v.shape[3], self.outputs_per_group
+        moved = a.mT @ v
+        spread = torch.zeros((n, g, outputs, rank, g, outputs, t), dtype=a.dtype)
+        for group in range(g):
+            for o in range(outputs):
+                spread[:, group, o, :, group, o] = moved[:, group].mT
+        error = math.sqrt(g * outputs) * self._product_rounding(a, k, rank)
+        found = spread.reshape(n, g * outputs * rank, g, outputs, t)
+        return self._as_output(found, shape), up(error)
+
+    @staticmethod
+    def _product_rounding(a: Tensor, length: int, rank: int) -> Tensor:
+        """Of VᵀA₁ and V(VᵀA₁) in Frobenius norm, the columns of V being of length one at most, nearly."""
+        return 4 * rank * gamma(2 * length + 16, a.dtype) * a.square().sum(dim=(1, 2, 3)).sqrt()
+
+    def _as_output(self, s: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of :meth:`outputs`."""
+        if self.convolution is None:
+            return s.mT.reshape(*s.shape[:2], *shape)
+        return s.reshape(*s.shape[:2], *shape)
+
+    def _lead(self, x: Tensor) -> Tensor:
+        """[A; 1] as far as trained, (n, g, k, T)."""
+        a = self.columns(x)
+        lead = a if self.weight_trained else a[:, :, :0]
+        if self.bias_trained:
+            lead = torch.cat([lead, lead.new_ones((*a.shape[:2], 1, a.shape[3]))], dim=2)
+        return lead
 
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """λ_x = Wᵀ λ_z, which moves with W as well."""
         gain, _, _ = self._moved(here)
         blocks = gain * above.blocks
         if self.weight_trained and self.block is not None:
-            blocks[:, :, self.block] += self._root_overlap * above.size
+            blocks[:, :, self.block] += self.overlap_root * above.size
         return ((up(gain * above.size), up(blocks)),)
 
     def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
         """What came in passes as an exact linear map, and sums of products are rounded."""
         gain, frobenius, _ = self._moved(here)
         grown = gamma(int(here.constants["backward_terms"]) + 8, torch.float64)
-        return (up(gain * error + grown * self._root_overlap * frobenius * (size + error)),)
+        return (up(gain * error + grown * self.overlap_root * frobenius * (size + error)),)
 
     def gradient(self, here: Here, above: Behind, *below: Ahead) -> Tensor | None:
         """||λ [A; 1]ᵀ||_F ≤ ||λ|| ||[A; 1]||_op."""
@@ -176,7 +250,7 @@ class Weighted(Node):
         x, found = below[0], []
         grown = gamma(terms * self.positions + 256, torch.float64)
         if self.weight_trained:
-            a_error, a_size = self._root_overlap * x.error[:, None], self._root_overlap * (x.size + x.error)[:, None]
+            a_error, a_size = self.overlap_root * x.error[:, None], self.overlap_root * (x.size + x.error)[:, None]
             own = self.own(here, x)[:, None]
             found.append(up(error * (own + a_error) + size * a_error + grown * (size + error) * a_size))
         if self.bias_trained:
@@ -188,11 +262,11 @@ class Weighted(Node):
         if not self.weight_trained or self.block is None:
             return None
         x = below[0]
-        cross = self._root_overlap * above.size[:, :, None] * x.blocks[:, None]
+        cross = self.overlap_root * above.size[:, :, None] * x.blocks[:, None]
         matrix = cross.new_zeros((*cross.shape, cross.shape[2]))
         matrix[:, :, self.block] += cross
         matrix[:, :, :, self.block] += cross
-        third = self._root_overlap * (above.norm * x.norm[:, None] + above.size * x.second[:, None])
+        third = self.overlap_root * (above.norm * x.norm[:, None] + above.size * x.second[:, None])
         return Form(up(matrix), up(third))
 
 
