@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import Any
 
+import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 import torch
@@ -104,19 +107,19 @@ def test_lemmas_bound_sums_of_sines(waves: list[tuple[float, float, float, float
     assert seen >= lowest - 1e-6 or seen >= min(loss(start), loss(end)) - beta * rho**2
 
 
-def exact(p: Piece, rho: float, floor: float) -> dict[str, list[float]]:
+def exact(p: Any, rho: Any, floor: Any, root: Callable[[Any], Any] = math.sqrt) -> dict[str, list[Any]]:
     """Every bound on every interval by its formula, one number at a time, without margins."""
     s = p.smoothness
-    kappa = math.sqrt(
+    kappa = root(
         max(
             0.0,
-            (s.beta - s.alpha) * (p.along + p.length * (2 * s.gradient_error + p.dot_error * math.sqrt(p.change)))
+            (s.beta - s.alpha) * (p.along + p.length * (2 * s.gradient_error + p.dot_error * root(p.change)))
             + s.alpha * s.beta * p.length**2
-            - max(0.0, math.sqrt(p.change) * (1 - p.dot_error) - 2 * s.gradient_error) ** 2,
+            - max(0.0, root(p.change) * (1 - p.dot_error) - 2 * s.gradient_error) ** 2,
         )
     )
     delta = s.gauss_newton * p.length**2 / 2 + min(2 * s.alpha * p.length, s.rest * p.length**2 / 2)
-    found: dict[str, list[float]] = {"gradient": [], "above": [], "below": [], "mu": []}
+    found: dict[str, list[Any]] = {"gradient": [], "above": [], "below": [], "mu": []}
     for k in range(INTERVALS):
         a, b = k / INTERVALS, (k + 1) / INTERVALS
         bow = max(a * (1 - a), b * (1 - b), 0.25 if a <= 0.5 <= b else 0.0)
@@ -125,9 +128,9 @@ def exact(p: Piece, rho: float, floor: float) -> dict[str, list[float]]:
         turn = (p.start - p.inner) / p.change if p.change else 0.0
         lowest = min(max(turn, a), b)
         least = (1 - lowest) ** 2 * p.start + 2 * lowest * (1 - lowest) * p.inner + lowest**2 * p.end
-        low = max(0.0, math.sqrt(max(0.0, least - slack)) - s.gradient_error)
-        high = math.sqrt(max(squares) + slack) + s.gradient_error
-        dev = min(kappa * math.sqrt(bow), delta * bow)
+        low = max(0.0, root(max(0.0, least - slack)) - s.gradient_error)
+        high = root(max(squares) + slack) + s.gradient_error
+        dev = min(kappa * root(bow), delta * bow)
         chords = [(1 - t) * p.loss_start + t * p.loss_end for t in (a, b)]
         found["gradient"].append(low - dev - s.beta * rho)
         away = (high + dev) * rho
@@ -191,6 +194,47 @@ def test_every_bound_is_its_formula(
         ends.append(loss + errors[1] - gain)
     assert seen == pytest.approx(min(ends), rel=1e-9)
     assert seen >= min(ends)
+
+
+def in_digits(p: Piece) -> Any:
+    """The same piece with its numbers as they are, to be computed with in any number of digits."""
+
+    def exactly(record: dict[str, Any]) -> dict[str, Any]:
+        return {k: SimpleNamespace(**exactly(v)) if isinstance(v, dict) else mpmath.mpf(v) for k, v in record.items()}
+
+    return SimpleNamespace(**exactly(asdict(p)))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_rounding_makes_a_bound_better(seed: int) -> None:
+    """In 40 digits and without any tolerance, where terms cancel and where errors are zero."""
+    rng = np.random.default_rng(seed)
+    turn = float(10.0 ** -rng.integers(0, 8))
+    g = rng.standard_normal(3)
+    k = g + turn * rng.standard_normal(3)
+    length = float(10.0 ** -rng.integers(0, 6))
+    alpha = rng.random() * (seed // 3 % 3)
+    along = length * rng.random() * float(np.linalg.norm(k - g))
+    # Two of them may be above the change of the gradient.
+    error = (0.0, 1e-9, 0.2)[seed % 3]
+    smooth = Smoothness(alpha + rng.random(), alpha, rng.random(), rng.random(), error, error)
+    piece = Piece(
+        seed, length, float(g @ g), float(k @ k), float(g @ k), float((k - g) @ (k - g)), along,
+        1 + rng.random(), 1 + rng.random(), min(error, 1e-9), 0.1, smooth,
+    )  # fmt: skip
+    pieces = Pieces([piece])
+    with mpmath.workdps(40):
+        for rho, floor in ((0.0, 0.0), (1e-3, 0.9)):
+            want = exact(in_digits(piece), mpmath.mpf(rho), mpmath.mpf(floor), mpmath.sqrt)
+            lower, above = pieces.gradient(rho)[0].tolist(), pieces.loss_above(rho)[0].tolist()
+            assert all(x <= y for x, y in zip(lower, want["gradient"], strict=True))
+            assert all(x >= y for x, y in zip(above, want["above"], strict=True))
+            assert float(pieces.loss_below(rho)[0]) <= min(want["below"])
+            assert float(pieces.mu(rho, floor)[0]) <= min(want["mu"])
+
+
+def test_what_is_not_said_of_a_loss_is_the_least_that_can_be() -> None:
+    assert Smoothness(1.0, 2.0) == Smoothness(1.0, 2.0, math.inf, math.inf, 0.0, 0.0)
 
 
 def test_arithmetic_is_outwards() -> None:

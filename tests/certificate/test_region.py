@@ -11,7 +11,7 @@ import pytest
 
 from lplr_cli.certificate import Smoothness
 from lplr_cli.certificate.pieces import Piece, Pieces
-from lplr_cli.certificate.region import TUBE, Descent, Lost, Region, StepRow, assemble
+from lplr_cli.certificate.region import TUBE, Descent, Lost, Region, StepRow, _factor, _measured, assemble
 
 SMOOTH = Smoothness(4.0, 0.5, 0.2, 0.3, 1e-4, 2e-4)
 
@@ -94,6 +94,9 @@ def test_the_sharper_piece_of_a_step_rules_it() -> None:
     assert found.rows[2].beta == 15.0
     assert found.rows[2].eta_beta == pytest.approx(1.5)
     assert found.beta_max == 15.0
+    assert found.eta_beta_max == found.rows[2].eta_beta
+    unbounded = region([*PIECES[:3], replace(PIECES[3], smoothness=Smoothness(math.inf, math.inf))])
+    assert unbounded.eta_beta_max == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(("beta", "edge"), [(19.9, False), (20.1, True)])
@@ -111,6 +114,42 @@ def test_a_step_that_is_no_gradient_step_has_no_factor() -> None:
     assert found.rows[1].factor is None
     assert found.rate_from_step == 2
     assert "rounding" in found.not_certified[0][1]
+
+
+def test_no_factor_from_a_gradient_within_its_error_or_a_step_of_nothing() -> None:
+    good = Descent(0, 0.1, 1e-9, 1.0)
+    assert _factor(good, 4.0, PIECES[0], 0.5) == pytest.approx(1 - 0.1 * 0.8, rel=1e-4)
+    for bad in (replace(good, square=1e-10), replace(good, square=4e-8), replace(good, square=0.0)):
+        assert _factor(replace(bad, error=0.0), 4.0, PIECES[0], 0.5) is None
+    assert _factor(replace(good, lr=0.0), 4.0, PIECES[0], 0.5) is None
+    assert _factor(replace(good, lr=-0.1), 4.0, PIECES[0], 0.5) is None
+    assert _factor(good, 4.0, PIECES[0], 0.0) is None
+
+
+def test_a_gradient_of_zero_is_no_region() -> None:
+    found = region([PIECES[0], piece(1, slope=0.0), *PIECES[2:]], radius=0.0)
+    assert [row.certified for row in found.rows] == [True, False, True]
+
+
+def test_other_optimisers_have_a_region_and_no_rate() -> None:
+    found = region(descents=())
+    assert (found.mu, found.certified_share) == (region().mu, 1.0)
+    assert [row.factor for row in found.rows] == [None] * 3
+    assert (found.rate, found.rate_from_step, found.eta_mu_t, found.eta_beta_max) == (None,) * 4
+    assert "for gradient descent without momentum" in found.rate_reason
+
+
+def test_ratios_are_measured_where_the_loss_is_above_the_floor() -> None:
+    losses, squares = [2.0, 0.5, 3.0, 1.0], [1.0, 1e-9, math.nan, 1e-9]
+    assert _measured(np.array([losses, squares]), 1.0) == 0.5
+    assert _measured(np.array([[1.0], [1.0]]), 1.0) is None
+
+
+def test_blocks_of_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = region()
+    for size in (1, 2, 3, 4):
+        monkeypatch.setattr("lplr_cli.certificate.region.BLOCK", size)
+        assert region() == whole
 
 
 def test_holes_and_lost_steps() -> None:
@@ -145,6 +184,7 @@ def test_nothing_is_nothing() -> None:
         assert (found.mu, found.mu_star, found.radius, found.rate, found.first_step) == (None,) * 5
         assert found.certified_share == 0.0
         assert found.eta_mu_t is None
+        assert found.measured == found.measured_star
     assert "no finite bound" in region(unknown).not_certified[0][1]
 
 

@@ -1,0 +1,200 @@
+"""Where the balls of a walk lie: every piece with its tube in one, no part left out, steps as they were made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import mpmath  # type: ignore[import-untyped]
+import pytest
+import torch
+from torch import Tensor
+
+from lplr_cli.certificate import CERTIFIED, Aim, Region, Smoothness, Walk
+from lplr_cli.certificate import path as module
+from lplr_cli.certificate.path import _descent, _distance, _groups, _node, _piece
+from lplr_cli.certificate.pieces import Piece
+
+SLOPES = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+
+
+def parabola(theta: Tensor) -> tuple[float, Tensor]:
+    """L = 1 + ½ Σ h θ²."""
+    return 1 + float((SLOPES * theta.square()).sum()) / 2, SLOPES * theta
+
+
+@dataclass
+class Placed:
+    """Bounds of a parabola that are looser on larger balls, with the ball that each of them is of."""
+
+    loose: float
+    kind: str = CERTIFIED
+    largest: float = math.inf
+    at_balls: dict[int, tuple[Tensor, float]] = field(default_factory=dict)
+    kept: list[Smoothness] = field(default_factory=list)
+
+    def ball(self, centre: Tensor) -> PlacedBall:
+        return PlacedBall(self, centre.clone())
+
+
+@dataclass
+class PlacedBall:
+    """Around one centre."""
+
+    of: Placed
+    centre: Tensor
+
+    def at(self, radius: float) -> Smoothness:
+        found = Smoothness(2.0 * (1 + self.of.loose * radius), self.of.loose * radius, 0.0, 1.0)
+        self.of.kept.append(found)  # so that no other has its identity
+        self.of.at_balls[id(found)] = (self.centre, radius)
+        return found
+
+
+def zigzag(steps: int, stride: float, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found = [torch.tensor([3.0, -2.0, 4.0], dtype=torch.float64)]
+    for _ in range(steps):
+        found.append(found[-1] + stride * (torch.rand(3, generator=generator, dtype=torch.float64) - 0.6))
+    return found
+
+
+@dataclass
+class Walked:
+    """A walk, its region, and the ends of every piece."""
+
+    region: Region
+    pieces: list[Piece]
+    ends: list[tuple[Tensor, Tensor]]
+    curvature: Placed
+
+
+def walked(path: list[Tensor], monkeypatch: pytest.MonkeyPatch, loose: float = 3.0, **options: Any) -> Walked:
+    made: dict[int, tuple[Piece, Tensor, Tensor]] = {}
+
+    def watched(a: module._Node, b: module._Node, allowed: float, smoothness: Smoothness) -> Piece:
+        found = _piece(a, b, allowed, smoothness)
+        made[id(found)] = (found, a.theta, b.theta)
+        return found
+
+    monkeypatch.setattr(module, "_piece", watched)
+    curvature = Placed(loose)
+    walk = Walk(curvature, parabola, **options)
+    for step, theta in enumerate(path):
+        walk.add(step, theta, *parabola(theta))
+    region = walk.region()
+    return Walked(region, walk._pieces, [made[id(p)][1:] for p in walk._pieces], curvature)
+
+
+def apart(a: Tensor, b: Tensor) -> mpmath.mpf:
+    return mpmath.norm([mpmath.mpf(x) - mpmath.mpf(y) for x, y in zip(a.tolist(), b.tolist(), strict=True)])
+
+
+HARD = Aim(1e3, 1e3, 0.0)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"aim": HARD}, {"radius": 0.02}, {"memory": 16 * 3 * 3}, {"aim": HARD, "budget": 60}]
+)
+@pytest.mark.parametrize(("stride", "loose"), [(0.02, 3.0), (0.5, 3.0), (0.5, 0.0), (3.0, 0.3)])
+def test_every_piece_and_its_tube_lie_in_the_ball_of_its_bounds(
+    stride: float, loose: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = zigzag(25, stride, 1)
+    found = walked(path, monkeypatch, loose, **options)
+    with mpmath.workdps(40):
+        for piece, (a, b) in zip(found.pieces, found.ends, strict=True):
+            centre, radius = found.curvature.at_balls[id(piece.smoothness)]
+            for end in (a, b):
+                # By convexity the whole segment, and all that is as near to it as the tube.
+                assert apart(centre, end) + mpmath.mpf(piece.allowed) <= mpmath.mpf(radius)
+            assert apart(a, b) <= mpmath.mpf(piece.length) <= apart(a, b) * (1 + mpmath.mpf("1e-12"))
+            assert piece.allowed == options.get("radius", piece.allowed)
+            assert found.region.radius is None or found.region.radius <= piece.allowed
+
+
+@pytest.mark.parametrize("options", [{}, {"aim": HARD}, {"memory": 1}, {"aim": HARD, "budget": 40}, {"budget": 26}])
+@pytest.mark.parametrize("stride", [0.02, 0.5, 3.0])
+def test_no_part_of_the_path_is_left_out(
+    stride: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces join from end to end, and what lies between the others is named as lost."""
+    path = zigzag(25, stride, 2)
+    found = walked(path, monkeypatch, **options)
+    lost = {row.step for row in found.region.rows if row.pieces == 0}
+    assert {row.step for row in found.region.rows} == set(range(25))
+    left = {step: path[step] for step in range(25)}
+    for piece, (a, b) in zip(found.pieces, found.ends, strict=True):
+        assert torch.equal(left[piece.step], a)
+        left[piece.step] = b
+    for step, end in left.items():
+        assert torch.equal(end, path[step + 1] if step not in lost else path[step])
+    assert found.region.length == pytest.approx(sum(float((b - a).norm()) for a, b in pairwise(path)))
+    assert not lost or "budget" in options
+    assert lost or options != {"budget": 26} or stride < 1
+
+
+def test_groups_share_their_ends() -> None:
+    nodes = [_node(k, theta, *parabola(theta), None) for k, theta in enumerate(zigzag(12, 0.5, 3))]
+    for spread in (0.0, 0.3, 1.0, 100.0):
+        groups = _groups(nodes, spread)
+        assert groups[0][0].step == 0
+        assert groups[-1][-1].step == 12
+        assert all(len(g) >= 2 for g in groups)
+        assert all(a[-1] is b[0] for a, b in pairwise(groups))
+        assert sum(len(g) - 1 for g in groups) == 12
+
+
+def test_what_a_piece_keeps_of_its_nodes() -> None:
+    """Inner products to their error, and nothing of one end in the place of the other."""
+    a, b = (_node(k, theta, *parabola(theta), 0.1) for k, theta in enumerate(zigzag(1, 0.5, 4)))
+    smooth = Smoothness(2.0, 0.0)
+    piece = _piece(a, b, 0.25, smooth)
+    g, k = ([Fraction(v) for v in node.gradient.tolist()] for node in (a, b))
+    s = [Fraction(y) - Fraction(x) for x, y in zip(a.theta.tolist(), b.theta.tolist(), strict=True)]
+    y = [v - u for u, v in zip(g, k, strict=True)]
+
+    def dot(u: list[Fraction], v: list[Fraction]) -> float:
+        return float(sum(p * q for p, q in zip(u, v, strict=True)))
+
+    wanted = (dot(g, g), dot(k, k), dot(g, k), dot(y, y), dot(s, y))
+    assert (piece.start, piece.end, piece.inner, piece.change, piece.along) == pytest.approx(wanted, rel=1e-13)
+    assert (piece.step, piece.loss_start, piece.loss_end) == (0, a.loss, b.loss)
+    assert (piece.allowed, piece.smoothness) == (0.25, smooth)
+    # γ of at least the number of products and sums of a dot product.
+    assert 4 * 2.0**-53 <= piece.dot_error <= 10 * 2.0**-53
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("exponent", [-8, 0, 8])
+def test_a_step_is_as_far_from_gradient_descent_as_it_is(seed: int, exponent: int) -> None:
+    """||θ' − θ + η ∇L̂|| in 60 digits is below what is kept of it, also where everything cancels."""
+    generator = torch.Generator().manual_seed(seed)
+    theta, gradient = (torch.randn(40, generator=generator, dtype=torch.float64) for _ in range(2))
+    lr = 0.37 * 2.0**exponent
+    for off in (0.0, 1e-12, 0.1):
+        after = theta - lr * gradient + off * torch.randn(40, generator=generator, dtype=torch.float64)
+        a, b = _node(3, theta, 1.0, gradient, lr), _node(4, after, 0.5, gradient / 2, lr)
+        found = _descent(a, b)
+        with mpmath.workdps(60):
+            values = zip(after.tolist(), theta.tolist(), gradient.tolist(), strict=True)
+            true = mpmath.norm([mpmath.mpf(x) - mpmath.mpf(y) + mpmath.mpf(lr) * mpmath.mpf(z) for x, y, z in values])
+            moved = mpmath.mpf(lr) * mpmath.norm([mpmath.mpf(v) for v in gradient.tolist()])
+            assert true <= mpmath.mpf(found.error) <= true * (1 + 1e-10) + moved * 1e-14 + off * 1e-9
+            # The rounding of θ' − θ + ηg itself is in it, however small the rest.
+            assert mpmath.mpf(found.error) >= true + moved * mpmath.mpf(2.0**-50)
+            assert apart(a.theta, b.theta) <= mpmath.mpf(_distance(a.theta, b.theta))
+        assert (found.step, found.lr, found.square) == (3, lr, a.square)
+        assert a.square == pytest.approx(float(gradient.square().sum()))
+
+
+def test_descents_are_those_of_gradient_descent_alone() -> None:
+    path = zigzag(6, 0.1, 5)
+    walk = Walk(Placed(0.0), parabola)
+    for step, theta in enumerate(path):
+        walk.add(step, theta, *parabola(theta), None if step == 2 else 0.1)
+    assert [d.step for d in walk._descents] == [0, 1, 3, 4, 5]
+    assert (walk.steps, walk.region().steps) == (6, 6)
