@@ -1,8 +1,4 @@
-"""Hooks of MkDocs: a page for each command, made from the command line itself, and formulas as drawings.
-
-Formulas stand between dollar signs, which forges render, too. They are drawn while the site is built: the pages load
-neither a program nor fonts for them.
-"""
+"""Hook of MkDocs: a page for each command, made from the command line itself."""
 
 from __future__ import annotations
 
@@ -11,17 +7,12 @@ import re
 from typing import Any
 
 import typer
-import ziamath
-from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from lplr_cli.cli.app import app
 from lplr_cli.cli.main import OVERVIEW
 
 FOLDER = "reference/commands"
-# Pixels: of the site's text, which the drawings stand in.
-FORMULA_SIZE = 16
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 EXIT_STATUS = OVERVIEW[OVERVIEW.index("Exit codes") :].split("\n", 1)[1]
 SEE_ALSO = {
     "train": ("watch", "audit", "ablate"),
@@ -94,25 +85,3 @@ def on_files(files: Files, config: Any) -> Files:
     for name, text in pages.items():
         files.append(File.generated(config, f"{FOLDER}/{name}.md", content=text))
     return files
-
-
-def drawn(latex: str, display: bool) -> str:
-    """One formula as SVG of the text's colour, its LaTeX as what is read aloud.
-
-    Raises:
-        PluginError: LaTeX that is not understood.
-    """
-    try:
-        formula = ziamath.Latex(latex, size=FORMULA_SIZE, inline=not display)
-        svg, below = formula.svg(), formula.getyofst()
-    except Exception as error:
-        raise PluginError(f"a formula is not understood: {latex} ({error})") from error
-    spoken = html.escape(latex, quote=True)
-    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{spoken}" style="vertical-align: {below:.2f}px" ', 1)
-    return f'<div class="formula">{svg}</div>' if display else svg
-
-
-def on_page_content(page_html: str, **_: Any) -> str:
-    """Called by MkDocs with the HTML of a page: its formulas are drawn."""
-    ziamath.config.math.color = "currentColor"
-    return FORMULA.sub(lambda m: drawn(html.unescape(m[3]).strip(), m[2] == "["), page_html)

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 import lplr_cli
 from lplr_cli.cli.app import app
@@ -92,3 +93,56 @@ def test_pages_ask_nobody_for_anything(site: Path) -> None:
         links = Links()
         links.feed(path.read_text(encoding="utf-8"))
         assert not [u for u in links.fetched if u.startswith(("http:", "https:", "//"))], path
+
+
+FORMULA = re.compile(r"\$\$[^$]+\$\$|\$[^$\n]+\$")
+
+
+class Words(HTMLParser):
+    """What a page says outside of code, and how many drawings of formulas stand between."""
+
+    SILENT = ("script", "style", "pre", "code", "title")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: list[str] = []
+        self.words, self.formulas = "", 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.inside += [tag] if tag in self.SILENT else []
+        self.formulas += tag == "svg" and dict(attrs).get("role") == "img"
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.inside and self.inside[-1] == tag:
+            self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.words += "" if self.inside else data
+
+
+def test_every_formula_is_drawn(site: Path) -> None:
+    for path in set((ROOT / "docs").rglob("*.md")) - set((ROOT / "docs" / "reference").rglob("*")):
+        page = Words()
+        page.feed((site / path.relative_to(ROOT / "docs").with_suffix(".html")).read_text(encoding="utf-8"))
+        assert not re.findall(r".*[$\\].*", page.words), path
+        source = re.sub(r"`[^`]*`", "", path.read_text(encoding="utf-8"))
+        assert page.formulas == len(FORMULA.findall(source)), path
+        if path.name == "theory.md":
+            assert page.formulas > 200
+            assert "Proof of Lemma A" in page.words
+
+
+def test_forges_read_the_formulas_as_they_are_written() -> None:
+    """A forge reads Markdown before it reads LaTeX.
+
+    So no formula may hold what Markdown takes for its own: a backslash before punctuation, and an underscore or
+    asterisk that begins emphasis. ``\\Vert``, ``\\lbrace``, ``\\cr``, ``\\ast`` and ``x_{ij}''`` are safe.
+    """
+    markdown = MarkdownIt("commonmark").enable("table")
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        for token in markdown.parse(path.read_text(encoding="utf-8")):
+            source = re.sub(r"(`+).*?\1", "", token.content, flags=re.DOTALL)
+            if token.type == "inline":
+                read = "".join("\n" if t.type == "softbreak" else t.content for t in token.children or [])
+                for formula in FORMULA.findall(source):
+                    assert " ".join(formula.split()) in " ".join(read.split()), path
