@@ -370,13 +370,19 @@ def noise_facts(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
 
 
 def _path_facts(run: RunDirectory, summary: Summary) -> dict[str, Any]:
-    """What is proved along the path; nothing for an estimate."""
+    """What is proved along the path; nothing for an estimate, or for a path that is not known to be the run's."""
     path = summary.path
-    if path is None or not path.certified:
+    if path is None or not (path.certified and path.confirmed):
         return {}
     rows = kept_rows(run)
     around = [(float(s), float(m)) for s, m in zip(rows["step"], rows["mu_star"], strict=True)]
-    return {"mu_path": path.mu_path, "mu_path_star": path.mu_path_star, "path": around}
+    return {
+        "mu_path": path.mu_path,
+        "mu_path_star": path.mu_path_star,
+        "path": around,
+        "rate_path": path.rate_proved,
+        "rate_path_from": path.rate_from_step,
+    }
 
 
 def _diagnosed(series: LossSeries, facts: RunFacts) -> tuple[PLRatio | None, Convergence | None]:

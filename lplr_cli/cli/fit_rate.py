@@ -178,13 +178,15 @@ def _theory(result: Convergence) -> Iterator[list[str]]:
     """The rates that the theory promises, where its constants are known."""
     from lplr_cli.reporting import number
 
-    for key, meaning in (
-        ("rate_certified", "1 − ημ, μ certified"),
-        ("rate_estimated", "1 − ημ, μ estimated"),
-        ("rate_from_pl_ratio", "1 − ημ with the smallest PL ratio measured on the stable window"),
+    theory = result.theory
+    for name, key, meaning in (
+        ("rate proved", "rate_path", f"1 − ημ along the path, at every step from {theory['rate_path_from']} on"),
+        ("rate proved", "rate_certified", "1 − ημ, μ certified on the ball around the start"),
+        ("theory's rate", "rate_estimated", "1 − ημ, μ estimated"),
+        ("theory's rate", "rate_from_pl_ratio", "1 − ημ with the smallest PL ratio measured on the stable window"),
     ):
-        if result.theory[key] is not None:
-            yield ["theory's rate", number(result.theory[key], 8), "", meaning]
+        if theory[key] is not None:
+            yield [name, number(theory[key], 8), "", meaning]
 
 
 def _notes(series: LossSeries, result: Convergence) -> tuple[str, ...]:

@@ -245,6 +245,8 @@ def _theory(series: LossSeries, fit: RateFit, window: Window, facts: RunFacts) -
         "rate_certified": rate(facts.mu_certified),
         "mu_estimated": facts.mu_estimated,
         "rate_estimated": rate(facts.mu_estimated),
+        "rate_path": facts.rate_path,
+        "rate_path_from": facts.rate_path_from,
         "pl_ratio_min": lowest,
         "rate_from_pl_ratio": rate(lowest),
         "noise_floor": facts.noise_floor,

@@ -18,6 +18,7 @@ class RunFacts:
         mu_certified: proved for the ball that the run stays in.
         mu_certified_reason: why there is none.
         mu_path, mu_path_star: proved along the path of the run, relative to the infimum of its tube and with L* = 0.
+        rate_path: L − L* of that tube is proved to shrink by this at every step from ``rate_path_from`` on.
         path: (step, μ with L* = 0 that is proved around this step, 0 where nothing is) for each step of the path.
         certified_radius: largest radius with a proved μ > 0.
         sharpness: (step, largest eigenvalue of the Hessian) a probe.
@@ -36,6 +37,8 @@ class RunFacts:
     mu_certified_reason: str | None = "a log alone has no network to certify"
     mu_path: float | None = None
     mu_path_star: float | None = None
+    rate_path: float | None = None
+    rate_path_from: int | None = None
     path: Sequence[tuple[float, float]] = ()
     certified_radius: float | None = None
     sharpness: Sequence[tuple[float, float]] = ()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lplr_cli import audit
-from lplr_cli.analysis import PathFigures, Source, certify_path, conclude, keep, kept_path, summarize
+from lplr_cli.analysis import PathFigures, Source, certify_path, conclude, keep, kept_path, run_facts, summarize
 from lplr_cli.certificate import CertifiedCurvature
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
@@ -106,6 +106,11 @@ def test_what_a_run_keeps_is_that_of_its_own_log(run: RunDirectory, tmp_path: Pa
     summary = summarize(own)
     assert summary.path == found.figures
     assert summary.to_dict()["path"]["mu_path"] == found.figures.mu_path
+    facts = run_facts(own, summary)
+    assert (facts.mu_path, facts.rate_path) == (found.figures.mu_path, found.figures.rate_proved)
+    # A path that is not known to be that of the run proves nothing of it.
+    doubtful = replace(summary, path=replace(found.figures, confirmed=False))
+    assert run_facts(own, doubtful).mu_path is None
     # Of another log: nothing.
     longer = train(replace(SMALL, steps=8), tmp_path / "longer").run
     (longer.path / "path.json").write_text((own.path / "path.json").read_text())
