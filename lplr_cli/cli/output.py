@@ -113,7 +113,9 @@ class Sink:
             from lplr_cli.reporting.text import plain_text
 
             console = stdout_console()
-            for grid in result.grids:
+            for above, grid in zip([None, *result.grids], result.grids, strict=False):
+                if above is not None and above.note:
+                    console.print()
                 table = grid.to_rich()
                 if not sys.stdout.isatty():
                     # A file or a pipe has no edge: numbers and names are never broken.
