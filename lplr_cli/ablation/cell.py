@@ -44,6 +44,9 @@ RESULT_COLUMNS = (
     "mu_path",
     "mu_path_star",
     "path_share_certified",
+    "path_rate",
+    "path_rate_from_step",
+    "path_breaks",
     "departures",
     "error",
 )
@@ -127,12 +130,25 @@ def result_row(summary: Summary) -> dict[str, Any]:
     }
 
 
+_PATH = ("mu_path", "mu_path_star", "path_share_certified", "path_rate", "path_rate_from_step", "path_breaks")
+
+
 def path_columns(path: PathFigures | None) -> dict[str, Any]:
     """The columns of the region along the path."""
     if path is None:
-        return dict.fromkeys(("mu_path", "mu_path_star", "path_share_certified"))
-    share = path.certified_share
-    return {"mu_path": path.mu_path, "mu_path_star": path.mu_path_star, "path_share_certified": share}
+        return dict.fromkeys(_PATH)
+    values = (path.mu_path, path.mu_path_star, path.certified_share, path.rate_proved, path.rate_from_step)
+    return dict(zip(_PATH, (*values, _breaks(path)), strict=True))
+
+
+def _breaks(path: PathFigures) -> str | None:
+    """The first step without proof, and how many more there are."""
+    if not path.not_certified:
+        return None
+    first, last = path.not_certified[0], path.not_certified[-1]
+    more = len(path.not_certified) - 1
+    after = f", and {more} more up to step {last.get('step')}" if more else ""
+    return f"step {first.get('step')}: {first.get('reason')}{after}"
 
 
 def main(arguments: list[str]) -> None:

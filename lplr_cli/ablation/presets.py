@@ -1,4 +1,4 @@
-"""The paper's experiments (P: arXiv 2507.21429, sections 6.2 and 6.3) as sweeps with a table and a checklist.
+"""The paper's experiments (P: arXiv 2507.21429, sections 6.1 to 6.3) as sweeps with a table and a checklist.
 
 The text that we have gives widths, depth, activation, initialisation, optimiser and what was observed, not the step
 sizes, sample counts and numbers of steps. docs/reproduction.md says how those were chosen.
@@ -14,7 +14,10 @@ from typing import Any
 import pandas as pd
 
 from lplr_cli.ablation.grid import Cell
-from lplr_cli.ablation.statements import Statement, judge_cnn, judge_width
+from lplr_cli.ablation.judge_cnn import judge_cnn
+from lplr_cli.ablation.judge_mnist import judge_mnist
+from lplr_cli.ablation.judge_width import judge_width
+from lplr_cli.ablation.statements import Statement
 from lplr_cli.analysis import certify_checkpoint
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError, LplrError
@@ -23,6 +26,9 @@ from lplr_cli.runs import RunDirectory
 from lplr_cli.training import TrainConfig
 
 Row = dict[str, Any]
+# Training images of five classes of CIFAR-10.
+_IMAGES = 25_000
+PRESETS = ("paper-mnist", "paper-width", "paper-cnn")
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,13 @@ class Preset:
     """An experiment: its runs and how they are judged.
 
     Attributes:
-        name: as on the command line.
+        name: one of :data:`PRESETS`.
         base: configuration that all runs share.
         cells: the runs.
         recover: whether runs that left are followed by one with a smaller step.
         judge: statements from the table of results and the sweep directory.
         extras: columns beyond the paper, a mapping of run to values, computed after the runs.
+        along: whether the region along the path of each run is certified.
     """
 
     name: str
@@ -44,29 +51,32 @@ class Preset:
     recover: bool
     judge: Callable[[pd.DataFrame, Path], list[Statement]]
     extras: Callable[[pd.DataFrame, Path], dict[str, Row]]
+    along: bool
 
 
 def preset(name: str, *, fast: bool = False, full: bool = False) -> Preset:
     """The preset ``name``.
 
     Args:
-        name: paper-width or paper-cnn.
+        name: one of :data:`PRESETS`.
         fast: the same machinery at a size for tests, whose verdicts mean nothing.
         full: the paper's size (paper-cnn: all images of --data-dir, width 64), for accelerators.
 
     Raises:
         InputError: unknown.
     """
+    if name == "paper-mnist":
+        return _paper_mnist(fast)
     if name == "paper-width":
         return _paper_width(fast)
     if name == "paper-cnn":
         return _paper_cnn(fast, full)
-    raise InputError(f"--preset {name!r} is unknown", "choose paper-width or paper-cnn")
+    raise InputError(f"--preset {name!r} is unknown", f"choose from {', '.join(PRESETS)}")
 
 
-def _paper_width(fast: bool) -> Preset:
-    widths = (8, 16, 32, 64) if fast else (128, 256, 512, 1024)
-    base = TrainConfig(
+def _softplus(fast: bool) -> TrainConfig:
+    """What the runs of sections 6.1 and 6.2 share."""
+    return TrainConfig(
         DataSpec("mnist", samples=60 if fast else 1000),
         ModelSpec(depth=4, activation="softplus", init="he"),
         lr=1e-2 if fast else 5e-4,
@@ -76,33 +86,46 @@ def _paper_width(fast: bool) -> Preset:
         checkpoint_every=0,
         seed=0,
     )
+
+
+def _paper_mnist(fast: bool) -> Preset:
+    width, lr, steps = (8, 1e-2, 40) if fast else (128, 1.6e-3, 160)
+    base = _softplus(fast).with_(width=width, lr=lr, steps=steps, probe_every=4 if fast else 2)
+    return Preset("paper-mnist", base, (Cell(f"width{width}"),), False, judge_mnist, _extras_full, True)
+
+
+def _paper_width(fast: bool) -> Preset:
+    widths = (8, 16, 32, 64) if fast else (128, 256, 512, 1024)
     cells = tuple(Cell(f"width{w}", {"width": w}) for w in widths)
-    return Preset("paper-width", base, cells, True, judge_width, _extras_width)
+    return Preset("paper-width", _softplus(fast), cells, True, judge_width, _extras_full, True)
 
 
 def _paper_cnn(fast: bool, full: bool) -> Preset:
-    width, samples, epochs = (8, 20, 3) if fast else (64, None, 100) if full else (16, 300, 40)
+    width, samples, epochs, batch = (8, 20, 4, 10) if fast else (64, None, 100, 50) if full else (16, 300, 220, 10)
+    middle = epochs * -(-(samples or _IMAGES) // batch) // 2
     base = TrainConfig(
         DataSpec("cifar10", samples=samples, targets="onehot"),
         ModelSpec(kind="resnet", width=width),
         optimizer="sgd",
         lr=1e-3,
         momentum=0.9,
-        batch_size=10 if fast else 50,
+        batch_size=batch,
         schedule="cosine",
         steps=None,
         epochs=epochs,
         probe_size=4 if fast else 100,
-        probe_every=0,
+        probe_every=middle,
         probe_sharpness=False,
-        checkpoint_every=0,
+        checkpoint_every=middle,
         dtype="float32",
     )
-    cells = tuple(Cell(f"seed{s}", {"seed": s}) for s in range(3))
-    return Preset("paper-cnn", base, cells, False, judge_cnn, lambda frame, out: {})
+    seeds = [Cell(f"seed{s}", {"seed": s}) for s in range(3)]
+    # The paper's schedule ends with a step of zero, at which any drift saturates; half as long, this one moves as far.
+    constant = Cell("constant-seed0", {"seed": 0, "schedule": "constant", "epochs": max(1, epochs // 2)})
+    return Preset("paper-cnn", base, (*seeds, constant), False, judge_cnn, lambda frame, out: {}, False)
 
 
-def _extras_width(frame: pd.DataFrame, out: Path) -> dict[str, Row]:
+def _extras_full(frame: pd.DataFrame, out: Path) -> dict[str, Row]:
     """Beyond the paper: λ_min of the whole training set at the start, its proved bound, and the certified radius."""
     extras: dict[str, Row] = {}
     for name in frame["run"]:

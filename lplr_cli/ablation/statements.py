@@ -1,7 +1,6 @@
-"""What the paper observed (P sections 6.2 and 6.3), judged on our runs.
+"""What a preset judges: observations of the paper, each by a rule that was fixed before the runs.
 
-A statement is judged by the rule written beside it, fixed before the runs, and a statement that does not hold is
-reported so.
+A statement that does not hold is reported so, and one that the runs do not tell is unknown.
 """
 
 from __future__ import annotations
@@ -9,19 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from lplr_cli.ablation.recover import NTK_DRIFT
 from lplr_cli.runs import RunDirectory
 
 Row = dict[str, Any]
-# How near λ_min must stay to its start, and the smallest share of the median that a PL ratio may fall to.
-_KEPT, _BOUNDED = 0.15, 0.5
+Series = NDArray[np.float64]
+TEXT = ("run", "status", "regime", "law", "departures", "path_breaks", "follows", "error")
 
 
 @dataclass(frozen=True)
@@ -29,194 +27,97 @@ class Statement:
     """One observation of the paper, judged on our runs.
 
     Attributes:
-        key: W1 to W5, R1 to R4, or S1 to S4.
+        key: M1 to M5, W1 to W5, B (the boundary), R1 to R4 or C1 to C4 as in the paper's order; T1, T2 and C5 are
+            beyond the paper.
         text: the observation, with the rule it is judged by.
         holds: None when the runs do not tell.
         figures: what it was judged on.
+        differs: where our setting is not the paper's, as far as it matters to this statement; empty where it does not.
     """
 
     key: str
     text: str
     holds: bool | None
     figures: str
+    differs: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {"key": self.key, "text": self.text, "holds": self.holds, "figures": self.figures}
+        return {
+            "key": self.key,
+            "text": self.text,
+            "holds": self.holds,
+            "figures": self.figures,
+            "differs": self.differs or None,
+        }
 
 
-_TEXT = ("run", "status", "regime", "law", "departures", "follows", "error")
-
-
-def _records(frame: pd.DataFrame) -> list[Row]:
+def records(frame: pd.DataFrame) -> list[Row]:
     """Rows with NaN for a missing number, which no comparison lets pass, and None for missing text."""
-    records = []
+    found = []
     for row in frame.to_dict("records"):
-        records.append({str(k): (None if k in _TEXT else math.nan) if pd.isna(v) else v for k, v in row.items()})
-    return records
+        found.append({str(k): (None if k in TEXT else math.nan) if pd.isna(v) else v for k, v in row.items()})
+    return found
 
 
-def _span(values: Sequence[float]) -> str:
+def span(values: Sequence[float]) -> str:
+    """Figures for people, to three digits."""
     return ", ".join(f"{v:.3g}" for v in values)
 
 
-def _kept(row: Row) -> float:
-    """λ_min at the end over that at the start."""
-    return float(row["lambda_min_end"] / row["lambda_min_start"])
+def every(parts: Sequence[bool | None]) -> bool | None:
+    """Whether all hold; unknown where none fails and one is unknown."""
+    return False if False in parts else None if None in parts else True
 
 
-def _shape(row: Row) -> float:
-    """The smallest PL ratio over the median one."""
-    return float(row["pl_ratio_min"] / row["pl_ratio_median"])
+def series(out: Path, name: str, column: str) -> Series:
+    """A column of the log of a run, where it is known."""
+    log = RunDirectory.open(out / name).log()
+    return log[column].dropna().to_numpy(dtype=np.float64)
 
 
-def judge_width(frame: pd.DataFrame, out: Path) -> list[Statement]:
-    """W1 to W5 on the grid of widths, R1 to R4 on the run that recovers the widest.
+def probed(out: Path, name: str) -> tuple[Series, Series]:
+    """Steps of the probes of a run, and λ_min there."""
+    probes = RunDirectory.open(out / name).probes()
+    return tuple(probes[c].to_numpy(dtype=np.float64) for c in ("step", "lambda_min"))  # type: ignore[return-value]
+
+
+def along(rows: Sequence[Row]) -> list[Statement]:
+    """T1 and T2, beyond the paper: what is proved along the paths of the runs that stayed, and of those that left.
 
     Args:
-        frame: the table of results.
-        out: the sweep directory.
+        rows: of the table of results.
     """
-    rows = _records(frame)
-    grid = [r for r in rows if r["follows"] is None and r["status"] in ("finished", "diverged")]
-    if len(grid) < 4:
-        return [Statement("W1", "four widths were run", None, f"{len(grid)} of 4 ended")]
-    narrow, wide = grid[:-1], grid[-1]
-    found = [_positive(grid), *_regime(narrow), _left(wide)]
-    recovered = next((r for r in rows if r["follows"] is not None), None)
-    if recovered is None:
-        missing = "nothing left, so nothing was recovered"
-        return found + [Statement(f"R{i}", "recovery with a smaller step", None, missing) for i in range(1, 5)]
-    loss = RunDirectory.open(out / str(recovered["run"])).log()["loss"].to_numpy(dtype=np.float64)
-    return [
-        *found,
-        _drifts_back(recovered, wide, narrow),
-        *_regime_again(recovered, wide),
-        _falls(recovered, wide, loss),
-    ]
-
-
-def _positive(grid: Sequence[Row]) -> Statement:
-    low = [r["lambda_min_start"] for r in grid]
-    ratios = [b / a for a, b in pairwise(low)]
-    return Statement(
-        "W1",
-        "λ_min of the NTK is positive at initialisation and doubles from width to width (each ratio in 1.5 to 3)",
-        all(v > 0 for v in low) and all(1.5 <= r <= 3 for r in ratios),
-        f"λ_min {_span(low)}; ratios {_span(ratios)}",
-    )
-
-
-def _regime(narrow: Sequence[Row]) -> list[Statement]:
-    """Of the widths that stay in the local regime."""
-    names = ", ".join(str(r["width"]) for r in narrow)
-    drifts, ntk = [r["drift"] for r in narrow], [r["ntk_drift_percent"] for r in narrow]
-    kept, shape = [_kept(r) for r in narrow], [_shape(r) for r in narrow]
-    return [
-        Statement(
-            "W2",
-            f"widths {names} drift little: ‖θ_T − θ_0‖ stays below 0.5",
-            all(d < 0.5 for d in drifts),
-            f"drift {_span(drifts)}",
-        ),
-        Statement(
-            "W3",
-            f"widths {names} keep their kernel: NTK drift below {NTK_DRIFT:.0%}, λ_min within 15 % of its start",
-            all(v < 100 * NTK_DRIFT for v in ntk) and all(abs(k - 1) < _KEPT for k in kept),
-            f"NTK drift {_span(ntk)} %; λ_min end/start {_span(kept)}",
-        ),
-        Statement(
-            "W4",
-            f"widths {names} keep a PL ratio bounded from below: its minimum on the window at least half its median",
-            all(s >= _BOUNDED for s in shape),
-            f"minimum {_span([r['pl_ratio_min'] for r in narrow])}; minimum/median {_span(shape)}",
-        ),
-    ]
-
-
-def _left(wide: Row) -> Statement:
-    return Statement(
-        "W5",
-        f"width {wide['width']} at the same step leaves the local regime (rule of --recover)",
-        wide["regime"] == "left",
-        wide["departures"] or "it stayed",
-    )
-
-
-def _drifts_back(r: Row, wide: Row, narrow: Sequence[Row]) -> Statement:
-    small, most = f"step {r['lr']:.3g} instead of {wide['lr']:.3g}", max(n["drift"] for n in narrow)
-    return Statement(
-        "R1",
-        f"with a smaller step width {wide['width']} drifts no more than the narrower ones",
-        r["drift"] <= most,
-        f"{small}: drift {r['drift']:.3g} against {most:.3g} at most (it was {wide['drift']:.3g})",
-    )
-
-
-def _regime_again(r: Row, wide: Row) -> list[Statement]:
-    return [
-        Statement(
-            "R2",
-            f"its kernel stays: NTK drift below {NTK_DRIFT:.0%}, λ_min within 15 % of its start",
-            r["ntk_drift_percent"] < 100 * NTK_DRIFT and abs(_kept(r) - 1) < _KEPT,
-            f"NTK drift {r['ntk_drift_percent']:.3g} % (was {wide['ntk_drift_percent']:.3g} %); "
-            f"λ_min end/start {_kept(r):.3g} (was {_kept(wide):.3g})",
-        ),
-        Statement(
-            "R3",
-            "its PL ratio is bounded from below again: minimum on the window at least half the median",
-            bool(r["pl_ratio_min"] >= _BOUNDED * r["pl_ratio_median"]),
-            f"minimum {r['pl_ratio_min']:.3g}, median {r['pl_ratio_median']:.3g}",
-        ),
-    ]
-
-
-def _falls(r: Row, wide: Row, loss: np.ndarray[Any, np.dtype[np.float64]]) -> Statement:
-    rises = int((np.diff(loss) > 0).sum())
-    return Statement(
-        "R4",
-        "its loss falls at every step and linearly",
-        bool((np.diff(loss) <= 0).all()) and r["law"] in ("linear", "two_rate"),
-        f"{rises} steps rise; law {r['law']}, loss {loss[-1]:.3g} (was {wide['loss_final']:.3g})",
-    )
-
-
-def judge_cnn(frame: pd.DataFrame, out: Path) -> list[Statement]:
-    """S1 to S4 on the seeds; arguments as of :func:`judge_width`."""
-    rows = [r for r in _records(frame) if r["status"] == "finished"]
-    if not rows:
-        return [Statement("S1", "three seeds were run", None, "none finished")]
-    laws = [str(r["law"]) for r in rows]
-    shape = [_shape(r) for r in rows]
-    tails, lows = [], []
-    for r in rows:
-        run = RunDirectory.open(out / str(r["run"]))
-        drift = run.log()["drift"].to_numpy(dtype=np.float64)
-        tails.append(float(drift[-1] / drift[int(0.8 * (len(drift) - 1))] - 1))
-        lows += run.probes()["lambda_min"].tolist()
-    return [
-        Statement(
-            "S1",
-            "the loss falls linearly (law linear or two_rate) for every seed",
-            all(law in ("linear", "two_rate") for law in laws),
-            f"laws {', '.join(laws)}",
-        ),
-        Statement(
-            "S2",
-            "the PL ratio stays bounded from below on the window: minimum at least a tenth of the median",
-            all(s >= 0.1 for s in shape),
-            f"minimum {_span([r['pl_ratio_min'] for r in rows])}; minimum/median {_span(shape)}",
-        ),
-        Statement(
-            "S3",
-            "the drift saturates: it grows by less than 10 % over the last fifth of the run",
-            all(t < 0.1 for t in tails),
-            f"growth {_span([100 * t for t in tails])} %; final drift {_span([r['drift'] for r in rows])}",
-        ),
-        Statement(
-            "S4",
-            "beyond the paper: λ_min of the full-output NTK is positive at start and end, on a subset",
-            all(v > 0 for v in lows),
-            f"λ_min {_span(lows)} (start and end of each seed)",
-        ),
-    ]
+    stayed = [r for r in rows if r["status"] == "finished" and r["regime"] in ("stayed", "recovered")]
+    left = [r for r in rows if r["status"] == "finished" and r["regime"] in ("left", "left again")]
+    found = []
+    if stayed:
+        known = [not math.isnan(r["path_share_certified"]) for r in stayed]
+        proved = [
+            r["path_share_certified"] == 1 and r["path_rate"] < 1 and r["path_rate_from_step"] <= 5 for r in stayed
+        ]
+        found.append(
+            Statement(
+                "T1",
+                "beyond the paper: the conclusion of its Theorem 5.7 is proved along the path of each run that stays "
+                "(share 1, a rate from step 5 or before on)",
+                None if not all(known) else all(proved),
+                "; ".join(
+                    f"{r['run']}: share {r['path_share_certified']:.4g}, mu {r['mu_path']:.4g}, rate "
+                    f"{r['path_rate']:.6g} from step {r['path_rate_from_step']:.0f}"
+                    for r in stayed
+                ),
+            )
+        )
+    if left:
+        found.append(
+            Statement(
+                "T2",
+                "beyond the paper: for the run that leaves, the proof breaks at a step that is named",
+                None
+                if any(math.isnan(r["path_share_certified"]) for r in left)
+                else all(r["path_breaks"] for r in left),
+                "; ".join(f"{r['run']}: {r['path_breaks']}; share {r['path_share_certified']:.4g}" for r in left),
+            )
+        )
+    return found

@@ -14,6 +14,7 @@ from lplr_cli.ablation.cell import RESULT_COLUMNS, path_columns
 from lplr_cli.ablation.executors import Executor, InProcess, Job
 from lplr_cli.ablation.grid import Cell, distinct, grid_cells
 from lplr_cli.ablation.recover import smaller_step
+from lplr_cli.ablation.statements import TEXT
 from lplr_cli.analysis import Source, certify_path, keep, kept_path
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError, NumericalError
@@ -22,8 +23,6 @@ from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, frame_of, plain
 from lplr_cli.runs.atomic import clear_temporaries, output_errors, write_text
 from lplr_cli.runs.tables import write_parquet
 from lplr_cli.training import Progress, TrainConfig
-
-_TEXT = ("run", "status", "regime", "law", "departures", "follows", "error")
 
 
 def run_sweep(
@@ -156,7 +155,7 @@ class _Sweep:
         frame = frame_of(records)
         columns = [c for c in frame.columns if c not in RESULT_COLUMNS and c not in ("run", "follows")]
         frame = frame[["run", *columns, *RESULT_COLUMNS, "follows"]]
-        return frame.astype(dict.fromkeys(_TEXT, "string"))
+        return frame.astype(dict.fromkeys(TEXT, "string"))
 
 
 def _check_data(base: TrainConfig, cells: Sequence[Cell]) -> None:

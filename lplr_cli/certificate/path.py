@@ -31,6 +31,8 @@ _QUALITY_STAR, _QUALITY = 0.86, 0.82
 _STABLE = 1.95
 # Pieces that a run may have, as a multiple of its steps, and as many on top.
 PIECES_PER_STEP, PIECES_MORE = 4, 2000
+# A step beyond the edge of stability is tried up to so many pieces, any other up to so many.
+_LEAP, _MOST = 8, 250
 # A segment is halved at most this often.
 _MAX_DEPTH = 8
 # The first ball: the largest whose β exceeds that of its centre by at most this factor.
@@ -158,12 +160,28 @@ class Walk:
             self._reach = self.first_reach(before.theta)
         length = _distance(before.theta, node.theta)
         count = max(1, math.ceil(min(length / (1.6 * self._reach), 1e6)))
-        if self._spent(count):
-            self._leave(node, f"it would need {count} pieces more, and --pieces allows fewer")
+        hopeless = self._hopeless(before, node, length, count)
+        if hopeless:
+            self._leave(node, hopeless)
             return
         for cut in range(1, count):
             self._append(self._between(before, node, cut / count))
         self._append(node)
+
+    def _hopeless(self, a: _Node, b: _Node, length: float, count: int) -> str:
+        """Why no balls are put on a step that would take so many pieces; empty where they are.
+
+        The mean curvature along a step is known from its ends. From 2/η on any β there is larger, so that no descent
+        can be proved, and the slope along the step changes its sign on it.
+        """
+        along = float(torch.dot(b.theta - a.theta, b.gradient - a.gradient)) / max(length, 1e-300) ** 2
+        if a.lr is not None and count > _LEAP and a.lr * along >= 2:
+            return f"beyond the edge of stability: curvature {along:.3g} along the step, 2/eta = {2 / a.lr:.3g}"
+        if self._spent(count):
+            return f"it would need {count} pieces more, and --pieces allows fewer"
+        if self._budget is None and count > _MOST:
+            return f"so long a step needs {count} balls or more: give --pieces to have them"
+        return ""
 
     def _leave(self, node: _Node, reason: str) -> None:
         """A hole in the region between the last node and this one."""

@@ -69,7 +69,8 @@ class Choice:
         typer.Option(metavar="FILE.toml", help="A grid file: [base], [grid], [[run]].", rich_help_panel=GRID),
     ] = None
     preset: Annotated[
-        str | None, typer.Option(help="The paper's experiments: paper-width or paper-cnn.", rich_help_panel=GRID)
+        str | None,
+        typer.Option(help="The paper's experiments: paper-mnist, paper-width or paper-cnn.", rich_help_panel=GRID),
     ] = None
     fast: Annotated[
         bool, typer.Option("--fast", help="A preset at toy size, to try its machinery.", rich_help_panel=GRID)
@@ -154,7 +155,7 @@ def ablate(
         plan = _of_preset(choice.preset, choice, shared, out, recover)
     else:
         plan = _of_grid(dataset, lists.axes(), choice.grid, shared, out, recover)
-    frame = _run(plan, _executor(where), resume, along)
+    frame = _run(plan, _executor(where), resume, along or (plan.preset is not None and plan.preset.along))
     if plan.preset is not None:
         frame = _with_extras(frame, plan.preset, plan.path)
     statements = [] if plan.preset is None else plan.preset.judge(frame, plan.path)
@@ -370,8 +371,8 @@ def _emit_results(
 
 
 def _mean(frame: pd.DataFrame) -> dict[str, Any]:
-    """The mean over seeds of every number in the table, as a row of it."""
-    numbers = frame.select_dtypes("number").mean()
+    """The mean over the seeds of the paper's schedule of every number in the table, as a row of it."""
+    numbers = frame[frame["run"].str.startswith("seed")].select_dtypes("number").mean()
     return {"run": "mean", "status": "finished", **{str(k): float(v) for k, v in numbers.items() if v == v}}
 
 
@@ -389,6 +390,9 @@ COLUMNS = {
     "pl_ratio_min": "PL min",
     "pl_ratio_median": "PL median",
     "lr_over_stable": "η·sharp/2",
+    "mu_path": "μ along path",
+    "path_share_certified": "share certified",
+    "path_rate": "rate proved",
     "status": "status",
     "regime": "regime",
 }
@@ -404,6 +408,7 @@ def _results_grid(cells: list[dict[str, Any]], path: Path) -> Grid:
     rows = [[number(c.get(k), 7 if k == "parameters" else 3) for k in shown] for c in cells]
     right = tuple(i for i, k in enumerate(shown) if k not in ("run", "status", "regime"))
     notes = [f"{c['run']} {c['regime']}: {c['departures']}." for c in cells if c.get("departures")]
+    notes += [f"{c['run']}, proof along the path: none at {c['path_breaks']}." for c in cells if c.get("path_breaks")]
     return Grid(f"Sweep {path}", tuple(shown.values()), rows, right, tuple(notes))
 
 
@@ -412,4 +417,5 @@ def _checklist(statements: list[Statement]) -> Grid:
 
     verdicts = {True: "holds", False: "does not hold", None: "unknown"}
     rows = [[s.key, s.text, verdicts[s.holds], s.figures] for s in statements]
-    return Grid("The paper's statements on these runs", ("key", "statement", "verdict", "figures"), rows)
+    notes = tuple(f"{s.key}, our setting: {s.differs}." for s in statements if s.differs)
+    return Grid("The paper's statements on these runs", ("key", "statement", "verdict", "figures"), rows, (), notes)

@@ -82,11 +82,15 @@ def _draw(panels: list[Axes], name: str, source: LogInput, how: dict[str, Any]) 
 
 
 def seeds_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
-    """Suboptimality, PL ratio and drift over seeds: mean and range as a band, on three panels; windows shaded."""
+    """Suboptimality, PL ratio and drift over seeds: mean and range as a band, on three panels; windows shaded.
+
+    Runs whose name does not begin with ``seed`` are drawn as dashed lines beside the band.
+    """
     from matplotlib.figure import Figure
 
-    sources = [read_log(folder / name) for name in runs]
-    results = [r for r in map(_analysed, sources) if r is not None]
+    sources = {name: read_log(folder / name) for name in runs}
+    seeds = {k: v for k, v in sources.items() if k.startswith("seed")} or sources
+    results = [r for r in map(_analysed, seeds.values()) if r is not None]
     if not results:
         raise InputError(f"{folder} has no runs to draw", "run the sweep first")
     with style():
@@ -94,14 +98,29 @@ def seeds_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
         left, middle, right = figure.subplots(1, 3)
         _seed_band(left, results, "suboptimality", "suboptimality L − min L")
         _seed_band(middle, results, "pl_ratio", "PL ratio ½‖∇L‖²/(L − min L)")
-        logs = [s.log[s.log["drift"].notna()] for s in sources]
+        logs = [s.log[s.log["drift"].notna()] for s in seeds.values()]
         steps = logs[0]["step"].to_numpy()
         _band(right, steps, np.array([np.interp(steps, g["step"], g["drift"]) for g in logs]), "drift ‖θ_t − θ_0‖")
+        for name, source in sources.items():
+            if name not in seeds:
+                _beside((left, middle, right), name, source)
         for axes in (left, middle, right):
             axes.set_xlabel("step")
-            axes.legend()
+        left.legend()
         figure.suptitle(escape.figure(title), fontsize=10)
     return figure
+
+
+def _beside(panels: Sequence[Axes], name: str, source: LogInput) -> None:
+    """One run as a dashed line on each panel."""
+    how: dict[str, Any] = {"color": VERMILION, "ls": "--", "lw": 1.0, "label": escape.figure(name)}
+    result = _analysed(source)
+    if result is not None:
+        for axes, column in zip(panels, ("suboptimality", "pl_ratio"), strict=False):
+            table = result.table[result.table[column] > 0]
+            axes.plot(table["step"], table[column], **how)
+    known = source.log[source.log["drift"].notna()]
+    panels[-1].plot(known["step"], known["drift"], **how)
 
 
 def _seed_band(axes: Axes, results: Sequence[PLRatio], column: str, label: str) -> None:

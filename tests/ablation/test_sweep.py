@@ -178,11 +178,11 @@ def test_presets_have_the_papers_parameter_counts() -> None:
     assert counts == [150_145, 398_593, 1_190_401, 3_953_665]
     cnn = preset("paper-cnn", full=True)
     assert parameter_count(build_model(cnn.base.model, (3, 32, 32), 5)) == 2_776_389
-    with pytest.raises(InputError, match="paper-width or paper-cnn"):
+    with pytest.raises(InputError, match="paper-mnist, paper-width, paper-cnn"):
         preset("paper")
 
 
-@pytest.mark.parametrize(("name", "keys"), [("paper-width", 9), ("paper-cnn", 4)])
+@pytest.mark.parametrize(("name", "keys"), [("paper-mnist", 6), ("paper-width", 12), ("paper-cnn", 5)])
 def test_the_fast_presets_judge_every_statement(
     name: str, keys: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,14 +195,17 @@ def test_the_fast_presets_judge_every_statement(
     assert (tmp_path / "f.svg").stat().st_size > 10_000
     if name == "paper-width":
         rows = {r["run"]: r for r in record["results"]}
-        # The verdicts are functions of the table, whichever they are.
-        drifts = [rows[f"width{w}"]["drift"] for w in (8, 16, 32)]
-        assert statements["W2"]["holds"] == (max(drifts) < 0.5)
-        assert statements["W5"]["holds"] == (rows["width64"]["regime"] == "left")
+        # The presets certify the paths themselves.
+        assert rows["width8"]["path_share_certified"] == 1.0
+        assert statements["W3"]["holds"] == (
+            rows["width8"]["loss_final"] > rows["width16"]["loss_final"] > rows["width32"]["loss_final"]
+        )
+        assert rows["width64"]["regime"] == "left"
+        assert statements["T2"]["holds"] == (rows["width64"]["path_breaks"] is not None)
         assert rows["width64"]["lambda_min_full_lower"] <= rows["width64"]["lambda_min_start"]
         assert run(["ablate", "--preset", name, "--width", "3"]) == 2
-    else:
-        assert [r["run"] for r in record["results"]] == ["seed0", "seed1", "seed2"]
+    elif name == "paper-cnn":
+        assert [r["run"] for r in record["results"]] == ["seed0", "seed1", "seed2", "constant-seed0"]
 
 
 @pytest.mark.slow
@@ -211,8 +214,8 @@ def test_the_width_preset_says_what_the_docs_say(
 ) -> None:
     """The full preset, a quarter of an hour: every verdict and the figures of docs/reproduction.md."""
     text = (Path(__file__).parents[2] / "docs" / "reproduction.md").read_text(encoding="utf-8")
-    verdicts = dict(re.findall(r"^\| ([WR]\d) \| .*? \| \**(holds|does not hold)\** \|", text, re.MULTILINE))
-    assert len(verdicts) == 9
+    verdicts = dict(re.findall(r"^\| ([WBRT]\d?) \| .*? \| \**(holds|does not hold)\** \|", text, re.MULTILINE))
+    assert len(verdicts) == 12
     monkeypatch.chdir(tmp_path)
     assert run(["ablate", "--preset", "paper-width", "--format", "json"]) == 0
     record = json.loads(capsys.readouterr().out)
