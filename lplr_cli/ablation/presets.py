@@ -77,19 +77,19 @@ def preset(name: str, *, fast: bool = False, full: bool = False) -> Preset:
 def _softplus(fast: bool) -> TrainConfig:
     """What the runs of sections 6.1 and 6.2 share."""
     return TrainConfig(
-        DataSpec("mnist", samples=60 if fast else 1000),
+        DataSpec("mnist", samples=12 if fast else 1000),
         ModelSpec(depth=4, activation="softplus", init="he"),
         lr=1e-2 if fast else 5e-4,
-        steps=40 if fast else 500,
-        probe_size=20 if fast else 100,
-        probe_every=20 if fast else 250,
+        steps=12 if fast else 500,
+        probe_size=6 if fast else 100,
+        probe_every=6 if fast else 250,
         checkpoint_every=0,
         seed=0,
     )
 
 
 def _paper_mnist(fast: bool) -> Preset:
-    width, lr, steps = (8, 1e-2, 40) if fast else (128, 1.6e-3, 160)
+    width, lr, steps = (8, 1e-2, 12) if fast else (128, 1.6e-3, 160)
     base = _softplus(fast).with_(width=width, lr=lr, steps=steps, probe_every=4 if fast else 2)
     return Preset("paper-mnist", base, (Cell(f"width{width}"),), False, judge_mnist, _extras_full, True)
 
