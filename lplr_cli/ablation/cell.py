@@ -142,13 +142,13 @@ def path_columns(path: PathFigures | None) -> dict[str, Any]:
 
 
 def _breaks(path: PathFigures) -> str | None:
-    """The first step without proof, and how many more there are."""
-    if not path.not_certified:
+    """The first steps without proof, and how many there are after them."""
+    stretches = path.without_proof
+    if not stretches:
         return None
-    first, last = path.not_certified[0], path.not_certified[-1]
-    more = len(path.not_certified) - 1
-    after = f", and {more} more up to step {last.get('step')}" if more else ""
-    return f"step {first.get('step')}: {first.get('reason')}{after}"
+    more = len(path.not_certified) - (stretches[0].last - stretches[0].first + 1)
+    after = f", and {more} more up to step {stretches[-1].last}" if more else ""
+    return f"{stretches[0].sentence}{after}"
 
 
 def main(arguments: list[str]) -> None:

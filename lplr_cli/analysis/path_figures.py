@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
 
-from lplr_cli.certificate import CERTIFIED, ESTIMATE, EVIDENCE
+from lplr_cli.certificate import CERTIFIED, ESTIMATE, EVIDENCE, INSIDE
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory, plain
 
 _FILE, _ROWS = "path.json", "path"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps in a row that lack the same part of the proof.
+
+    Attributes:
+        first, last: steps.
+        inside: whether they lie in the region, and only their descent is not proved.
+        reason: of the first; its figures are that step's.
+    """
+
+    first: int
+    last: int
+    inside: bool
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        """For people, without a full stop."""
+        if self.first == self.last:
+            return f"step {self.first}: {self.reason}"
+        return f"steps {self.first} to {self.last}: {self.reason} (step {self.first})"
 
 
 @dataclass(frozen=True)
@@ -83,6 +107,21 @@ class PathFigures:
         """Whether this is a proof."""
         return self.kind == CERTIFIED
 
+    @property
+    def without_proof(self) -> list[Stretch]:
+        """What ``not_certified`` has, steps in a row for the same reason together."""
+        found: list[Stretch] = []
+        for entry in self.not_certified:
+            step, reason = entry.get("step"), str(entry.get("reason"))
+            if type(step) is not int:
+                continue
+            last = found[-1] if found else None
+            if last is not None and step == last.last + 1 and _kind(reason) == _kind(last.reason):
+                found[-1] = replace(last, last=step)
+            else:
+                found.append(Stretch(step, step, reason.startswith(INSIDE), reason))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """The object ``path`` of ``lplr certify RUN --path --format json``."""
         cleaned: dict[str, Any] = plain(asdict(self))
@@ -104,6 +143,11 @@ class PathFigures:
         if values["kind"] not in (CERTIFIED, ESTIMATE):
             raise InputError(f"{origin}: kind is {values['kind'][:60]!r}", "compute it again: lplr certify RUN --path")
         return cls(**values)
+
+
+def _kind(reason: str) -> str:
+    """A reason without its figures."""
+    return re.split(r"\d", reason, maxsplit=1)[0]
 
 
 def _fits(value: Any, kind: str) -> bool:

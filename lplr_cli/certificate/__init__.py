@@ -18,12 +18,13 @@ from lplr_cli.certificate.loss_ball import CertifiedCurvature
 from lplr_cli.certificate.network import Layer, NoCertificateError, SmoothMLP
 from lplr_cli.certificate.path import CERTIFIED, ESTIMATE, Aim, Curvature, Walk
 from lplr_cli.certificate.pieces import Smoothness
-from lplr_cli.certificate.region import EVIDENCE, Region, StepRow
+from lplr_cli.certificate.region import EVIDENCE, INSIDE, Region, StepRow
 
 __all__ = [
     "CERTIFIED",
     "ESTIMATE",
     "EVIDENCE",
+    "INSIDE",
     "Aim",
     "AtRadius",
     "BallBounds",

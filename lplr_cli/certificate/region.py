@@ -15,6 +15,8 @@ from lplr_cli.certificate.pieces import Array, Piece, Pieces
 TUBE = 1 / 50
 # Below this Σ η μ a rate is no evidence against a 1/t law (docs/theory.md, section 9, "What it is not").
 EVIDENCE = 3.0
+# How the reason of a step begins that is in D and whose descent is not proved.
+INSIDE = "in the region"
 _UP, _DOWN = 1 + 1e-12, 1 - 1e-12
 # Pieces whose intervals are in memory at once.
 BLOCK = 1024
@@ -301,9 +303,9 @@ def _reason(inside: bool, beta: float, eta_beta: float | None, factor: float | N
     if not inside:
         return "its segment may pass a critical point: the bound of the gradient is not positive"
     if eta_beta is not None and eta_beta >= 2:
-        return f"in the region, but descent is not proved: eta beta = {eta_beta:.3g}, which is not below 2"
+        return f"{INSIDE}, but descent is not proved: eta beta = {eta_beta:.3g}, which is not below 2"
     if eta_beta is not None and factor is None:
-        return "in the region, but the rounding of the step hides its descent"
+        return f"{INSIDE}, but the rounding of the step hides its descent"
     return ""
 
 

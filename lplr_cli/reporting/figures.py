@@ -70,7 +70,8 @@ def _shade(axes: Axes, window: Window | None) -> None:
         axes.axvspan(window.start, window.stop, color=SKY, alpha=0.15, lw=0, label="window")
 
 
-def _curve(axes: Axes, table: pd.DataFrame, column: str, **how: Any) -> None:
+def curve(axes: Axes, table: pd.DataFrame, column: str, **how: Any) -> None:
+    """Draw what is positive of a column against the step, thinned."""
     y = table[column].to_numpy(dtype=np.float64)
     usable = np.flatnonzero(np.isfinite(y) & (y > 0))
     keep = usable[thin(len(usable), _POINTS)] if len(usable) else usable
@@ -87,8 +88,8 @@ def _log_axis(axes: Axes) -> None:
 def loss_axes(axes: Axes, result: PLRatio) -> None:
     """Draw the loss and the suboptimality onto ``axes``."""
     _shade(axes, result.window)
-    _curve(axes, result.table, "loss", color=BLACK, label="L")
-    _curve(axes, result.table, "suboptimality", color=BLUE, label="L − L*")
+    curve(axes, result.table, "loss", color=BLACK, label="L")
+    curve(axes, result.table, "suboptimality", color=BLUE, label="L − L*")
     axes.set_ylabel("loss")
     _log_axis(axes)
 
@@ -97,9 +98,9 @@ def pl_ratio_axes(axes: Axes, result: PLRatio) -> None:
     """Draw the bracket of the PL ratio, its rolling envelope and the positive μ onto ``axes``."""
     _shade(axes, result.window)
     table = result.table
-    _curve(axes, table, "pl_ratio", color=ORANGE, alpha=0.5, lw=0.9, label=f"½‖∇L‖²/(L − L*), L* {result.l_star_rule}")
-    _curve(axes, table, "pl_ratio_star", color=BLUE, label="½‖∇L‖²/L")
-    _curve(axes, table, "pl_ratio_envelope", color=VERMILION, label="rolling 5 % envelope")
+    curve(axes, table, "pl_ratio", color=ORANGE, alpha=0.5, lw=0.9, label=f"½‖∇L‖²/(L − L*), L* {result.l_star_rule}")
+    curve(axes, table, "pl_ratio_star", color=BLUE, label="½‖∇L‖²/L")
+    curve(axes, table, "pl_ratio_envelope", color=VERMILION, label="rolling 5 % envelope")
     lines = (("μ certified", result.facts.mu_certified, "-"), ("μ estimated", result.facts.mu_estimated, "--"))
     for name, mu, dash in lines:
         if mu is not None and mu > 0:
@@ -115,7 +116,7 @@ def _certified_path(axes: Axes, table: pd.DataFrame) -> None:
         return
     known = table.dropna(subset=["mu_path_star"])
     proved = known.assign(mu_path_star=known["mu_path_star"].where(known["mu_path_star"] > 0))
-    _curve(axes, proved, "mu_path_star", color=GREEN, label="certified around the step, L* = 0")
+    curve(axes, proved, "mu_path_star", color=GREEN, label="certified around the step, L* = 0")
     for step in known.loc[known["mu_path_star"] <= 0, "step"]:
         axes.axvspan(step, step + 1, color=VERMILION, alpha=0.2, lw=0)
 
@@ -125,8 +126,8 @@ def rate_axes(axes: Axes, result: Convergence) -> None:
     _shade(axes, result.window)
     floor = result.fit.l_inf
     table = result.table.assign(fitted_gap=result.table["fitted"] - (floor or 0.0))
-    _curve(axes, table, "suboptimality", color=BLUE, label="L" if floor is None else "L − L_∞")
-    _curve(axes, table, "fitted_gap", color=VERMILION, ls="--", label=f"fit: {result.fit.verdict.replace('_', ' ')}")
+    curve(axes, table, "suboptimality", color=BLUE, label="L" if floor is None else "L − L_∞")
+    curve(axes, table, "fitted_gap", color=VERMILION, ls="--", label=f"fit: {result.fit.verdict.replace('_', ' ')}")
     axes.set_ylabel("suboptimality")
     _log_axis(axes)
 
@@ -136,7 +137,7 @@ def effective_axes(axes: Axes, result: Convergence) -> None:
     series = result.effective
     low, high = series["effective_rate_low"], series["effective_rate_high"]
     axes.fill_between(series["step"], low, high, color=BLUE, alpha=0.2, lw=0)
-    _curve(axes, series, "effective_rate", color=BLUE, label="ρ(t), local slope")
+    curve(axes, series, "effective_rate", color=BLUE, label="ρ(t), local slope")
     if result.fit.rate is not None:
         axes.axhline(result.fit.rate, color=VERMILION, ls="--", label="ρ")
     # A band that noise blows up would hide the rest.
@@ -212,10 +213,10 @@ def sharpness_figure(series: HessianSeries) -> Figure:
 def prediction_axes(axes: Axes, prediction: LazyPrediction) -> None:
     """Draw measured and predicted loss onto ``axes``."""
     table = prediction.to_frame()
-    _curve(axes, table, "loss", color=BLACK, label="L measured")
-    _curve(axes, table, "predicted", color=VERMILION, ls="--", label="predicted from K_0")
+    curve(axes, table, "loss", color=BLACK, label="L measured")
+    curve(axes, table, "predicted", color=VERMILION, ls="--", label="predicted from K_0")
     if len(prediction.pieces) > 1:
-        _curve(axes, table, "predicted_piecewise", color=BLUE, ls=":", label="from the last of the kernels")
+        curve(axes, table, "predicted_piecewise", color=BLUE, ls=":", label="from the last of the kernels")
     axes.set_ylabel("loss")
     _log_axis(axes)
 
@@ -258,7 +259,7 @@ def rate_figure(results: list[tuple[str, Convergence]], title: str) -> Figure:
         else:
             colours = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
             for (name, result), colour in zip(results, colours * (len(results) // 7 + 1), strict=False):
-                _curve(axes, result.table, "suboptimality", color=colour, label=escape.figure(name))
+                curve(axes, result.table, "suboptimality", color=colour, label=escape.figure(name))
             axes.set_ylabel("suboptimality")
             _log_axis(axes)
         figure.suptitle(escape.figure(title), fontsize=10)

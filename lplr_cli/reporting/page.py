@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 
 from lplr_cli import __version__, escape
+from lplr_cli.analysis import PathFigures, kept_path
 from lplr_cli.reporting import figures as draw
+from lplr_cli.reporting.path_figure import path_series
 from lplr_cli.reporting.report import RunReport, all_figures
 from lplr_cli.reporting.text import number
 from lplr_cli.reporting.thin import thin
@@ -102,6 +104,8 @@ def _section(report: RunReport, index: int) -> str:
         "<h3>Diagnostics</h3>",
         _diagnostics(report, drawn["diagnostics"]),
     ]
+    if "path" in drawn:
+        parts += ["<h3>Along the run</h3>", _along(report, drawn["path"])]
     if report.rate is not None:
         parts += ["<h3>Rate</h3>", _rate(report.rate, drawn["rate"])]
     parts += ["<h3>Spectrum of the NTK</h3>", _spectrum(report, drawn.get("spectrum"))]
@@ -118,6 +122,36 @@ def _diagnostics(report: RunReport, figure: Figure) -> str:
     description = "Loss, PL ratio, drift and smallest eigenvalue of the NTK against the step." + window
     table = report.source.log if ratio is None else ratio.table.drop(columns="in_window")
     return _figure(_svg(figure, "Diagnostics", description), description, _behind("Series", table))
+
+
+def _along(report: RunReport, figure: Figure) -> str:
+    """The region along the path: what is proved in one sentence, the envelope, and the steps that lack a proof."""
+    run = report.source.run
+    path = None if run is None else kept_path(run)
+    assert run is not None
+    assert path is not None
+    caption = (
+        f"{_proved(path)} Dashed: what is {'proved' if path.certified else 'estimated'} of every point within "
+        f"ρ = {number(path.radius)} of the step; solid: what was measured at its iterate. {path.agreement}."
+    )
+    table = _behind("Path", path_series(run, path))
+    rows = [[f"{s.first}" if s.first == s.last else f"{s.first} to {s.last}", s.reason] for s in path.without_proof]
+    named = ""
+    if rows:
+        shown = rows[:_TABLE_ROWS]
+        more = f"<p>And {len(rows) - len(shown)} stretches more.</p>" if len(rows) > len(shown) else ""
+        named = "<h4>Steps without proof</h4>" + _table(("steps", "reason (figures of the first)"), shown) + more
+    return _figure(_svg(figure, "Along the run", caption), caption, table) + named
+
+
+def _proved(path: PathFigures) -> str:
+    """The theorem of this run in one sentence."""
+    mu, word = (path.mu_path, "Certified") if path.certified else (path.mu_path_estimated, "Estimated")
+    said = f"{word} on {number(100 * path.share, 4)} % of the path: ½‖∇L‖² ≥ μ (L − L*) with μ = {number(mu)}"
+    rate = path.rate_proved if path.certified else path.rate_estimated
+    if rate is None:
+        return f"{said}; no rate: {path.rate_reason or 'none'}."
+    return f"{said}; L − L* shrinks by {number(rate, 7)} or more a step from step {path.rate_from_step} on."
 
 
 def _rate(rate: Convergence, figure: Figure) -> str:

@@ -10,7 +10,7 @@ from lplr_cli.reporting.text import Grid, number
 if TYPE_CHECKING:
     from lplr_cli.analysis import PathFigures
 
-# Steps that are named one by one; more are counted.
+# Stretches of steps that are named one by one; more are counted.
 _NAMED = 8
 
 
@@ -48,7 +48,7 @@ def _mu_rows(p: PathFigures) -> list[list[str]]:
 
 
 def _extent_rows(p: PathFigures) -> list[list[str]]:
-    inside = p.steps - sum(1 for step in p.not_certified if not str(step.get("reason")).startswith("in the region"))
+    inside = p.steps - sum(s.last - s.first + 1 for s in p.without_proof if not s.inside)
     steps = f"{inside:,} of {p.steps:,} steps, length {number(p.length)}"
     return [
         ["share of the path", number(100 * p.share, 4) + " %", p.kind, steps],
@@ -90,8 +90,9 @@ def _notes(p: PathFigures) -> list[str]:
     notes = [f"Path: {p.agreement}."]
     if p.why_estimate:
         notes.append(f"An estimate and no proof: {p.why_estimate}; curvature by Lanczos at points of the path.")
-    for step in p.not_certified[:_NAMED]:
-        notes.append(f"Step {step.get('step')}: {step.get('reason')}.")
-    if len(p.not_certified) > _NAMED:
-        notes.append(f"And {len(p.not_certified) - _NAMED:,} steps more.")
+    stretches = p.without_proof
+    notes += [f"{s.sentence[0].upper()}{s.sentence[1:]}." for s in stretches[:_NAMED]]
+    if len(stretches) > _NAMED:
+        more = sum(s.last - s.first + 1 for s in stretches[_NAMED:])
+        notes.append(f"And {more:,} steps more in {len(stretches) - _NAMED:,} stretches.")
     return notes

@@ -18,6 +18,7 @@ from lplr_cli.diagnostics import Convergence, PLRatio
 from lplr_cli.errors import InputError, LplrError
 from lplr_cli.ntk import empirical_ntk
 from lplr_cli.reporting import figures as draw
+from lplr_cli.reporting.path_figure import path_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -234,6 +235,7 @@ def all_figures(report: RunReport) -> dict[str, Figure]:
     """The figures of a run by name, those that can be drawn."""
     found = {
         "diagnostics": diagnostics_figure(report),
+        "path": None if report.source.run is None else path_figure(report.source.run),
         "rate": rate_figure(report),
         "spectrum": spectrum_figure(report),
         "prediction": None if report.prediction is None else draw.prediction_figure(report.prediction),

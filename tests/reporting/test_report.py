@@ -13,11 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lplr_cli.analysis import conclude
 from lplr_cli.cli.main import run
 from lplr_cli.data import DataSpec
 from lplr_cli.models import ModelSpec
 from lplr_cli.reporting.look import sparkline
-from lplr_cli.reporting.report import Spectrum, binned_spectra
+from lplr_cli.reporting.page import html_report
+from lplr_cli.reporting.path_figure import path_figure, path_series
+from lplr_cli.reporting.report import Spectrum, binned_spectra, gather
 from lplr_cli.training import TrainConfig, train
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -177,3 +180,31 @@ def test_sparklines() -> None:
     assert sparkline([]) == ""
     assert sparkline([-1.0]) == ""
     assert len(sparkline([1.1**i for i in range(1000)])) == 48
+
+
+def test_the_certified_envelope_lies_under_the_measured_ratio(tmp_path: Path) -> None:
+    config = TrainConfig(DataSpec("mnist", samples=8), ModelSpec(width=4, depth=1), lr=0.004, steps=9, probe_every=0)
+    own = train(config, tmp_path / "r").run
+    assert path_figure(own) is None
+    found = conclude(own).path
+    assert found is not None
+    series = path_series(own, found)
+    assert len(series) == 9
+    assert (series["mu_star"] <= series["measured_star"]).all()
+    assert (series["mu"] <= series["measured"]).all()
+    assert (series["mu"] >= series["mu_star"]).all()
+    # Steps that lack a proof are shaded in stretches, named in the figure and, escaped, on the page.
+    record = json.loads((own.path / "path.json").read_text())
+    inside = "in the region, but descent is not proved: eta beta = "
+    reasons = {0: f"{inside}2.3", 1: f"{inside}2.1", 5: "<b>beyond</b>"}
+    record["not_certified"] = [{"step": k, "reason": v} for k, v in reasons.items()]
+    (own.path / "path.json").write_text(json.dumps(record))
+    figure = path_figure(own)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert len(axes.patches) == 2
+    assert [t.get_text() for t in axes.texts] == ["steps 0–1", "step 5"]
+    page = Page(html_report([gather(str(own.path), certificate=False)], "t"))
+    assert "Along the run" in page.text
+    assert "0 to 1" in page.text
+    assert "<b>beyond</b>" in page.text
