@@ -145,4 +145,4 @@ def test_forges_read_the_formulas_as_they_are_written() -> None:
             if token.type == "inline":
                 read = "".join("\n" if t.type == "softbreak" else t.content for t in token.children or [])
                 for formula in FORMULA.findall(source):
-                    assert " ".join(formula.split()) in " ".join(read.split()), path
+                    assert " ".join(formula.split()) in " ".join(read.split()), (path, formula)
