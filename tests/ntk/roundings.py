@@ -100,7 +100,7 @@ def _leaves(x: Any) -> Iterator[Any]:
 MOVES = {
     aten.clone, aten.cat, aten.copy_, aten.index, aten.index_put_, aten.im2col, aten._to_copy, aten.abs, aten.tril,
     aten.triu, aten.stack, aten.tril_, aten.triu_, aten.select_backward, aten.constant_pad_nd, aten.where,
-    aten._unsafe_view,
+    aten._unsafe_view, aten.zero_,
 }  # fmt: skip
 FRESH = {
     aten.empty, aten.zeros, aten.new_zeros, aten.new_empty, aten.new_full, aten.new_ones, aten.ones, aten.full,

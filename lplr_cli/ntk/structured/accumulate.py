@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lplr_cli.linalg import scratch
+from lplr_cli.linalg.outer import add_outer
 from lplr_cli.ntk.structured.factors import Form, Part, Term, terms_of
 from lplr_cli.ntk.structured.rounding import Rounding
 from lplr_cli.ntk.structured.rules.linear import OuterTerm
@@ -67,16 +68,17 @@ class _Accumulator:
 
     def __init__(self, kernel: Tensor, q: int, symmetric: bool, budget: int) -> None:
         self.kernel, self.q, self.symmetric, self.budget = kernel, q, symmetric, budget
+        self._buffers = [kernel.new_empty(0), kernel.new_empty(0)]
 
     def panels(self, height: int, width: int) -> Iterator[tuple[slice, slice, Tensor]]:
         """Panels of samples (rows, columns) with the part of K they address, (m·q, m'·q).
 
-        In the symmetric case a panel begins at the diagonal; what lies below it inside the panel is left to
-        :func:`lplr_cli.linalg.cholesky.mirror`.
+        In the symmetric case the first panel of some rows is the square on the diagonal; what lies below the diagonal
+        in it is left to :func:`lplr_cli.linalg.cholesky.mirror`.
         """
         rows, columns = self.kernel.shape[0] // self.q, self.kernel.shape[1] // self.q
         for i in tiles(rows, height):
-            for j in tiles(columns, width, i.start if self.symmetric else 0):
+            for j in [i, *tiles(columns, width, i.stop)] if self.symmetric else tiles(columns, width):
                 tile = self.kernel[i.start * self.q : i.stop * self.q, j.start * self.q : j.stop * self.q]
                 yield i, j, tile
                 scratch.release(tile)
@@ -87,18 +89,21 @@ class _Accumulator:
             return
         q = self.q
         factors = [_product_factors(one, two) for one, two in pairs]
-        samples = self.kernel.shape[0] // q
-        # Low panels waste little below the diagonal, high ones make better matrix products.
-        height, width = max(1, min(PANEL[0], max(128, samples // 8)) // q), max(1, PANEL[1] // q)
-        size = min(height, samples) * min(width, self.kernel.shape[1] // q)
+        height, width = max(1, PANEL[0] // q), max(1, PANEL[1] // q)
+        size = min(height, self.kernel.shape[0] // q) * min(width, self.kernel.shape[1] // q)
         buffers = torch.empty(size * (1 + q * q), dtype=self.kernel.dtype, device=self.kernel.device)
         for i, j, tile in self.panels(height, width):
             m, k = i.stop - i.start, j.stop - j.start
             ab = buffers[: m * k].view(m, k)
             bb = buffers[m * k : m * k * (1 + q * q)].view(m * q, k * q)
             for a, b, a2, b2, start in factors:
-                torch.addmm(start, a[i], a2[j].T, out=ab)
-                torch.mm(b[i.start * q : i.stop * q], b2[j.start * q : j.stop * q].T, out=bb)
+                left, right = b[i.start * q : i.stop * q], b2[j.start * q : j.stop * q]
+                if self.symmetric and i == j:
+                    add_outer(ab.copy_(start.expand_as(ab)), a[i])
+                    add_outer(bb.zero_(), left)
+                else:
+                    torch.addmm(start, a[i], a2[j].T, out=ab)
+                    torch.mm(left, right.T, out=bb)
                 if q == 1:
                     tile.addcmul_(ab, bb)
                 else:
@@ -128,15 +133,17 @@ class _Accumulator:
             self.add_gram(left, torch.cat([two.summed().flatten(2).flatten(0, 1) for _, two in pairs], dim=1))
 
     def add_gram(self, left: Tensor, right: Tensor) -> None:
-        """Explicit rows: left · rightᵀ, by panels so that symmetry saves half."""
+        """Explicit rows: left · rightᵀ, of which symmetry saves half."""
+        if self.symmetric:
+            add_outer(self.kernel, left)
+            return
         rows, width = self.kernel.shape
-        step = max(128, -(-rows // 8)) if self.symmetric else rows
+        step = rows
         if scratch.is_mapped(self.kernel):
             step = min(step, max(1, scratch.RESIDENT // 4 // (width * self.kernel.element_size())))
         for i in tiles(rows, step):
-            j = slice(i.start if self.symmetric else 0, None)
-            self.kernel[i, j].addmm_(left[i], right[j].T)
-            scratch.release(self.kernel[i, j])
+            self.kernel[i].addmm_(left[i], right.T)
+            scratch.release(self.kernel[i])
 
     def add_explicit(self, one: Term, two: Term) -> None:
         """A term by explicit per-sample gradients, over slices of the parameter's rows."""
@@ -145,12 +152,38 @@ class _Accumulator:
         q, s = one.lead
         # One more column a row for a fused bias; too many by a row's share for the others.
         columns = torch.Size(one.shape).numel() + count
-        per_row = samples * q * s * -(-columns // count) * self.kernel.dtype.itemsize
+        itemsize = self.kernel.dtype.itemsize
+        per_row = samples * q * s * -(-columns // count) * itemsize
         step = max(unit, self.budget // max(1, 2 * per_row) // unit * unit)
+        terms = (one,) if one is two else (one, two)
+        held = [t for t in terms if step < count and t.workspace() * len(t.parts[0].b) * itemsize <= self.budget // 8]
+        for term in held:
+            term.hold()
         for first in range(0, count, step):
             last = min(count, first + step)
-            rows = [_explicit_rows(term, first, last, self.budget) for term in ((one,) if one is two else (one, two))]
+            rows = [self._explicit_rows(side, term, first, last) for side, term in enumerate(terms)]
             self.add_gram(rows[0], rows[-1])
+        for term in held:
+            term.drop()
+
+    def _explicit_rows(self, side: int, term: Term, first: int, last: int) -> Tensor:
+        """Per-sample gradients (n·q, s·columns), a chunk of samples at a time because of the work space."""
+        b, (q, s) = term.parts[0].b, term.lead
+        per_sample = term.workspace() * b.element_size()
+        whole: Tensor | None = None
+        for rows in tiles(len(b), int(min(len(b), max(1, self.budget // (8 * per_sample)))) if per_sample else len(b)):
+            if whole is None:
+                width = term.gradient(slice(0, 1), first, last).shape[3]
+                whole = self._room(side, len(b) * q * s * width).view(len(b), q, s, width)
+            term.fill(whole[rows], rows, first, last)
+        assert whole is not None
+        return whole.flatten(2).flatten(0, 1)
+
+    def _room(self, side: int, count: int) -> Tensor:
+        """So many numbers of memory that is kept from call to call."""
+        if self._buffers[side].numel() < count:
+            self._buffers[side] = self.kernel.new_empty(count)
+        return self._buffers[side][:count]
 
 
 def _product_factors(one: Term, two: Term) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -164,19 +197,3 @@ def _product_factors(one: Term, two: Term) -> tuple[Tensor, Tensor, Tensor, Tens
     # A fused bias meets 1 · 1 at the one position.
     start = sides[0][0].new_full((), 0.0 if one.bias is None else 1.0)
     return *sides[0], *sides[-1], start
-
-
-def _explicit_rows(term: Term, first: int, last: int, budget: int) -> Tensor:
-    """Per-sample gradients (n·q, s·columns), a chunk of samples at a time because of the work space."""
-    n, (q, _) = len(term.parts[0].b), term.lead
-    per_sample = term.workspace() * term.parts[0].b.element_size()
-    whole: Tensor | None = None
-    for rows in tiles(n, int(min(n, max(1, budget // (8 * per_sample)))) if per_sample else n):
-        piece = term.gradient(rows, first, last).flatten(2).flatten(0, 1)
-        if len(piece) == n * q:
-            return piece
-        if whole is None:
-            whole = piece.new_empty((n * q, piece.shape[1]))
-        whole[rows.start * q : rows.stop * q] = piece
-    assert whole is not None
-    return whole

@@ -186,6 +186,16 @@ class Term(ABC):
     def gradient(self, rows: slice, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` of the parameter's per-sample gradient, (m, q, s, columns)."""
 
+    def fill(self, out: Tensor, rows: slice, first: int, last: int) -> None:
+        """Write :meth:`gradient` into ``out``: fresh memory for each part of it would cost as much as the numbers."""
+        out.copy_(self.gradient(rows, first, last))
+
+    def hold(self) -> None:  # noqa: B027 - most terms have nothing to keep
+        """Keep what :meth:`workspace` counts, of all samples, until :meth:`drop`."""
+
+    def drop(self) -> None:  # noqa: B027
+        """Let go of what was kept."""
+
     def projected(self, u: Tensor) -> Tensor:
         """uᵀG, G the gradient summed over samples and outputs, u one number a row; (groups, columns)."""
         g = self.gradient(slice(None), 0, self.row_count).sum(dim=(0, 1, 2))

@@ -89,6 +89,7 @@ class OuterTerm(Term):
     """A gradient that is a sum of outer products."""
 
     takes_bias = True
+    _held: Tensor | None = None
 
     @property
     def _kind(self) -> Linear:
@@ -107,6 +108,8 @@ class OuterTerm(Term):
 
     def left(self, rows: slice) -> Tensor:
         """(m, g, t, d), with a column of ones for the fused bias."""
+        if self._held is not None:
+            return self._held[rows]
         a = self.weight_left(rows)
         return a if self.bias is None else torch.cat([a, a.new_ones((*a.shape[:3], 1))], dim=3)
 
@@ -129,13 +132,31 @@ class OuterTerm(Term):
     def gradient(self, rows: slice, first: int, last: int) -> Tensor:
         """As in :class:`Term`."""
         a, b = self.left(rows), self.right(rows)
-        groups, width = b.shape[3], b.shape[5]
-        if groups == 1:
-            g = torch.einsum("mtd,mqsto->mqsod", a[:, 0], b[:, :, :, 0, :, first:last])
-        else:
+        m, q, s, groups, _, width = b.shape
+        if groups > 1:
             units = slice(first // width, last // width)
-            g = torch.einsum("mgtd,mqsgto->mqsgod", a[:, units], b[:, :, :, units])
-        return g.flatten(3)
+            return torch.einsum("mgtd,mqsgto->mqsgod", a[:, units], b[:, :, :, units]).flatten(3)
+        g = b.new_empty((m, q, s, (last - first) * a.shape[3]))
+        self.fill(g, rows, first, last)
+        return g
+
+    def fill(self, out: Tensor, rows: slice, first: int, last: int) -> None:
+        """As in :class:`Term`: one product a sample; what comes back from a convolution lies as it wants it."""
+        b = self.right(rows)
+        if b.shape[3] > 1:
+            out.copy_(self.gradient(rows, first, last))
+            return
+        a = self.left(rows)[:, 0]
+        back = b[:, :, :, 0, :, first:last].transpose(3, 4).reshape(len(b), -1, b.shape[4])
+        torch.bmm(back, a, out=out.view(len(b), -1, a.shape[2]))
+
+    def hold(self) -> None:
+        """As in :class:`Term`."""
+        self._held = self.left(slice(None))
+
+    def drop(self) -> None:
+        """As in :class:`Term`."""
+        self._held = None
 
     def projected(self, u: Tensor) -> Tensor:
         """As in :class:`Term`."""

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lplr_cli.linalg.outer import add_outer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rows", [3, 127, 128, 301])
+def test_above_the_diagonal_the_product_is_added(rows: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    left = torch.randint(-3, 4, (rows, 17), generator=generator).to(dtype)
+    whole = torch.randint(-3, 4, (rows, rows), generator=generator).to(dtype)
+    truth = (whole + left @ left.T).triu()  # small whole numbers: exact in every order
+    for matrix, factor in (
+        (whole.clone(), left),
+        (torch.cat([whole, whole], dim=1)[:, :rows], left),  # a block of a larger matrix
+        (whole.clone(), left.T.contiguous().T),
+    ):
+        add_outer(matrix, factor)
+        assert torch.equal(matrix.triu(), truth)
+    add_outer(matrix, left[:, :0])
+    assert torch.equal(matrix.triu(), truth)
