@@ -39,6 +39,7 @@ def run_sweep(
     on_cell: Callable[[int, int, Cell], None] | None = None,
     on_row: Callable[[pd.DataFrame], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_path: Callable[[str], None] | None = None,
 ) -> tuple[pd.DataFrame, str]:
     """Run every cell of the grid that is not finished yet.
 
@@ -55,6 +56,7 @@ def run_sweep(
         on_cell: called before each cell with its number, their count and the cell.
         on_row: called with the table so far after each cell.
         on_progress: passed to training, in this process only.
+        on_path: called with the name of each run before its path is certified.
 
     Returns:
         The table of results, a row a cell in the order of the grid, and ``finished`` or ``interrupted``. A cell that
@@ -76,7 +78,7 @@ def run_sweep(
     if recover and status == "finished":
         status = progress.execute(list(progress.following()))
     if along and status == "finished":
-        progress.certify_paths()
+        progress.certify_paths(on_path)
     frame = progress.table()
     write_parquet(out / "results.parquet", frame)
     return frame, status
@@ -120,13 +122,15 @@ class _Sweep:
         if self._on_cell is not None:
             self._on_cell(list(self._cells).index(job.name), len(self._cells), self._cells[job.name])
 
-    def certify_paths(self) -> None:
+    def certify_paths(self, on_path: Callable[[str], None] | None = None) -> None:
         """The columns of the path, for every run that has none yet; a run without a certificate keeps them empty."""
         for name, row in self._rows.items():
             if row["status"] != "finished":
                 continue
             run = RunDirectory.open(self._out / name)
             if kept_path(run) is None:
+                if on_path is not None:
+                    on_path(name)
                 try:
                     found = certify_path(run, source=Source.from_word(self._base.word), kernel=False)
                 except (InputError, NumericalError):

@@ -193,6 +193,7 @@ def _run(plan: _Plan, executor: Executor | None, resume: bool, along: bool) -> p
             on_cell=lambda i, n, cell: out_.note(f"run {i + 1} of {n}: {cell.name}"),
             on_row=table,
             on_progress=progress if alone else None,
+            on_path=lambda name: out_.note(f"certifying the path of {name}"),
         )
     if status == "interrupted":
         out_.note(f"interrupted; continue by repeating the command with --resume --out {plan.path}")
