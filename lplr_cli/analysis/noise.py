@@ -16,6 +16,7 @@ from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import Manifest, RunDirectory, plain
+from lplr_cli.schema import matches
 from lplr_cli.training import resolve_device
 
 _FILE = "noise.json"
@@ -104,17 +105,16 @@ def kept_floor(run: RunDirectory) -> NoiseFloor | None:
 
 def _read(record: Mapping[str, Any]) -> NoiseFloor | None:
     def number(key: str) -> float | None:
-        value = record.get(key)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        value: Any = record.get(key)
+        return float(value) if matches(value, float) else None
 
-    trace, size, steps, sampling = (
-        number("trace"),
-        record.get("batch_size"),
-        record.get("steps"),
-        record.get("sampling"),
-    )
+    def count(key: str) -> int | None:
+        value: Any = record.get(key)
+        return int(value) if matches(value, int) and value > 0 else None
+
+    trace, size, steps, sampling = number("trace"), count("batch_size"), count("steps"), record.get("sampling")
     at = record.get("at")
-    if trace is None or type(size) is not int or type(steps) is not int:
+    if trace is None or size is None or steps is None:
         return None
     if sampling not in SAMPLINGS or at not in (EPOCHS, STEPS, OWN_BATCH):
         return None

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_type_hints
 
+import numpy as np
 import pandas as pd
 
 from lplr_cli.certificate import CERTIFIED, ESTIMATE, EVIDENCE, INSIDE
 from lplr_cli.errors import InputError
 from lplr_cli.runs import RunDirectory, plain
+from lplr_cli.schema import matches
 
 _FILE, _ROWS = "path.json", "path"
+# Fields of a file that hold a row each step or checkpoint.
+_LISTS = ("not_certified", "kernel_tube")
+_AGAIN = "compute it again: lplr certify RUN --path"
+# What logged numbers may be off: the path is exact where the log has the rounding of the run.
+_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
@@ -135,31 +144,24 @@ class PathFigures:
             InputError: a key that is missing or has a value of another type.
         """
         values: dict[str, Any] = {}
-        for name, kind in ((f.name, str(f.type)) for f in fields(cls)):
+        for name, hint in get_type_hints(cls).items():
             value = record.get(name)
-            if name not in record or not _fits(value, kind):
-                raise InputError(f"{origin}: {name} is {repr(value)[:60]}", "compute it again: lplr certify RUN --path")
-            values[name] = tuple(value) if isinstance(value, list) else value
+            if name in _LISTS and isinstance(value, list):
+                # A step or a checkpoint each: as many as the run has.
+                value, fits = tuple(value), all(matches(v, Mapping[str, Any]) for v in value)
+            else:
+                fits = name in record and matches(value, hint)
+            if not fits:
+                raise InputError(f"{origin}: {name} is {repr(value)[:60]}", _AGAIN)
+            values[name] = value
         if values["kind"] not in (CERTIFIED, ESTIMATE):
-            raise InputError(f"{origin}: kind is {values['kind'][:60]!r}", "compute it again: lplr certify RUN --path")
+            raise InputError(f"{origin}: kind is {values['kind'][:60]!r}", _AGAIN)
         return cls(**values)
 
 
 def _kind(reason: str) -> str:
     """A reason without its figures."""
     return re.split(r"\d", reason, maxsplit=1)[0]
-
-
-def _fits(value: Any, kind: str) -> bool:
-    """Whether a value from a file is of the type that a field has."""
-    if value is None:
-        return kind.endswith("| None")
-    wanted = kind.removesuffix(" | None")
-    if wanted == "float":
-        return type(value) in (int, float) and math.isfinite(value)
-    if wanted.startswith("tuple"):
-        return isinstance(value, list) and all(isinstance(v, dict) for v in value)
-    return type(value) is {"int": int, "str": str, "bool": bool}[wanted]
 
 
 def evidence(eta_mu_t: float | None) -> str | None:
@@ -185,15 +187,41 @@ def keep(run: RunDirectory, figures: PathFigures, rows: pd.DataFrame) -> None:
 
 
 def kept_path(run: RunDirectory) -> PathFigures | None:
-    """What an earlier call kept of the very same log; None where there is nothing, or of other steps.
+    """What an earlier call kept of the very same log; None where there is nothing, or of another one.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or claims more than the log shows.
     """
     record = run.record(_FILE)
     if record is None or record.get("log") != log_fingerprint(run):
         return None
-    return PathFigures.from_dict(record, str(run.path / _FILE))
+    found = PathFigures.from_dict(record, str(run.path / _FILE))
+    why = _refuted(found, run)
+    if why:
+        raise InputError(f"{run.path / _FILE} is not of this run: {why}", _AGAIN)
+    return found
+
+
+def _refuted(figures: PathFigures, run: RunDirectory) -> str:
+    """What of a file that calls itself a proof of the whole path is false of the log; empty where nothing is."""
+    manifest, log = run.manifest(), run.log()
+    if not (figures.certified and manifest.exact and manifest.dtype == "float64"):
+        return ""
+    loss, square = (log[c].to_numpy(dtype=float) for c in ("loss", "grad_norm_sq"))
+    floor, mu, rate = figures.l_star_lower, figures.mu_path_star, figures.rate_proved
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lowest = float(np.nanmin(square / (2 * loss), initial=math.inf))
+    if mu is not None and figures.certified_share == 1 and mu > lowest * (1 + _SLACK):
+        return f"it claims mu >= {mu:.4g}, where the log has a ratio of {lowest:.4g}"
+    if rate is not None and floor is not None and figures.rate_from_step is not None:
+        step = log["step"].to_numpy(dtype=float)
+        near = (np.diff(step) == 1) & (step[:-1] >= figures.rate_from_step)
+        above = loss - floor
+        allowed = _SLACK * (np.abs(loss[:-1]) + _SLACK * abs(loss[0]))
+        broken = near & (above[1:] > rate * above[:-1] + allowed)
+        if broken.any():
+            return f"it claims a rate of {rate:.6g}, which step {int(step[:-1][broken][0])} of the log is above"
+    return ""
 
 
 def kept_rows(run: RunDirectory) -> pd.DataFrame:
@@ -205,10 +233,11 @@ def kept_rows(run: RunDirectory) -> pd.DataFrame:
     return run.rows(_ROWS, ("step", "certified", "mu", "mu_star", "length"))
 
 
-def log_fingerprint(run: RunDirectory) -> list[float | None]:
-    """Steps, first and last loss of the log."""
-    log = run.log()
-    loss = log["loss"].dropna()
-    ends = [float(loss.iloc[0]), float(loss.iloc[-1])] if len(loss) else [None, None]
-    found: list[float | None] = plain([float(log["step"].max()), *ends])
-    return found
+def log_fingerprint(run: RunDirectory) -> str:
+    """Of what figures of a run are about: every step of its log, and the loss, steps and data that run.json names."""
+    record, log = run.manifest().to_dict(), run.log()
+    about = [record["loss"], record["config"], record["data"].get("sha256"), record["dtype"]]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    for column in ("step", "loss", "grad_norm_sq"):
+        digest.update(log[column].to_numpy(dtype=np.float64, na_value=math.nan).tobytes())
+    return digest.hexdigest()

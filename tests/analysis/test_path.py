@@ -115,10 +115,31 @@ def test_what_a_run_keeps_is_that_of_its_own_log(run: RunDirectory, tmp_path: Pa
     longer = train(replace(SMALL, steps=8), tmp_path / "longer").run
     (longer.path / "path.json").write_text((own.path / "path.json").read_text())
     assert kept_path(longer) is None
-    # Damaged: refused, by name.
+    # Of another loss, or of a log that is another in its middle: nothing.
+    for name, old, new in (("run.json", '"scale": 1.0', '"scale": 0.5'), ("log.csv", "", "")):
+        text = (own.path / name).read_text()
+        changed = text.replace(old, new) if old else text.replace(text.splitlines()[3].split(",")[2], "1.5")
+        assert changed != text
+        (own.path / name).write_text(changed)
+        assert kept_path(own) is None
+        (own.path / name).write_text(text)
+    # A proof of what the log refutes: refused, by name.
     record = json.loads((own.path / "path.json").read_text())
-    for key, value in (("mu_path", "much"), ("steps", 2.5), ("kind", "proof"), ("not_certified", {})):
+    assert record["certified_share"] == 1
+    measured, rate = found.figures.measured_star or 0.0, found.figures.rate_proved or 1.0
+    for key, value in (("mu_path_star", 1.01 * measured), ("rate_proved", rate**2)):
         (own.path / "path.json").write_text(json.dumps({**record, key: value}))
+        with pytest.raises(InputError, match="it claims"):
+            kept_path(own)
+    (own.path / "path.json").write_text(json.dumps({**record, "mu_path_star": 0.99 * measured}))
+    assert kept_path(own) is not None
+    # Damaged: refused, by name.
+    damaged: list[tuple[str, Any]] = [
+        ("mu_path", "much"), ("steps", 2.5), ("kind", "proof"), ("not_certified", {}), ("pieces", True),
+        ("beta_max", 10**400), ("length", None), ("kernel_tube", [[]]), ("loss", "x" * 5000), ("steps", 2**70),
+    ]  # fmt: skip
+    for key, wrong in damaged:
+        (own.path / "path.json").write_text(json.dumps({**record, key: wrong}))
         with pytest.raises(InputError, match=key):
             kept_path(own)
     assert PathFigures.from_dict(found.to_dict(), "here") == found.figures

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lplr_cli.certificate import BallBounds, CertifiedCurvature, SmoothMLP
 from lplr_cli.certificate.loss_ball import LossBall
+from lplr_cli.certificate.rounding import RoundedBounds
 from lplr_cli.linalg import gamma
 from lplr_cli.losses import Loss
 from tests.certificate.path_case import LOSSES, Case
@@ -173,7 +174,9 @@ def exactly(case: Case, theta: Tensor) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
 
 def rounding(case: Case, ball: LossBall, radius: float) -> tuple[float, float]:
     """Theorem 9.5 sample by sample: the errors of z, of a, of q and of every block of the gradient, without margins."""
-    bounds, layers, loss = ball._bounds, ball._network.layers, case.objective.loss
+    bounds, loss = ball._bounds, case.objective.loss
+    assert isinstance(bounds, RoundedBounds)
+    layers = bounds.network.layers
     over, u, n, outputs = bounds.over(radius), 2.0**-53, len(case.x), case.y.shape[1]
     first, second = 1.0, 0.25  # softplus: sup φ' and sup φ''
     moved = [radius if layer.weight_trained else 0.0 for layer in layers]

@@ -93,6 +93,8 @@ TARGETS: dict[str, Commands] = {
     "r/summary.json": READ,
     "r/log.csv": READ,
     "r/probes.csv": READ,
+    "r/path.json": READ,
+    "r/path.csv": READ,
     "p/log.parquet": [
         ("pl-ratio", "p"),
         ("fit-rate", "p"),
@@ -131,6 +133,7 @@ def stage() -> None:
     )  # fmt: skip
     train(config.with_(log_format="csv"), Path("r"))
     train(config.with_(log_format="parquet"), Path("p"))
+    command("certify", "r", "--path")
     shutil.copytree("r", "stopped")
     (Path("stopped") / "checkpoints" / "step-000012.pt").unlink()
     record = json.loads(Path("stopped/run.json").read_text())
