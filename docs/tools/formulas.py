@@ -17,6 +17,7 @@ from ziamath.tex import tex2mml
 from ziamath.zmath import Math
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+GLYPH = re.compile(r'<symbol id="([^"]+)"[^>]*(?:/>|(?<!/)>.*?</symbol>)', re.DOTALL)
 # A formula with what touches it, from which no line may part it.
 TOUCHED = re.compile(r'([^\s<>]*)(<svg [^>]*role="img" .*?</svg>)([^\s<>]*)', re.DOTALL)
 # Units of a drawing in one em of the text.
@@ -97,7 +98,17 @@ def drawn(latex: str, display: bool) -> str:
 
 
 def on_page_content(page_html: str, **_: Any) -> str:
-    """Called by MkDocs with the HTML of a page: its formulas are drawn."""
+    """Called by MkDocs with the HTML of a page: its formulas are drawn, each glyph once in the page."""
     config.math.color = "currentColor"
     page_html = FORMULA.sub(lambda m: drawn(html.unescape(m[3]).strip(), m[2] == "["), page_html)
-    return TOUCHED.sub(lambda m: f'<span class="unbroken">{m[0]}</span>' if m[1] or m[3] else m[0], page_html)
+    page_html = TOUCHED.sub(lambda m: f'<span class="unbroken">{m[0]}</span>' if m[1] or m[3] else m[0], page_html)
+    glyphs: dict[str, str] = {}
+
+    def once(match: re.Match[str]) -> str:
+        # Another drawing under a name that is taken stays where it is.
+        return "" if glyphs.setdefault(match[1], match[0]) == match[0] else match[0]
+
+    page_html = GLYPH.sub(once, page_html)
+    return (
+        f'<svg aria-hidden="true" class="glyphs">{"".join(glyphs.values())}</svg>{page_html}' if glyphs else page_html
+    )
