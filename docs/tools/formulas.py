@@ -24,7 +24,8 @@ TOUCHED = re.compile(r'([^\s<>]*)(<svg [^>]*role="img" .*?</svg>)([^\s<>]*)', re
 SIZE = 16
 SCRIPTS = {"msub", "msup", "msubsup"}
 # Letters at which the font sets indices too far to the left or primes too far to the right.
-MISPLACING = {"D", "P", "W"}
+MISPLACING = {"D", "P", "W", "r"}
+CLOSING = (")", "]", "|", "‖")
 
 
 def _narrow(accent: ET.Element) -> None:
@@ -42,18 +43,20 @@ def _apart(node: ET.Element) -> None:
 
 
 def _spaced(row: ET.Element) -> None:
-    """Put thin spaces around names of functions and operators: a max b, but max(a, b)."""
+    """Put thin spaces around names of functions and operators, but a max(a, b), and none behind a sign."""
     for place in reversed(range(len(row))):
         name = row[place][0] if row[place].tag in SCRIPTS else row[place]
-        if name.tag != "mo" or not name.text or len(name.text) < 2 or not name.text.isalpha():
-            continue
-        name.attrib |= {"lspace": "0", "rspace": "0"}
-        space = ET.Element("mspace", width="0.167em")
         after, before = row[place + 1 : place + 2], row[max(place - 1, 0) : place]
-        if after and not (after[0].tag == "mo" and after[0].text == "("):
-            row.insert(place + 1, space)
-        if before and not (before[0].tag == "mo" and before[0].text not in (")", "]", "|", "‖")):
-            row.insert(place, space)
+        opened = not before or (before[0].tag == "mo" and before[0].text not in CLOSING)
+        if name.tag == "mo" and name.text == "−" and opened:
+            name.attrib |= {"lspace": "0", "rspace": "0"}
+        elif name.tag == "mo" and len(name.text or "") > 1 and str(name.text).isalpha():
+            name.attrib |= {"lspace": "0", "rspace": "0"}
+            space = ET.Element("mspace", width="0.167em")
+            if after and not (after[0].tag == "mo" and after[0].text == "("):
+                row.insert(place + 1, space)
+            if not opened:
+                row.insert(place, space)
 
 
 def mathml(latex: str, display: bool) -> ET.Element:
