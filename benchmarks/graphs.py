@@ -74,10 +74,10 @@ def resnet(width: int = 8, stages: int = 1, per_stage: int = 1, activation: str 
 
 
 def small_digits(n: int = 64, size: int = 14) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Digits 3 and 8, averaged to size × size pixels, with targets −1 and +1."""
+    """Digits 3 and 8, averaged to size × size pixels and standardised, with targets −1 and +1."""
     whole = load_dataset(DataSpec("mnist", samples=n, targets="pm1"))
-    images = torch.from_numpy(whole.inputs).double().reshape(-1, 1, 28, 28)
-    return F.adaptive_avg_pool2d(images, size).numpy(), np.asarray(whole.targets, dtype=np.float64)
+    images = F.adaptive_avg_pool2d(torch.from_numpy(whole.inputs).double().reshape(-1, 1, 28, 28), size)
+    return ((images - images.mean()) / images.std()).numpy(), np.asarray(whole.targets, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,11 @@ def ratios(case: Case) -> str:
 
 SGD = TrainConfig(
     DataSpec("benchmarks.graphs:small_digits"),
-    ModelSpec("benchmarks.graphs:resnet"),
+    ModelSpec("benchmarks.graphs:resnet", arguments={"activation": "gelu"}),
     optimizer="sgd",
     batch_size=16,
-    lr=1e-3,
-    steps=100,
+    lr=1e-2,
+    steps=200,
     probe_every=0,
     probe_sharpness=False,
 )

@@ -103,6 +103,27 @@ CASES = {
         ),
         (1, 6, 6),
     ),
+    "group-norm": Case(
+        lambda: nn.Sequential(nn.Conv2d(1, 4, 2), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1)),
+        (1, 3, 3),
+    ),
+    "norm-alone": Case(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2)),
+        (3,),
+        ("2.weight", "2.bias"),
+    ),
+    "scale-alone": Case(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 1)),
+        (3,),
+        ("0.weight", "0.bias", "3.weight", "3.bias"),
+    ),
+    "layer-norm": Case(
+        lambda: nn.Sequential(
+            nn.Linear(3, 4), nn.LayerNorm([3, 4]), nn.GELU(), nn.Linear(4, 2, bias=False), nn.LayerNorm(2, bias=False),
+            nn.Flatten(), nn.Linear(6, 1),
+        ),
+        (3, 3),
+    ),
     "positions": Case(
         lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Flatten(), nn.Linear(6, 1)), (3, 3)
     ),

@@ -105,7 +105,8 @@ class Wrapped(nn.Module):
         (Wrapped(lambda y: F.softplus(y)), "Softplus that is linear"),
         (Wrapped(lambda y: y.mean()), "mean over samples"),
         (nn.Sequential(nn.Conv2d(1, 2, 3)), "returns"),
-        (build_model(ModelSpec(kind="resnet", width=8), (1, 4, 4), 2), "GroupNorm"),
+        (build_model(ModelSpec(kind="resnet", width=8), (1, 4, 4), 2), "relu"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(2, 2, eps=0), nn.Flatten()), "without eps"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lplr_cli.certificate.graph.nodes import Activation, Add, Average, Node
+from lplr_cli.certificate.graph.norms import Normalise, Scaled
 from lplr_cli.certificate.graph.weighted import Convolution, Weighted
 from lplr_cli.certificate.network import NoCertificateError, activation_name, inspect_module
 from lplr_cli.certificate.smooth import smooth_activation
@@ -24,7 +25,8 @@ from lplr_cli.models import activation_of
 
 _SILENT = (nn.Dropout, nn.Dropout2d, nn.Identity)
 _REMEDY = (
-    "bounds are proved for linear layers, convolutions, sums, means, changes of shape and softplus, tanh, GELU or SiLU"
+    "bounds are proved for linear layers, convolutions, group and layer normalisation, sums, means, changes of shape "
+    "and softplus, tanh, GELU or SiLU"
 )
 
 
@@ -151,6 +153,26 @@ class Reader:
         outputs = len(self._double[weight]) // (1 if geometry is None else geometry.groups)
         return self.add(Weighted((x.index,), target, weight, bias, block, *trained, positions, outputs, geometry))
 
+    def normalised(self, x: _Place, target: str, part: nn.Module, sets: int, channels: int, last: bool) -> _Place:
+        """Normalisation over ``sets`` of entries of a sample, and its scale and shift where it has them.
+
+        Raises:
+            NoCertificateError: no ε.
+        """
+        epsilon = float(getattr(part, "eps", 0.0))
+        if not epsilon > 0:
+            raise refuse("a normalisation without eps", "give it a positive eps")
+        whole = math.prod(x.shape[1:])
+        y = self.add(Normalise((x.index,), target, sets, whole // sets, epsilon))
+        if part._parameters["weight"] is None:
+            return y
+        weight, bias = f"{target}.weight", None if part._parameters["bias"] is None else f"{target}.bias"
+        block = self.block(weight, bias)
+        trained = weight in self._trained, bias in self._trained
+        return self.add(
+            Scaled((y.index,), target, weight, bias, block, *trained, whole // channels, 1, None, channels, last)
+        )
+
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _read(self, node: fx.Node) -> None:
@@ -261,6 +283,19 @@ def _average_part(reader: Reader, x: _Place, target: str, part: nn.Module) -> _P
 def _adaptive_part(reader: Reader, x: _Place, target: str, part: nn.Module) -> _Place:
     assert isinstance(part, nn.AdaptiveAvgPool2d)
     return _adaptive_pool(reader, x, part.output_size)
+
+
+def _group_norm(reader: Reader, x: _Place, target: str, part: nn.Module) -> _Place:
+    assert isinstance(part, nn.GroupNorm)
+    return reader.normalised(x, target, part, part.num_groups, part.num_channels, False)
+
+
+def _layer_norm(reader: Reader, x: _Place, target: str, part: nn.Module) -> _Place:
+    assert isinstance(part, nn.LayerNorm)
+    channels = math.prod(part.normalized_shape)
+    if len(x.shape) < 1 + len(part.normalized_shape):
+        raise refuse("a layer normalisation over samples")
+    return reader.normalised(x, target, part, math.prod(x.shape[1:]) // channels, channels, True)
 
 
 # -- functions ---------------------------------------------------------------------------------------------------------
@@ -378,6 +413,8 @@ def _item(reader: Reader, x: Any, index: Any) -> Any:
 _PARTS: dict[type[nn.Module], Callable[[Reader, _Place, str, nn.Module], _Place]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
     nn.Flatten: _flatten_part,
     nn.AvgPool2d: _average_part,
     nn.AdaptiveAvgPool2d: _adaptive_part,

@@ -110,14 +110,19 @@ class Weighted(Node):
         return {"own": _norms(lead), "column": up(lead.square().sum(dim=2).amax(dim=(1, 2)).sqrt())}
 
     def weigh(self, adjoint: Tensor, *below: Tensor) -> Measured:
-        """``gradient``: ||∂f_c/∂(W, b)||, and ``matrix`` ≥ ||λ̂||_op as a matrix with a column a position."""
+        """``gradient``: ||∂f_c/∂(W, b)||; ``group``: the largest ||λ̂|| of a group of outputs."""
         s = self.outputs(adjoint)
+        group = s.square().sum(dim=(3, 4)).amax(dim=2).sqrt()
         square = torch.zeros(s.shape[:2], dtype=s.dtype)
         if self.weight_trained:
             square = square + (s @ self.columns(below[0])[:, None].mT).square().sum(dim=(2, 3, 4))
         if self.bias_trained:
             square = square + s.sum(dim=4).square().sum(dim=(2, 3))
-        return {"gradient": square.sqrt()}
+        return {"gradient": square.sqrt(), "group": up(group)}
+
+    def _grouped(self, here: Here, above: Behind) -> Tensor:
+        """≥ ||λ|| of the largest group over the ball, (n, C): what a change of the weights can meet."""
+        return torch.minimum(above.size, here.measured["group"] + above.reach(here.radius))
 
     def _moved(self, here: Here) -> tuple[float, float, float]:
         """||W||_op, ||W||_F and ||b|| over the ball."""
@@ -232,7 +237,7 @@ class Weighted(Node):
         gain, _, _ = self._moved(here)
         blocks = gain * above.blocks
         if self.weight_trained and self.block is not None:
-            blocks[:, :, self.block] += self.overlap_root * above.size
+            blocks[:, :, self.block] += self.overlap_root * self._grouped(here, above)
         return ((up(gain * above.size), up(blocks)),)
 
     def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
@@ -261,12 +266,12 @@ class Weighted(Node):
         """2 ⟨λ_z, dW Dx⟩, a product of the own block with those below; and its derivative."""
         if not self.weight_trained or self.block is None:
             return None
-        x = below[0]
-        cross = self.overlap_root * above.size[:, :, None] * x.blocks[:, None]
+        x, size = below[0], self._grouped(here, above)
+        cross = self.overlap_root * size[:, :, None] * x.blocks[:, None]
         matrix = cross.new_zeros((*cross.shape, cross.shape[2]))
         matrix[:, :, self.block] += cross
         matrix[:, :, :, self.block] += cross
-        third = self.overlap_root * (above.norm * x.norm[:, None] + above.size * x.second[:, None])
+        third = self.overlap_root * (above.norm * x.norm[:, None] + size * x.second[:, None])
         return Form(up(matrix), up(third))
 
 
