@@ -52,6 +52,9 @@ from lplr_cli.factories import UnnamedCodeError
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import PRECONDITIONED, STABLE, Manifest, RunDirectory
 
+# Parts of the names of losses with kinks: absolute values and hinges.
+_KINKS = ("l1", "hinge", "margin", "absolute")
+
 
 @dataclass(frozen=True)
 class Examination:
@@ -136,7 +139,7 @@ class Evidence:
     """What is known; None where it is not.
 
     Attributes:
-        scope: what the run is.
+        manifest: of the run; None for a log. scope: what the run is.
         series: the usable rows of the log.
         ratio, rate: PL ratio and fitted law.
         probes: of the kernel.
@@ -151,6 +154,7 @@ class Evidence:
         noise: of mini-batch gradients. noise_floor: what they keep the loss above L*.
     """
 
+    manifest: Manifest | None
     scope: Scope
     series: LossSeries
     ratio: PLRatio | None
@@ -168,6 +172,13 @@ class Evidence:
     path: PathFigures | None
     noise: BatchNoise | None
     noise_floor: float | None
+
+    @property
+    def kinks(self) -> str | None:
+        """The name of a loss that is not differentiable where it is smallest; None for others."""
+        name = None if self.manifest is None else self.manifest.loss.name
+        smooth = name is None or "smooth" in name or "soft" in name
+        return name if not smooth and name is not None and any(part in name for part in _KINKS) else None
 
     @property
     def drift(self) -> float | None:
@@ -196,6 +207,7 @@ def gather(log: LogInput, how: Examination) -> Evidence:
     if run is not None and "drift" in log.log:
         estimates = estimate_constants(log.log, probes.table, scale)
     return Evidence(
+        manifest,
         scope_of(manifest, eta, why),
         series,
         _ratio(series, facts, how),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lplr_cli.audit.along import local_pl_along, rate_along, smooth_along
+from lplr_cli.audit.entropy import law, lojasiewicz
 from lplr_cli.audit.evidence import Evidence, Proof
 from lplr_cli.audit.findings import Finding, Status, Verdict
 from lplr_cli.certificate import AtRadius
@@ -53,6 +54,8 @@ def _positive_on_all(e: Evidence, value: float, lower: float | None, top: float,
 
 def lipschitz(e: Evidence) -> Finding:
     """H2."""
+    if e.scope.other_loss:
+        return _not_asked(e, "H2")
     at = _ball(e)
     if e.proof is not None and at is not None:
         return _proved(e.proof, "H2", at.l_k, None, f"L_K ≤ {at.l_k:.4g} proved on the ball R = {at.radius:.4g}")
@@ -64,6 +67,8 @@ def lipschitz(e: Evidence) -> Finding:
 
 def compatibility(e: Evidence) -> Finding:
     """H3."""
+    if e.scope.other_loss:
+        return _not_asked(e, "H3")
     at = _ball(e)
     if e.proof is not None and at is not None:
         lam, product = e.proof.certificate.lambda_0_lower, at.l_k * at.radius
@@ -86,8 +91,8 @@ def compatibility(e: Evidence) -> Finding:
 
 def step_size(e: Evidence) -> Finding:
     """H4. The sharpness of the probes is that of the run's own loss."""
-    if e.scope.adaptive:
-        return Finding("H4", UNKNOWN, None, 1.0, f"not asked: {e.scope.adaptive}")
+    if "H4" in e.scope.not_asked:
+        return _not_asked(e, "H4")
     if e.lr is None:
         return Finding("H4", UNKNOWN, None, 1.0, "the step size is not known")
     at = _ball(e)
@@ -120,6 +125,8 @@ def _no_sharpness(e: Evidence) -> str:
 
 def containment(e: Evidence) -> Finding:
     """H5."""
+    if e.scope.other_loss:
+        return _not_asked(e, "H5")
     if e.proof is not None and e.proof.check.applies:
         return _contained(e.proof)
     top = e.drift
@@ -153,10 +160,10 @@ def _contained(proof: Proof) -> Finding:
 def local_pl(e: Evidence) -> Finding:
     """C1."""
     lowest, star = _measured(e)
-    if e.scope.other_loss or e.scope.unknown_loss:
-        asked = e.scope.not_asked.get("C1")
-        what = f"not asked: {asked}" if asked else f"μ is not known, as {e.scope.unknown_loss}"
-        return Finding("C1", UNKNOWN, star, 0.0, f"{what}{_seen(star)}")
+    if e.scope.other_loss:
+        return _not_asked(e, "C1")
+    if e.scope.unknown_loss:
+        return Finding("C1", UNKNOWN, star, 0.0, f"μ is not known, as {e.scope.unknown_loss}{_seen(star)}")
     at = _ball(e)
     if e.proof is not None and not e.proof.why_not and at is not None and at.mu_jacobian is not None:
         return _proved_pl(e.proof, at.mu_jacobian)
@@ -197,9 +204,8 @@ def linear_rate(e: Evidence) -> Finding:
             reason = f"{check.violations} of {check.steps:,} logged steps break the proved rate"
             return Finding("C2", FAILS, None, None, reason)
         return Finding("C2", VERIFIED, None, None, f"proved, and {check.steps:,} logged steps obey it")
-    why = e.scope.not_asked.get("C2")
-    if why:
-        return Finding("C2", UNKNOWN, None, None, f"not asked: {why}")
+    if "C2" in e.scope.not_asked:
+        return _not_asked(e, "C2")
     if e.rate is None:
         return Finding("C2", UNKNOWN, None, None, "too few rows to fit a rate")
     fit = e.rate.fit
@@ -215,6 +221,10 @@ def linear_rate(e: Evidence) -> Finding:
     return Finding("C2", UNKNOWN, fit.rate, None, fit.about)
 
 
+def _not_asked(e: Evidence, key: str) -> Finding:
+    return Finding(key, UNKNOWN, None, None, f"not asked: {e.scope.not_asked[key]}")
+
+
 def _ball(e: Evidence) -> AtRadius | None:
     """What is proved on the ball of the run's drift."""
     return None if e.proof is None else e.proof.certificate.given
@@ -228,7 +238,7 @@ def _proved(proof: Proof, key: str, value: float, threshold: float | None, reaso
     return Finding(key, ESTIMATED, value, threshold, f"{reason}, for the data named; {why}")
 
 
-STATEMENTS: tuple[Callable[[Evidence], Finding], ...] = (
+STATEMENTS: tuple[Callable[[Evidence], Finding | None], ...] = (
     positivity,
     lipschitz,
     compatibility,
@@ -236,6 +246,8 @@ STATEMENTS: tuple[Callable[[Evidence], Finding], ...] = (
     containment,
     local_pl,
     linear_rate,
+    lojasiewicz,
+    law,
     smooth_along,
     local_pl_along,
     rate_along,

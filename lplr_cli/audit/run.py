@@ -22,6 +22,8 @@ from lplr_cli.shown import Shown
 if TYPE_CHECKING:
     import pandas as pd
 
+# Statements of cross-entropy alone, and checks that not every log gives occasion for.
+ENTROPY, OPTIONAL = ("E1", "E2"), ("descent", "spikes", "noise")
 _LOCAL_PL = {Verdict.YES: True, Verdict.NO: False, Verdict.UNDETERMINED: None}
 
 
@@ -35,7 +37,7 @@ class Audit(Shown):
         verdict: ``yes``, ``no`` or ``undetermined``: whether the run lies in a locally PL ball around its start.
         explanation: one sentence.
         along: the same of the region around its own path.
-        findings: hypotheses and conclusions, H1 to C2, and P1 to P3 along the path.
+        findings: hypotheses and conclusions, H1 to C2, E1 and E2 of cross-entropy, and P1 to P3 along the path.
         sanity: checks of the run itself.
         figures: PL ratio, rate, drift and constants.
         baseline: comparison with an earlier run, by figure.
@@ -75,8 +77,10 @@ class Audit(Shown):
                 "local_pl": _LOCAL_PL[self.verdict],
                 "explanation": self.explanation,
                 "along": asdict(self.along),
+                # Every run has the same keys: null where a statement is no matter of its loss, or a check of its log.
+                **dict.fromkeys(ENTROPY),
                 **{f.key: f.to_dict() for f in self.findings},
-                "sanity": {f.key: f.to_dict() for f in self.sanity},
+                "sanity": {**dict.fromkeys(OPTIONAL), **{f.key: f.to_dict() for f in self.sanity}},
                 **self.figures.to_dict(),
                 "baseline": None if self.baseline is None else {k: asdict(v) for k, v in self.baseline.items()},
             }
@@ -128,7 +132,7 @@ def audit(
     how = Examination(window, offline_probe, probe_size, foreign, certificate, memory)
     log = source if isinstance(source, LogInput) else read_log(source, columns)
     evidence = gather(log, how)
-    findings = tuple(judge(evidence) for judge in STATEMENTS)
+    findings = tuple(found for judge in STATEMENTS if (found := judge(evidence)) is not None)
     verdict, explanation = verdict_of(evidence, {f.key: f for f in findings})
     figures = figures_of(evidence)
     compared = None

@@ -24,6 +24,9 @@ FEWEST, MOST_SPIKES = 20, 5
 
 def stable_step(e: Evidence) -> Finding:
     """The curvature against the largest one at which the optimiser is stable (theory.md section 13)."""
+    if e.kinks:
+        reason = f"{e.kinks} has kinks, where a step is too large whatever the Hessian says"
+        return Finding("step_size", Status.UNKNOWN, None, 1.0, reason)
     recorded = e.probes.stability(adaptive=bool(e.scope.adaptive))
     if recorded is not None:
         ratio, seen = recorded
@@ -73,8 +76,10 @@ def interpolation(e: Evidence) -> Finding:
     return Finding("interpolation", status, share, INTERPOLATION, reason)
 
 
-def descent(e: Evidence) -> Finding:
-    """No step raises the loss."""
+def descent(e: Evidence) -> Finding | None:
+    """No step raises the loss; None for losses of mini-batches, which rise with the batch."""
+    if e.exact is False:
+        return None
     loss = e.series.loss
     rises = int((np.diff(loss) > 0).sum())
     status = Status.ESTIMATED if rises == 0 else Status.FAILS
@@ -110,6 +115,8 @@ def noise(e: Evidence) -> Finding | None:
     status = Status.ESTIMATED if found.end.snr >= 1 else Status.FAILS
     batch = "a batch" if found.batch_size is None else f"a batch of {found.batch_size:,}"
     reason = f"‖∇L‖² is {found.end.snr:.3g} of the noise of {batch} at the end"
+    if found.end.snr == 0:
+        reason = f"no signal is resolved above the noise of {batch} at the end"
     if found.end.scale is not None:
         reason += f", {found.end.scale:.3g} samples make both equal"
     if e.noise_floor is not None:

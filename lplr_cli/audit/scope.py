@@ -8,6 +8,7 @@ from typing import Any
 from lplr_cli.runs import Manifest
 
 STATEMENTS = ("H1", "H2", "H3", "H4", "H5", "C1", "C2")
+ALONG = ("P1", "P2", "P3")
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,12 @@ class Scope:
 
     Attributes:
         optimizer, loss, values: for people.
-        other_loss: the loss is known, and no squared one: C1, C2 and H4's proof are of the squared loss.
+        other_loss: the loss is known, and no squared one: what is said of the ball around the start is of that.
         unknown_loss: the loss, or its scale, is not known.
         other_steps: the steps are known to be something else than full-batch gradient descent with one η.
         unknown_steps: whether they are is not known.
         adaptive: the step is no multiple of a gradient, so that η against the curvature says nothing.
+        other_steps_short: the same in few words.
         unknown_values: losses and gradient norms are not known to be those of all data.
     """
 
@@ -33,12 +35,15 @@ class Scope:
     unknown_steps: str = ""
     adaptive: str = ""
     unknown_values: str = ""
+    other_steps_short: str = ""
 
     @property
     def not_asked(self) -> dict[str, str]:
         """Statements that this run cannot be asked, with the reason."""
-        about_steps = self.adaptive or self.other_loss
-        reasons = {"H4": about_steps, "C1": self.other_loss, "C2": self.other_loss or self.other_steps}
+        ball = dict.fromkeys(("H2", "H3", "H4", "H5", "C1", "C2"), self.other_loss)
+        steps = {"H4": self.adaptive, "C2": self.other_steps, "P1": self.adaptive, "P3": self.adaptive}
+        reasons = ball if self.other_loss else {}
+        reasons = {**{k: v for k, v in steps.items() if v}, **reasons}
         return {key: reason for key, reason in reasons.items() if reason}
 
     @property
@@ -53,8 +58,14 @@ class Scope:
         refused = self.not_asked
         if not refused:
             return f"{what}. All statements can be asked" + ("" if not self.open else f", but {', '.join(self.open)}")
-        asked, why = ", ".join(k for k in STATEMENTS if k not in refused), "; ".join(dict.fromkeys(refused.values()))
-        return f"{what}. {asked} can be asked; {', '.join(refused)} cannot: {why}"
+        asked, why = ", ".join(self.asked), "; ".join(dict.fromkeys(refused.values()))
+        cannot = ", ".join(k for k in (*STATEMENTS, *ALONG) if k in refused)
+        return f"{what}. {asked} can be asked; {cannot} cannot: {why}"
+
+    @property
+    def asked(self) -> list[str]:
+        """Statements around the start that can be asked."""
+        return [k for k in STATEMENTS if k not in self.not_asked]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -62,7 +73,7 @@ class Scope:
             "optimizer": self.optimizer,
             "loss": self.loss,
             "values": self.values,
-            "asked": [k for k in STATEMENTS if k not in self.not_asked],
+            "asked": self.asked,
             "not_asked": self.not_asked,
             "unknown": list(self.open),
         }
@@ -91,7 +102,7 @@ def scope_of(manifest: Manifest | None, eta: float | None, why_no_eta: str) -> S
     loss, others = manifest.loss, _is_other_descent(manifest)
     other_loss = unknown_loss = ""
     if loss.name not in (None, "squared"):
-        other_loss = f"the theory is of the squared loss, this is {loss.label}"
+        other_loss = f"the theory of the ball is of the squared loss, this is {loss.label}"
     elif loss.scale is None:
         unknown_loss = "the loss is not known" if loss.name is None else "the scale of the loss is not known"
     return Scope(
@@ -104,6 +115,7 @@ def scope_of(manifest: Manifest | None, eta: float | None, why_no_eta: str) -> S
         "" if others or eta is not None else why_no_eta,
         _adaptive(manifest),
         "" if manifest.exact else "its values are those of mini-batches",
+        why_no_eta if others else "",
     )
 
 

@@ -19,6 +19,7 @@ from lplr_cli.runs.manifest import (
 )
 from lplr_cli.runs.tables import (
     BATCH_NOISE,
+    LARGEST_LOSS,
     LOG_COLUMNS,
     PRECONDITIONED,
     PROBE_COLUMNS,
@@ -36,6 +37,7 @@ __all__ = [
     "BATCHES",
     "BATCH_NOISE",
     "EXACT",
+    "LARGEST_LOSS",
     "LOG_COLUMNS",
     "LOG_FORMATS",
     "NORMALISATION",

@@ -23,6 +23,8 @@ from lplr_cli.runs.atomic import output_errors, write_atomically
 LOG_COLUMNS = ("step", "epoch", "loss", "grad_norm_sq", "drift", "lr", "seconds")
 # Of recorded probes: the curvature as an adaptive optimiser sees it, and the largest that the optimiser bears.
 PRECONDITIONED, STABLE = "preconditioned", "stable_curvature"
+# Of probes under a cross-entropy with hard labels: the largest loss of a sample, for scale 1.
+LARGEST_LOSS = "largest_loss"
 # Of a recorder's steps: ||θ_t − θ_{t−1}||.
 UPDATE = "update_norm"
 # Of runs with mini-batches: tr Σ of single samples' gradients, and the variance of the row's own gradient.

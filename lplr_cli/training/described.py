@@ -150,3 +150,12 @@ def described_model(model: str | None, arguments: Mapping[str, Any] | None) -> M
     if not is_factory_reference(model):
         raise InputError(f"model {model!r} is no factory reference", "write it as module:factory")
     return ModelSpec(kind=model, arguments=dict(arguments or {}))
+
+
+def spread(loss_fn: LossFunction) -> LossFunction:
+    """The mean loss of samples as (m,) values of them with that mean: what is asked of it are sums over samples."""
+
+    def values(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss_fn(outputs, targets).reshape(1).expand(len(outputs))
+
+    return values

@@ -20,6 +20,7 @@ from lplr_cli.factories import SILENT, Word
 from lplr_cli.models import parameter_count, refuse_other_size, refuse_unnamed_code
 from lplr_cli.runs import (
     EXACT,
+    LARGEST_LOSS,
     LOG_COLUMNS,
     PROBE_COLUMNS,
     SAMPLE_NOISE,
@@ -267,10 +268,11 @@ def _run(
     signals = Signals(run, trainer)
     noisy = (SAMPLE_NOISE,) if trainer.config.optimizer == "sgd" else ()
     columns = (*LOG_COLUMNS, *(("accuracy",) if trainer.loss.classifies else ()), *noisy)
+    probe_columns = (*PROBE_COLUMNS, LARGEST_LOSS) if trainer.loss.classifies else PROBE_COLUMNS
     with (
         signals.caught(),
         Appender(run.log_path, columns) as log,
-        Appender(run.probes_path, PROBE_COLUMNS) as probes,
+        Appender(run.probes_path, probe_columns) as probes,
     ):
         probing = Probes(probes, _prober(trainer, start), trainer)
         observers: list[Observer] = [

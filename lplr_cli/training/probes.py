@@ -11,12 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli import ntk
-from lplr_cli.curvature import LossCurvature, OptimizerState, largest, preconditioned, sharpness
+from lplr_cli.curvature import (
+    LossCurvature,
+    OptimizerState,
+    PerSample,
+    largest,
+    preconditioned,
+    sharpness,
+)
+from lplr_cli.errors import InputError
 from lplr_cli.losses import SQUARED, Loss
 from lplr_cli.ntk import Kernel, Network
-from lplr_cli.runs import PRECONDITIONED, STABLE
+from lplr_cli.runs import LARGEST_LOSS, PRECONDITIONED, STABLE
 
 Row = dict[str, Any]
+# Samples in one pass for the values of a loss.
+_MICRO_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class ProbeSettings:
         engine: see :func:`lplr_cli.ntk.empirical_ntk`.
         verify: whether the lower bound of λ_min is proved as well.
         sharpness: whether the sharpness of the loss over all samples is measured.
-        loss: whose sharpness; None where the loss is not known, and no sharpness is.
+        loss: whose sharpness, a known one or values of the samples; None where neither is known, and no sharpness is.
         memory: bytes for work space.
     """
 
@@ -38,7 +48,7 @@ class ProbeSettings:
     engine: str = "auto"
     verify: bool = True
     sharpness: bool = True
-    loss: Loss | None = SQUARED
+    loss: Loss | PerSample | None = SQUARED
     memory: int = ntk.DEFAULT_MEMORY
 
 
@@ -51,6 +61,7 @@ class Prober:
         inputs: all training inputs (n, …).
         targets: all training targets (n, C).
         settings: what to measure.
+        labels: the targets as a loss that is not of lplr takes them; ``targets`` by default.
     """
 
     def __init__(
@@ -60,9 +71,11 @@ class Prober:
         inputs: Tensor,
         targets: Tensor,
         settings: ProbeSettings,
+        labels: Tensor | None = None,
     ) -> None:
         self.module, self.settings = module, settings
         self.inputs, self.targets = inputs, targets
+        self._labels = targets if labels is None else labels
         self.subset = inputs[: settings.size]
         # A copy: the module trains on while this stays.
         self._reference = {k: v.detach().to(torch.float64, copy=True) for k, v in reference.items()}
@@ -116,9 +129,7 @@ class Prober:
                 memory=s.memory,
             )
             jacobian_change = math.sqrt(max(0.0, ntk.operator_norm(change)))
-        sharp = None
-        if s.sharpness and s.loss is not None:
-            sharp = sharpness(network, self.inputs, self.targets, loss=s.loss).value
+        sharp = self._sharpness(network)
         return {
             "step": step,
             "probe_size": s.size,
@@ -134,23 +145,49 @@ class Prober:
             "sharpness": sharp,
             "engine": kernel.engine,
             "dtype": "float64",
+            LARGEST_LOSS: self._largest_loss(network),
             **({} if stepping is None else self._as_seen(network, stepping)),
             "seconds": round(time.perf_counter() - begun, 4),
         }
+
+    def _sharpness(self, network: Network) -> float | None:
+        """λ_max of the Hessian; None without a loss, or for a function of somebody's that has none in float64."""
+        s = self.settings
+        if not s.sharpness or s.loss is None:
+            return None
+        try:
+            return sharpness(network, self.inputs, self._labels, loss=s.loss).value
+        except (InputError, RuntimeError, ValueError, TypeError):
+            if isinstance(s.loss, Loss):
+                raise
+            return None
 
     def _as_seen(self, network: Network, stepping: OptimizerState) -> Row:
         """λ_max(P^(−½) H P^(−½)) of an adaptive optimiser, and the largest curvature at which it is stable."""
         row: Row = {STABLE: stepping.rule.threshold}
         loss, moments = self.settings.loss, stepping.second_moments
-        if loss is None or moments is None or not self.settings.sharpness:
+        if not isinstance(loss, Loss) or moments is None or not self.settings.sharpness:
             return row
-        curvature = LossCurvature(network, self.inputs, self.targets, loss.values, memory=self.settings.memory)
+        curvature = LossCurvature(network, self.inputs, self._labels, loss.values, memory=self.settings.memory)
         seen = preconditioned(lambda v: curvature.hessian(v) + stepping.shift * v, moments, stepping.epsilon)
         return {**row, PRECONDITIONED: largest(seen, curvature.size).value}
 
+    def _largest_loss(self, network: Network) -> float | None:
+        """max ℓ_i for scale 1 under a cross-entropy with hard labels; None for other losses."""
+        loss = self.settings.loss
+        if not isinstance(loss, Loss) or not loss.classifies:
+            return None
+        if not bool(((self.targets == 0) | (self.targets == 1)).all()):
+            return None
+        with torch.no_grad(), ntk.evaluation_mode(self.module):
+            parts = zip(*(torch.split(t, _MICRO_BATCH) for t in (self.inputs, self.targets)), strict=True)
+            values = [loss.values(network.forward(network.cast(x)), y.to(network.dtype)).max() for x, y in parts]
+        return float(torch.stack(values).max()) / loss.scale
+
     def _rayleigh(self, network: Network, kernel: Kernel) -> float | None:
         """rᵀK r / ||r||² of the residual on the probe's samples; None unless outputs are full, the loss squared."""
-        other = self.settings.loss is None or self.settings.loss.name != "squared"
+        loss = self.settings.loss
+        other = not isinstance(loss, Loss) or loss.name != "squared"
         if kernel.outputs != "full" or other:
             return None
         with torch.no_grad(), ntk.evaluation_mode(self.module):

@@ -19,6 +19,7 @@ from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
 from lplr_cli.models import parameter_count
 from lplr_cli.runs import (
+    LARGEST_LOSS,
     LOG_COLUMNS,
     PRECONDITIONED,
     PROBE_COLUMNS,
@@ -33,7 +34,7 @@ from lplr_cli.runs import (
     described_optimizer,
 )
 from lplr_cli.runs.checkpoint import Checkpoint
-from lplr_cli.training.described import described_model, loss_facts, optimizer_facts, target_matrix
+from lplr_cli.training.described import described_model, loss_facts, optimizer_facts, spread, target_matrix
 from lplr_cli.training.exact import ExactValues
 from lplr_cli.training.neighbours import Neighbours
 from lplr_cli.training.probes import Prober, ProbeSettings
@@ -138,6 +139,8 @@ class Recorder:
         self.checkpoint_every, self.probe_every = checkpoint_every, probe_every
         targets = None if data is None else data[1]
         self._loss = loss_facts(loss, loss_fn, loss_scale, targets, exact=exact_every > 0)
+        # A loss that is not known by name still has a Hessian.
+        self._given = None if loss_fn is None else spread(loss_fn)
         self._targets = None if data is None else target_matrix(self.module, *data, self._loss)
         self._log_format = log_format
         self._tracked = TrackedParameters(self.module)
@@ -171,9 +174,8 @@ class Recorder:
         self._write_manifest()
         noise = (SAMPLE_NOISE,) if self._has_batches and self._exact is not None else ()
         self._log = Appender(self._run.log_path, (*LOG_COLUMNS, *self._near.columns, *noise), lag=LAG)
-        self._probes = (
-            Appender(self._run.probes_path, (*PROBE_COLUMNS, PRECONDITIONED, STABLE)) if self.probe_every else None
-        )
+        columns = (*PROBE_COLUMNS, PRECONDITIONED, STABLE, LARGEST_LOSS)
+        self._probes = Appender(self._run.probes_path, columns) if self.probe_every else None
         self._save()
         if self.probe_every and self.data is not None and self._targets is not None:
             size = min(probe_size, len(self.data[0]))
@@ -182,7 +184,8 @@ class Recorder:
                 self._tracked.state(),
                 self.data[0],
                 self._targets,
-                ProbeSettings(size=size, sharpness=probe_sharpness, loss=self._loss.known),
+                ProbeSettings(size=size, sharpness=probe_sharpness, loss=self._loss.known or self._given),
+                None if self._loss.known else self.data[1],
             )
 
     @property

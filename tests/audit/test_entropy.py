@@ -1,0 +1,142 @@
+"""Statements of cross-entropy: the constant against losses and gradients, the law against runs that have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lplr_cli.audit.findings import Status
+from lplr_cli.audit.run import audit
+from lplr_cli.data import DataSpec
+from lplr_cli.losses import Loss
+from lplr_cli.models import ModelSpec
+from lplr_cli.ntk import Network, empirical_ntk
+from lplr_cli.training import Recorder, TrainConfig, train
+from tests.command import command
+
+
+def points(classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Twelve points in twenty dimensions, classes taking turns, one-hot."""
+    y = torch.arange(12) % classes
+    return torch.randn(12, 20, generator=torch.Generator().manual_seed(0)), nn.functional.one_hot(y, classes).double()
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cross-entropy", 2), ("cross-entropy", 4), ("bce", 1), ("bce", 3)])
+def test_the_constant_of_theory_bounds_any_network(name: str, classes: int) -> None:
+    """½||∇L||² ≥ c L² with the true λ_min and the largest loss, for outputs of any size and scale of the loss."""
+    random = np.random.default_rng(1)
+    for seed in range(30):
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Linear(9, 40), nn.Tanh(), nn.Linear(40, classes)).double()
+        with torch.no_grad():
+            module[2].weight *= 10.0 ** random.uniform(-2, 2)
+        x = torch.randn(8, 9).double()
+        y = nn.functional.one_hot(torch.randint(classes, (8,)), classes).double() if classes > 1 else None
+        y = torch.randint(2, (8, classes)).double() if name == "bce" or y is None else y
+        loss = Loss(name, float(random.uniform(0.1, 3)))
+        values = loss.values(module(x), y)
+        gradients = torch.autograd.grad(values.mean(), list(module.parameters()))
+        square = sum(float(g.square().sum()) for g in gradients)
+        kernel = empirical_ntk(Network.from_module(module), x).matrix
+        low, top = float(np.linalg.eigvalsh(np.asarray(kernel))[0]), float(values.max().detach()) / loss.scale
+        kappa = classes / (classes - 1) if name == "cross-entropy" else 1 / classes
+        c = 0.5 * low * kappa * (-np.expm1(-top) / top) ** 2
+        assert 0.5 * square >= c * float(values.mean().detach()) ** 2 * (1 - 1e-9)
+
+
+def test_gradient_descent_on_separable_classes(tmp_path: Path) -> None:
+    config = TrainConfig(
+        DataSpec("tests.audit.test_entropy:points"), ModelSpec(depth=0), loss="cross-entropy", lr=0.5, steps=600,
+        probe_every=200,
+    )  # fmt: skip
+    train(config, tmp_path / "r")
+    result = audit(str(tmp_path / "r"), certificate=False)
+    one, two = result["E1"], result["E2"]
+    assert one.status is Status.ESTIMATED
+    assert one.value is not None
+    assert one.threshold is not None
+    assert one.value > one.threshold > 0
+    assert two.value == pytest.approx(1.0, abs=0.25)
+    assert [result[k].reason.startswith("not asked") for k in ("H2", "H3", "H4", "H5", "C1", "C2")] == [True] * 6
+    record = result.to_dict()
+    assert record["E1"]["holds"] is True
+    # The same keys for every run.
+    squared = TrainConfig(DataSpec("mnist", samples=6), ModelSpec(width=4, depth=1), steps=3)
+    train(squared, tmp_path / "s")
+    other = audit(str(tmp_path / "s"), certificate=False).to_dict()
+    assert other.keys() == record.keys()
+    assert other["E1"] is None
+    assert other["sanity"].keys() == record["sanity"].keys()
+
+
+def test_findings_that_apply_come_first_and_one_reason_is_said_once(tmp_path: Path) -> None:
+    x, y = points()
+    module = nn.Linear(20, 3).double()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+    with Recorder(module, tmp_path / "r", loss="cross-entropy", norms_every=1) as recorder:
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(module(x.double()), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            recorder.record(loss, optimizer)
+            optimizer.step()
+    found = command("audit", "r", "--fail-on", "never", "--no-certificate", cwd=tmp_path)
+    lines = found.stdout.splitlines()
+    rows = [line.split()[0] for line in lines if line.startswith((" H", " C", " E", " P"))]
+    assert rows == ["H1", "E1", "E2"]
+    assert [line for line in lines if line.startswith("H2, H3, H4, H5, C1, C2 not asked:")]
+    assert [line for line in lines if line.startswith("P2 unknown: no certificate")]
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "name", "kinks"),
+    [
+        (nn.L1Loss(), "l1", True),
+        (nn.HuberLoss(), "huber", False),
+        (nn.SoftMarginLoss(), "softmargin", False),
+        (lambda f, y: (1 - f * y).clamp_min(0).mean(), "hinge", True),
+        (lambda f, y: ((f - y) ** 4).mean(), "quartic", False),
+    ],
+)
+def test_other_losses(loss_fn: Any, name: str, kinks: bool, tmp_path: Path) -> None:
+    """The sharpness is of the loss that was used; one with kinks lets no Hessian say that a step is small."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(20, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    x, y = points(2)
+    x, y = x.double(), 2 * y[:, :1] - 1
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    told = None if isinstance(loss_fn, nn.Module) else name
+    with Recorder(
+        module, tmp_path / "r", data=(x, y), probe_every=10, exact_every=1, loss_fn=loss_fn,
+        optimizer={"name": "gd", "schedule": "constant"}, loss=told,
+    ) as recorder:  # fmt: skip
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss_fn(module(x), y).backward()
+            recorder.record(0.0, optimizer)
+            optimizer.step()
+    result = audit(str(tmp_path / "r"), certificate=False)
+    flat = [p.detach().clone() for p in module.parameters()]
+    names = [k for k, _ in module.named_parameters()]
+
+    def mean(*values: torch.Tensor) -> Any:
+        return loss_fn(torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,)), y)
+
+    blocks = torch.autograd.functional.hessian(mean, tuple(flat))  # type: ignore[no-untyped-call]
+    matrix = torch.cat(
+        [torch.cat([b.reshape(p.numel(), -1) for b in row], 1) for row, p in zip(blocks, flat, strict=True)]
+    )
+    last = result.to_dict()["sharpness"]["max"]
+    assert last is not None
+    probes = np.asarray(torch.linalg.eigvalsh((matrix + matrix.T) / 2))
+    assert last >= probes[-1] * (1 - 1e-2)
+    row = result["step_size"]
+    assert row.status is (Status.UNKNOWN if kinks else Status.ESTIMATED)
+    assert ("kinks" in row.reason) is kinks
+    assert result["C1"].reason.startswith("not asked")
+    assert result.figures.pl_ratio_star is not None
