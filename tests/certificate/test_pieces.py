@@ -231,6 +231,25 @@ def test_no_rounding_makes_a_bound_better(seed: int) -> None:
             assert all(x >= y for x, y in zip(above, want["above"], strict=True))
             assert float(pieces.loss_below(rho)[0]) <= min(want["below"])
             assert float(pieces.mu(rho, floor)[0]) <= min(want["mu"])
+            ends = []
+            for loss, slope in ((piece.loss_start, pieces.chord_low[0, 0]), (piece.loss_end, pieces.chord_low[0, -1])):
+                low, beta, r = (mpmath.mpf(float(v)) for v in (slope, smooth.beta, rho))
+                down = low * r - beta * r**2 / 2 if beta * r <= low else mpmath.mpf(0)
+                ends.append(mpmath.mpf(loss) + mpmath.mpf(error) - down)
+            assert float(pieces.lowest_seen(rho)[0]) >= min(ends)
+
+
+def test_many_pieces_are_bounded_as_each_alone() -> None:
+    base = quadratic_piece(3.0, 0.5)
+    several = [replace(base, step=k, length=base.length * (1 + k), loss_start=2.0 + k) for k in range(INTERVALS)]
+    together, rho = Pieces(several), np.linspace(0.0, 0.01, INTERVALS)
+    bounds: list[Callable[[Pieces, Any], Any]] = [
+        Pieces.gradient, Pieces.loss_above, Pieces.loss_below, Pieces.lowest_seen,
+        lambda p, r: p.mu(r, 0.1), lambda p, r: p.share(0.02),
+    ]  # fmt: skip
+    for of in bounds:
+        alone = [of(Pieces([piece]), r)[0] for piece, r in zip(several, rho, strict=True)]
+        assert np.array_equal(of(together, rho), np.array(alone))
 
 
 def test_what_is_not_said_of_a_loss_is_the_least_that_can_be() -> None:

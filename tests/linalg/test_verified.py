@@ -119,6 +119,22 @@ def test_everything_is_subtracted() -> None:
     assert given.value == pytest.approx(plain.value - 0.125, rel=1e-14)
 
 
+@pytest.mark.parametrize("error", [0.0, 1e-3])
+def test_differences_are_rounded_downwards(error: float) -> None:
+    """Many shifts: some of them are rounded upwards by the subtraction, whose last bit the margins do not hold."""
+    kernel = nearly_singular(5, 3) + torch.eye(5, dtype=torch.float64)
+    for k in range(1, 60):
+        found = lambda_min_lower(kernel, k / 61.0, formation_error=error)
+        exact = Fraction(found.shift) - Fraction(found.factorisation_error) - Fraction(error)
+        assert exact * (1 - Fraction(1, 2**50)) < Fraction(found.value) < exact
+
+
+def test_what_underflows_in_a_matrix_of_zeros() -> None:
+    slack, _ = shifted_bound(torch.diag(torch.full((3,), 5e-324, dtype=torch.float64)) * 2**60, 0.0)
+    assert slack is not None
+    assert slack >= 9 * torch.finfo(torch.float64).smallest_normal
+
+
 def test_errors_a_million_times_larger_show(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = nearly_singular(5, 3) + torch.eye(5, dtype=torch.float64)
     before = lambda_min_lower(kernel, 1.0).factorisation_error
@@ -144,7 +160,9 @@ def test_the_margin_doubles_until_a_factorisation_succeeds() -> None:
 @pytest.mark.parametrize("estimate", [math.nan, math.inf])
 def test_no_estimate_proves_nothing(estimate: float) -> None:
     assert lambda_min_lower(torch.eye(2, dtype=torch.float64), estimate).value == -math.inf
-    assert lambda_min_lower(torch.zeros(0, 0, dtype=torch.float64), 1.0).value == -math.inf
+    nothing = LowerBound(-math.inf, -math.inf, math.inf, 0.5, 0)
+    assert lambda_min_lower(torch.zeros(0, 0, dtype=torch.float64), 1.0, formation_error=0.5) == nothing
+    assert lambda_min_lower(torch.eye(2, dtype=torch.float64), estimate, formation_error=0.5) == nothing
 
 
 def test_precision_that_does_not_reach_certifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
