@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,3 +201,15 @@ def test_text_that_no_encoding_holds_is_spelled_in_tables(tmp_path: Path) -> Non
     result = audit(log_of(tmp_path, "a.csv", np.exp(-0.1 * STEPS)))
     odd = replace(result.findings[0], reason="a loss called \ud800")
     assert replace(result, findings=(odd,)).to_frame()["reason"][0] == r"a loss called \ud800"
+
+
+@pytest.mark.parametrize(("factor", "status"), [(0.5, VERIFIED), (1.0, VERIFIED), (1.01, ESTIMATED), (1e6, ESTIMATED)])
+def test_a_bound_above_its_own_value_is_not_believed(runs: Path, tmp_path: Path, factor: float, status: Status) -> None:
+    path = tmp_path / "digits"
+    shutil.copytree(runs / "digits", path)
+    table = pd.read_csv(path / "probes.csv")
+    assert 0 < table["lambda_min_lower"][0] < table["lambda_min"][0]
+    table["lambda_min_lower"] = factor * table["lambda_min"]
+    table.to_csv(path / "probes.csv", index=False)
+    found = audit(str(path), certificate=False)["H1"]
+    assert (found.status, found.value) == (status, (factor if status is VERIFIED else 1.0) * table["lambda_min"][0])
