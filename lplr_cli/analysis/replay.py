@@ -1,4 +1,4 @@
-"""The iterates of a run, one after another: trained again bit by bit, or read from checkpoints of every step."""
+"""The iterates of a run, one after another: trained again bit by bit, or read as a recorder kept them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from lplr_cli.analysis.subject import OWN, Source, Subject, open_subject
 from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES
 from lplr_cli.runs import Manifest, RunDirectory
+from lplr_cli.runs.iterates import IterateFile
 from lplr_cli.training import TrainConfig, Trainer
 from lplr_cli.training.loop import threads_of
 from lplr_cli.training.objective import Objective
@@ -29,7 +31,7 @@ class Agreement:
     """What a replay was compared with.
 
     Attributes:
-        kind: ``replay`` or ``checkpoints``.
+        kind: ``replay``, ``checkpoints`` or ``file``.
         rows: logged losses that were compared.
         identical: how many agree to the last bit.
         largest: relative difference of the worst; None where nothing was compared.
@@ -57,11 +59,12 @@ class Agreement:
     @property
     def sentence(self) -> str:
         """For people."""
-        if self.kind == "checkpoints":
+        if self.kind != "replay":
+            origin = "checkpoints" if self.kind == "checkpoints" else "the file of every step"
             return (
-                f"iterates from checkpoints; {self.rows} logged losses compared, largest difference {self.largest:.1g}"
+                f"iterates from {origin}; {self.rows} logged losses compared, largest difference {self.largest:.1g}"
                 if self.largest is not None
-                else "iterates from checkpoints; the log has no exact loss to compare"
+                else f"iterates from {origin}; the log has no exact loss to compare"
             )
         if self.rows == self.identical:
             return f"replayed: all {self.rows} logged losses agree to the last bit"
@@ -79,7 +82,7 @@ class Iterates:
     """The path of a run between two steps.
 
     Args:
-        run: of lplr, or recorded with a checkpoint at every step.
+        run: of lplr, or recorded with its path or a checkpoint at every step.
         first, last: steps; from the start to the last one by default.
         source: what the user says of model and data.
 
@@ -105,13 +108,35 @@ class Iterates:
             raise InputError(f"{run.path} has no checkpoint of its start", "record step 0")
         self.log = run.log()
         self.first, self.last = _range(first, last, int(self.log["step"].max()))
-        if self.manifest.recorded:
-            self.last = _contiguous(run, steps, self.first, self.last, last is None)
         self.subject = _at(run, source, max(s for s in steps if s <= self.first))
+        self._file = None
+        if self.manifest.recorded:
+            if IterateFile.there(run.path):
+                self._file = self._opened(max(s for s in steps if s <= self.first))
+            known = steps if self._file is None else self._file.steps
+            self.last = _contiguous(run, known, self.first, self.last, last is None)
         x, y = self.subject.dataset.tensors(DTYPES.get(self.manifest.dtype or "float64"))
         self.objective = Objective(copy.deepcopy(self.subject.module), x, y, loss)
-        self.agreement = Agreement("checkpoints" if self.manifest.recorded else "replay")
+        origin = "checkpoints" if self._file is None else "file"
+        self.agreement = Agreement(origin if self.manifest.recorded else "replay")
         self._exact = _exact_losses(self.manifest, self.log)
+
+    @property
+    def _trained(self) -> list[Tensor]:
+        """The parameters that θ is made of."""
+        return [p for p in self.subject.module.parameters() if p.requires_grad]
+
+    def _opened(self, step: int) -> IterateFile:
+        """The file of every step, which must have the parameters of a checkpoint in the order of this network."""
+        file = IterateFile(self.run.path, [tuple(p.shape) for p in self._trained])
+        if step not in file.steps or not np.array_equal(file.at(step), self._here().numpy(), equal_nan=True):
+            raise InputError(
+                f"{file.path} and the checkpoint of step {step} differ", "give the network that was recorded"
+            )
+        return file
+
+    def _here(self) -> Tensor:
+        return torch.cat([p.detach().double().reshape(-1) for p in self._trained])
 
     @property
     def steps(self) -> int:
@@ -126,17 +151,21 @@ class Iterates:
             self._train(visit)
 
     def _read(self, visit: Visit) -> None:
-        """From checkpoints."""
+        """As the recorder kept them."""
         rates = self.log.set_index("step")["lr"]
         plain = self.manifest.optimizer.name in ("gd", "sgd") and not self.manifest.optimizer.momentum
         for step in range(self.first, self.last + 1):
-            self.subject.move_to(self.run, step)
-            values = {k: p.detach().double() for k, p in self.subject.module.named_parameters() if p.requires_grad}
-            theta = torch.cat([v.reshape(-1) for v in values.values()])
+            theta = self._kept(step)
             loss, gradient = self.objective(theta)
             self._compare(step, loss)
             lr = float(rates.get(step, math.nan))
             visit(step, theta, loss, gradient, lr if plain and math.isfinite(lr) and lr > 0 else None)
+
+    def _kept(self, step: int) -> Tensor:
+        if self._file is not None:
+            return torch.from_numpy(self._file.at(step))
+        self.subject.move_to(self.run, step)
+        return self._here()
 
     def _train(self, visit: Visit) -> None:
         """By training again from the last checkpoint before the first step."""
@@ -182,7 +211,7 @@ def _range(first: int, last: int | None, end: int) -> tuple[int, int]:
 
 
 def _contiguous(run: RunDirectory, steps: list[int], first: int, last: int, shorten: bool) -> int:
-    """The last step up to which every step has its checkpoint."""
+    """The last step up to which every step is known."""
     there = set(steps)
     missing = next((s for s in range(first, last + 1) if s not in there), None)
     if missing is None:
@@ -191,7 +220,7 @@ def _contiguous(run: RunDirectory, steps: list[int], first: int, last: int, shor
         return last - 1
     raise InputError(
         f"the path of {run.path} between checkpoints is not known (step {missing} has none)",
-        "record with checkpoint_every=1, or give --from-step and --to-step",
+        "record with keep_path=True, or give --from-step and --to-step",
     )
 
 

@@ -159,3 +159,13 @@ def spread(loss_fn: LossFunction) -> LossFunction:
         return loss_fn(outputs, targets).reshape(1).expand(len(outputs))
 
     return values
+
+
+def check_schedules(from_never: Sequence[int], from_one: Sequence[int]) -> None:
+    """Steps between things: none is negative, and what happens always happens at some step.
+
+    Raises:
+        InputError: a number of steps that is none.
+    """
+    if min(from_never) < 0 or min(from_one) < 1:
+        raise InputError("a schedule is negative", "give 0 for never, or a number of steps")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,7 +34,15 @@ from lplr_cli.runs import (
     described_optimizer,
 )
 from lplr_cli.runs.checkpoint import Checkpoint
-from lplr_cli.training.described import described_model, loss_facts, optimizer_facts, spread, target_matrix
+from lplr_cli.runs.iterates import IterateWriter
+from lplr_cli.training.described import (
+    check_schedules,
+    described_model,
+    loss_facts,
+    optimizer_facts,
+    spread,
+    target_matrix,
+)
 from lplr_cli.training.exact import ExactValues
 from lplr_cli.training.neighbours import Neighbours
 from lplr_cli.training.probes import Prober, ProbeSettings
@@ -93,6 +101,7 @@ class Recorder:
         norms_every: steps between gradient norms and drifts. Each costs about as much as the update of a plain
             optimiser; 1 has them in every row.
         checkpoint_every: steps between checkpoints; 0 keeps the first and last. Step 0 is always kept.
+        keep_path: keep the parameters of every step in one file, 8 bytes each, for ``lplr certify RUN --path``.
         probe_every: steps between NTK probes on ``data``; 0 for none. Checkpoints allow probes later, offline.
         probe_size: samples of a probe, the first ones.
         probe_sharpness: whether probes measure the sharpness, over all of ``data``.
@@ -121,6 +130,7 @@ class Recorder:
         log_every: int = 1,
         norms_every: int = 5,
         checkpoint_every: int = 0,
+        keep_path: bool = False,
         probe_every: int = 0,
         probe_size: int = 100,
         probe_sharpness: bool = True,
@@ -130,15 +140,13 @@ class Recorder:
         optimizer: Mapping[str, Any] | None = None,
         log_format: str = "both",
     ) -> None:
-        _check_schedules((exact_every, checkpoint_every, probe_every), (log_every, norms_every, probe_size))
+        check_schedules((exact_every, checkpoint_every, probe_every), (log_every, norms_every, probe_size))
         if data is None and (exact_every or probe_every):
             raise InputError("exact values and probes need data", "pass data=(inputs, targets)")
-        self.module = unwrapped(module)
-        self.data = data
+        self.module, self.data = unwrapped(module), data
         self.exact_every, self.log_every, self.norms_every = exact_every, log_every, norms_every
         self.checkpoint_every, self.probe_every = checkpoint_every, probe_every
-        targets = None if data is None else data[1]
-        self._loss = loss_facts(loss, loss_fn, loss_scale, targets, exact=exact_every > 0)
+        self._loss = loss_facts(loss, loss_fn, loss_scale, data and data[1], exact=exact_every > 0)
         # A loss that is not known by name still has a Hessian.
         self._given = None if loss_fn is None else spread(loss_fn)
         self._targets = None if data is None else target_matrix(self.module, *data, self._loss)
@@ -166,9 +174,9 @@ class Recorder:
         near = NOISE_EVERY * norms_every if self._has_batches and self._exact is None else 0
         self._near = Neighbours(self._tracked, near)
         if self._writes:
-            self._begin(probe_size, probe_sharpness)
+            self._begin(probe_size, probe_sharpness, keep_path)
 
-    def _begin(self, probe_size: int, probe_sharpness: bool) -> None:
+    def _begin(self, probe_size: int, probe_sharpness: bool, keep_path: bool) -> None:
         """Make the run directory, with manifest, tables and the checkpoint of step 0."""
         self._run = RunDirectory.create(self.path)
         self._write_manifest()
@@ -176,6 +184,7 @@ class Recorder:
         self._log = Appender(self._run.log_path, (*LOG_COLUMNS, *self._near.columns, *noise), lag=LAG)
         columns = (*PROBE_COLUMNS, PRECONDITIONED, STABLE, LARGEST_LOSS)
         self._probes = Appender(self._run.probes_path, columns) if self.probe_every else None
+        self._iterates = IterateWriter(self.path, self._tracked.shapes) if keep_path else None
         self._save()
         if self.probe_every and self.data is not None and self._targets is not None:
             size = min(probe_size, len(self.data[0]))
@@ -255,8 +264,8 @@ class Recorder:
         if self._writes:
             self._keep(step)
         self._step += 1
-        square = None if self.exact_every else self._held.get("grad_norm_sq")
-        return None if square is None else math.sqrt(square)
+        square = self._held.get("grad_norm_sq")
+        return None if self.exact_every or square is None else math.sqrt(square)
 
     def _describe(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Write into the manifest what the optimiser is, once it is known."""
@@ -266,7 +275,9 @@ class Recorder:
                 self._write_manifest()
 
     def _keep(self, step: int) -> None:
-        """Probe and checkpoint, where it is time."""
+        """Iterate, probe and checkpoint, where it is time."""
+        if self._iterates is not None:
+            self._iterates.append(step, self._tracked.theta())
         if self._due(self.probe_every, step):
             self._probe(step)
         if step and self._due(self.checkpoint_every, step):
@@ -327,6 +338,8 @@ class Recorder:
             if self._probes is not None:
                 always.callback(self._probes.close)
             always.callback(self._log.close)
+            if self._iterates is not None:
+                always.callback(self._iterates.close)
             try:
                 self._keep_the_end()
             except BaseException:
@@ -341,6 +354,8 @@ class Recorder:
             return
         self._tracked.check()
         self._save()
+        if self._iterates is not None:
+            self._iterates.append(self._step, self._tracked.theta())
         if self._prober is not None and self._status == "finished":
             self._probe(self._step)
 
@@ -435,12 +450,3 @@ class Recorder:
             device=str(self._tracked.reference.device),
         )
         self._run.write_manifest(manifest)
-
-
-def _check_schedules(from_never: Sequence[int], from_one: Sequence[int]) -> None:
-    """
-    Raises:
-        InputError: a number of steps that is none.
-    """
-    if min(from_never) < 0 or min(from_one) < 1:
-        raise InputError("a schedule is negative", "give 0 for never, or a number of steps")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
@@ -56,6 +58,15 @@ class TrackedParameters:
         for name, parameter in now.items():
             if parameter.requires_grad:
                 raise _changed(name, "was unfrozen" if name in self._frozen else "was added")
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """In the order of θ."""
+        return [tuple(p.shape) for _, p in self.named]
+
+    def theta(self) -> NDArray[np.float64]:
+        """All present values, (P,)."""
+        return torch.cat([p.detach().double().reshape(-1).cpu() for _, p in self.named]).numpy()
 
     def state(self) -> dict[str, Tensor]:
         """The present values, by name."""

@@ -203,15 +203,15 @@ def test_no_proof_is_an_estimate_and_says_why(tmp_path: Path) -> None:
     assert not audit(str(run.path))["P2"].to_dict()["verified"]
 
 
-def recorded(path: Path, every: int, scale: float | None = 1.0) -> None:
+def recorded(path: Path, every: int, scale: float | None = 1.0, keep: bool = False) -> None:
     torch.manual_seed(0)
     x, y = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 1, dtype=torch.float64)
     np.savez(path.parent / "data.npz", inputs=x.numpy(), targets=y.numpy())
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     with Recorder(
-        model, path, data=(x, y), exact_every=1, checkpoint_every=every, dataset=str(path.parent / "data.npz"),
-        loss_scale=scale,
+        model, path, data=(x, y), exact_every=1, checkpoint_every=every, keep_path=keep,
+        dataset=str(path.parent / "data.npz"), loss_scale=scale,
     ) as recorder:  # fmt: skip
         for _ in range(4):
             optimizer.zero_grad()
@@ -231,6 +231,34 @@ def test_recorded_runs_need_every_step(tmp_path: Path) -> None:
     recorded(tmp_path / "some", 2)
     with pytest.raises(InputError, match="between checkpoints is not known"):
         certify_path(RunDirectory.open(tmp_path / "some"), source=tanh)
+
+
+def test_a_recorded_path_in_one_file_is_that_of_the_checkpoints(tmp_path: Path) -> None:
+    tanh = Source(activation="tanh")
+    recorded(tmp_path / "checkpoints", 1)
+    recorded(tmp_path / "file", 0, keep=True)
+    one, other = (
+        certify_path(RunDirectory.open(tmp_path / name), kernel=False, source=tanh).figures
+        for name in ("file", "checkpoints")
+    )
+    assert one.agreement.startswith("iterates from the file of every step")
+    assert replace(one, agreement=other.agreement) == other
+    kept = tmp_path / "file" / "iterates.f64"
+    whole = kept.read_bytes()
+    assert len(whole) == 56 + 5 * 8 * (1 + 21)
+    # A row that is torn is none; then its step is not known.
+    kept.write_bytes(whole[:-1])
+    torn = certify_path(RunDirectory.open(tmp_path / "file"), kernel=False, source=tanh).figures
+    assert torn.last_step == 3
+    for damage, said in (
+        (whole[:16] + b"\x07" + whole[17:], "other parameters"),
+        (b"no header", "other parameters"),
+        (whole[:56] + whole[56 + 176 :] + whole[56 : 56 + 176], "out of order"),
+        (whole[:80] + whole[72:80] + whole[88:], "checkpoint of step 0 differ"),
+    ):
+        kept.write_bytes(damage)
+        with pytest.raises(InputError, match=said):
+            certify_path(RunDirectory.open(tmp_path / "file"), kernel=False, source=tanh)
 
 
 def test_the_command_and_its_contract(run: RunDirectory, tmp_path: Path) -> None:
