@@ -42,6 +42,8 @@ _LISTED = 10
 # Matrices of K's size that LAPACK and the eigenvectors take.
 _COPIES = 4
 _CHUNK = 256
+# Steps that are predicted, each of them a number in memory.
+_MOST_STEPS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,9 @@ def descent_of(run: RunDirectory) -> Descent:
     if last < 1:
         raise InputError(f"no prediction for {run.path}: it made no step", "train it first")
     at = log["step"].to_numpy(dtype=np.int64)
+    if last > _MOST_STEPS or at.max() > last:
+        odd = f"its log ends at step {last:,}" if last > _MOST_STEPS else "the steps of its log are out of order"
+        raise InputError(f"no prediction for {run.path}: {odd}", f"up to {_MOST_STEPS:,} are predicted, one by one")
     loss, steps = np.full(last + 1, np.nan), np.full(last + 1, np.nan)
     loss[at], steps[at] = log["loss"].to_numpy(dtype=np.float64), log["lr"].to_numpy(dtype=np.float64)
     if np.isnan(steps[:-1]).any():

@@ -61,6 +61,8 @@ def certify(
     """
     sink = out_.Sink(format, output, force, require)
     budget = o.parse_memory(memory)
+    if directions < 0:
+        raise InputError(f"--directions {directions} is too few", "give at least 0")
     source = said.source()
     if path:
         stretch = _stretch(pieces, radius_path, from_step, to_step)

@@ -87,6 +87,14 @@ def test_what_no_kernel_predicts_is_refused_with_its_reason(tmp_path: Path) -> N
     own = trained_in(tmp_path / "own")
     with pytest.raises(InputError, match="MiB"):
         predict_run(own, memory=1 << 20)
+    rows = (own / "log.csv").read_text().splitlines(keepends=True)
+    far = [rows[0], *(f"{10**15 + k}{row[row.index(',') :]}" for k, row in enumerate(rows[1:]))]
+    shuffled = [*rows[:-2], rows[-1], rows[-2]]
+    for wrong, said in ((far, "ends at step 1,000,"), (shuffled, "out of order")):
+        (own / "log.csv").write_text("".join(wrong))
+        with pytest.raises(InputError, match=said):
+            predict_run(own)
+    (own / "log.csv").write_text("".join(rows))
     (own / "checkpoints" / "step-000000.pt").unlink()
     with pytest.raises(InputError, match="no checkpoint of its start"):
         predict_run(own)
