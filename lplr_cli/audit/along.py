@@ -36,8 +36,6 @@ class Along:
 def smooth_along(e: Evidence) -> Finding:
     """P1."""
     p = e.path
-    if "P1" in e.scope.not_asked:
-        return Finding("P1", Status.UNKNOWN, None, 2.0, f"not asked: {e.scope.not_asked['P1']}")
     if p is None or p.eta_beta_max is None:
         return Finding(
             "P1", Status.UNKNOWN, None, 2.0, _NONE if p is None else p.rate_reason or "no step size is known"
@@ -71,8 +69,6 @@ def local_pl_along(e: Evidence) -> Finding:
 def rate_along(e: Evidence) -> Finding:
     """P3."""
     p = e.path
-    if "P3" in e.scope.not_asked:
-        return Finding("P3", Status.UNKNOWN, None, 1.0, f"not asked: {e.scope.not_asked['P3']}")
     if p is None:
         return Finding("P3", Status.UNKNOWN, None, 1.0, _NONE)
     rate = p.rate_proved if p.certified else p.rate_estimated
@@ -88,7 +84,7 @@ def along_of(e: Evidence, found: Finding) -> Along:
     """The verdict along the run, from P2."""
     p = e.path
     if p is None:
-        return Along(Verdict.UNDETERMINED, _NONE)
+        return Along(Verdict.UNDETERMINED, e.scope.no_path or _NONE)
     mu, star = (p.mu_path, p.mu_path_star) if p.certified else (p.mu_path_estimated, p.mu_path_star_estimated)
     figures = (p.kind, mu, star, p.share)
     if found.status is Status.VERIFIED:

@@ -23,7 +23,8 @@ def lojasiewicz(e: Evidence) -> Finding | None:
     measured = _smallest(e)
     if measured is None:
         return Finding("E1", Status.UNKNOWN, None, None, "no gradient norms are logged")
-    seen = f"½‖∇L‖²/L² is at least {measured:.4g} along the run"
+    where = f"is {measured:.4g} here" if e.scope.no_path else f"is at least {measured:.4g} along the run"
+    seen = f"½‖∇L‖²/L² {where}"
     if not e.exact:
         return Finding("E1", Status.UNKNOWN, measured, None, f"{seen}: an estimate, biased upward by noise, no bound")
     found = _constant(e)

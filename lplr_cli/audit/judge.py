@@ -55,8 +55,6 @@ def _positive_on_all(e: Evidence, value: float, lower: float | None, top: float,
 
 def lipschitz(e: Evidence) -> Finding:
     """H2."""
-    if e.scope.other_loss:
-        return _not_asked(e, "H2")
     at = _ball(e)
     if e.proof is not None and at is not None:
         return _proved(e.proof, "H2", at.l_k, None, f"L_K ≤ {at.l_k:.4g} proved on the ball R = {at.radius:.4g}")
@@ -68,8 +66,6 @@ def lipschitz(e: Evidence) -> Finding:
 
 def compatibility(e: Evidence) -> Finding:
     """H3."""
-    if e.scope.other_loss:
-        return _not_asked(e, "H3")
     at = _ball(e)
     if e.proof is not None and at is not None:
         lam, product = e.proof.certificate.lambda_0_lower, at.l_k * at.radius
@@ -92,8 +88,6 @@ def compatibility(e: Evidence) -> Finding:
 
 def step_size(e: Evidence) -> Finding:
     """H4. The sharpness of the probes is that of the run's own loss."""
-    if "H4" in e.scope.not_asked:
-        return _not_asked(e, "H4")
     if e.lr is None:
         return Finding("H4", UNKNOWN, None, 1.0, "the step size is not known")
     at = _ball(e)
@@ -126,8 +120,6 @@ def _no_sharpness(e: Evidence) -> str:
 
 def containment(e: Evidence) -> Finding:
     """H5."""
-    if e.scope.other_loss:
-        return _not_asked(e, "H5")
     if e.proof is not None and e.proof.check.applies:
         return _contained(e.proof)
     top = e.drift
@@ -161,8 +153,6 @@ def _contained(proof: Proof) -> Finding:
 def local_pl(e: Evidence) -> Finding:
     """C1."""
     lowest, star = _measured(e)
-    if e.scope.other_loss:
-        return _not_asked(e, "C1")
     if e.scope.unknown_loss:
         return Finding("C1", UNKNOWN, star, 0.0, f"μ is not known, as {e.scope.unknown_loss}{_seen(star)}")
     at = _ball(e)
@@ -205,8 +195,6 @@ def linear_rate(e: Evidence) -> Finding:
             reason = f"{check.violations} of {check.steps:,} logged steps break the proved rate"
             return Finding("C2", FAILS, None, None, reason)
         return Finding("C2", VERIFIED, None, None, f"proved, and {check.steps:,} logged steps obey it")
-    if "C2" in e.scope.not_asked:
-        return _not_asked(e, "C2")
     if e.rate is None:
         return Finding("C2", UNKNOWN, None, None, "too few rows to fit a rate")
     fit = e.rate.fit
@@ -222,10 +210,6 @@ def linear_rate(e: Evidence) -> Finding:
     return Finding("C2", UNKNOWN, fit.rate, None, fit.about)
 
 
-def _not_asked(e: Evidence, key: str) -> Finding:
-    return Finding(key, UNKNOWN, None, None, f"not asked: {e.scope.not_asked[key]}")
-
-
 def _ball(e: Evidence) -> AtRadius | None:
     """What is proved on the ball of the run's drift."""
     return None if e.proof is None else e.proof.certificate.given
@@ -239,20 +223,30 @@ def _proved(proof: Proof, key: str, value: float, threshold: float | None, reaso
     return Finding(key, ESTIMATED, value, threshold, f"{reason}, for the data named; {why}")
 
 
-STATEMENTS: tuple[Callable[[Evidence], Finding | None], ...] = (
-    positivity,
-    lipschitz,
-    compatibility,
-    step_size,
-    containment,
-    local_pl,
-    linear_rate,
-    lojasiewicz,
-    law,
-    smooth_along,
-    local_pl_along,
-    rate_along,
-)
+STATEMENTS: Mapping[str, Callable[[Evidence], Finding | None]] = {
+    "H1": positivity,
+    "H2": lipschitz,
+    "H3": compatibility,
+    "H4": step_size,
+    "H5": containment,
+    "C1": local_pl,
+    "C2": linear_rate,
+    "E1": lojasiewicz,
+    "E2": law,
+    "P1": smooth_along,
+    "P2": local_pl_along,
+    "P3": rate_along,
+}
+
+
+def findings_of(e: Evidence) -> tuple[Finding, ...]:
+    """Every statement that is a matter of this run's loss; those that it cannot be asked are unknown for that."""
+    refused = e.scope.not_asked
+    found = (
+        Finding(key, UNKNOWN, None, None, f"not asked: {refused[key]}") if key in refused else judge(e)
+        for key, judge in STATEMENTS.items()
+    )
+    return tuple(f for f in found if f is not None)
 
 
 def verdict_of(e: Evidence, found: Mapping[str, Finding]) -> tuple[Verdict, str]:
@@ -264,8 +258,8 @@ def verdict_of(e: Evidence, found: Mapping[str, Finding]) -> tuple[Verdict, str]
     """
     if found["C1"].status is VERIFIED and found["H1"].status is VERIFIED:
         return Verdict.YES, f"certified: {found['C1'].reason}"
-    if e.scope.other_loss:
-        return Verdict.UNDETERMINED, e.scope.other_loss
+    if e.scope.no_path or e.scope.other_loss:
+        return Verdict.UNDETERMINED, e.scope.no_path or e.scope.other_loss
     failing = [k for k in ("H1", "H3", "C1") if found[k].holds is False]
     if failing:
         return Verdict.NO, "; ".join(f"{k} fails: {found[k].reason}" for k in failing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lplr_cli.analysis import OWN, LogInput, Source, read_log
@@ -11,19 +12,23 @@ from lplr_cli.audit.baseline import Change, compare
 from lplr_cli.audit.evidence import Examination, gather
 from lplr_cli.audit.figures import Figures, figures_of
 from lplr_cli.audit.findings import Finding, Verdict
-from lplr_cli.audit.judge import STATEMENTS, verdict_of
+from lplr_cli.audit.judge import findings_of, verdict_of
+from lplr_cli.audit.point import gather_point
 from lplr_cli.audit.sanity import CHECKS
 from lplr_cli.audit.scope import Scope
 from lplr_cli.diagnostics import Convergence, PLRatio
+from lplr_cli.errors import InputError
+from lplr_cli.losses import Loss
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
+from lplr_cli.runs.logs import holds_weights
 from lplr_cli.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Statements of cross-entropy alone, and checks that not every log gives occasion for.
-ENTROPY, OPTIONAL = ("E1", "E2"), ("descent", "spikes", "noise")
+ENTROPY, OPTIONAL = ("E1", "E2"), ("window", "interpolation", "descent", "spikes", "noise")
 _LOCAL_PL = {Verdict.YES: True, Verdict.NO: False, Verdict.UNDETERMINED: None}
 
 
@@ -110,11 +115,13 @@ def audit(
     tolerance: float = 0.1,
     certificate: bool = True,
     memory: int = DEFAULT_MEMORY,
+    loss: Loss | None = None,
 ) -> Audit:
     """Judge each hypothesis and conclusion of the theory over a run or log.
 
     Args:
-        source: a run directory, a log of any format, or - for stdin; or a log that is read already.
+        source: a run directory, a log of any format, or - for stdin; or a log that is read already; or a checkpoint,
+            of which H1, loss, gradient and curvature are examined.
         columns: names of the log's columns, see :func:`lplr_cli.runs.logs.parse_columns`.
         window: first and last step of the stable window; by rule when None.
         offline_probe: compute from checkpoints what the log lacks: gradient norms and NTK probes.
@@ -124,15 +131,21 @@ def audit(
         tolerance: relative worsening against the baseline that still passes.
         certificate: whether to compute the certificate at the start, where the run has a checkpoint of it.
         memory: bytes for kernels.
+        loss: of a checkpoint that does not tell it.
 
     Raises:
         InputError: what cannot be read.
         UnnamedCodeError: the certificate or an offline probe needs code that ``foreign`` does not name.
     """
     how = Examination(window, offline_probe, probe_size, foreign, certificate, memory)
-    log = source if isinstance(source, LogInput) else read_log(source, columns)
-    evidence = gather(log, how)
-    findings = tuple(found for judge in STATEMENTS if (found := judge(evidence)) is not None)
+    if isinstance(source, str) and holds_weights(source):
+        evidence, name = gather_point(Path(source), how, loss), source
+    else:
+        log = source if isinstance(source, LogInput) else read_log(source, columns)
+        if loss is not None:
+            raise InputError(f"--loss is of a checkpoint; {log.name} is a run or log", "leave it out")
+        evidence, name = gather(log, how), log.name
+    findings = findings_of(evidence)
     verdict, explanation = verdict_of(evidence, {f.key: f for f in findings})
     figures = figures_of(evidence)
     compared = None
@@ -140,7 +153,7 @@ def audit(
         before = gather(read_log(baseline, columns), replace(how, certificate=False))
         compared = compare(figures, figures_of(before), tolerance)
     return Audit(
-        log.name,
+        name,
         evidence.scope,
         verdict,
         explanation,

@@ -33,6 +33,8 @@ def stable_step(e: Evidence) -> Finding:
         how = "λ_max(P^−½ H P^−½), as Adam sees it," if seen else "the sharpness"
         moving = "; an indicator, as P moves" if seen else ""
         return _stable(ratio, f"{how} reaches {ratio:.4g} of what the optimiser bears{moving}")
+    if e.scope.no_path and e.scope.unknown_loss:
+        return Finding("step_size", Status.UNKNOWN, None, 1.0, e.scope.unknown_loss)
     if e.scope.adaptive:
         why = f"{e.scope.adaptive}, and no probe tells the curvature that it sees"
         return Finding("step_size", Status.UNKNOWN, None, 1.0, why)
@@ -57,8 +59,10 @@ def positive(e: Evidence) -> Finding:
     return replace(positivity(e), key="lambda_min")
 
 
-def window(e: Evidence) -> Finding:
+def window(e: Evidence) -> Finding | None:
     """A stable window, on which PL ratios are read."""
+    if e.scope.no_path:
+        return None
     if e.ratio is None and e.rate is not None:
         reason = "no gradient norms; see the window of the rate"
         return Finding("window", Status.UNKNOWN, None, None, reason)
@@ -68,8 +72,10 @@ def window(e: Evidence) -> Finding:
     return Finding("window", Status.ESTIMATED, found.stop - found.start, None, found.explanation)
 
 
-def interpolation(e: Evidence) -> Finding:
+def interpolation(e: Evidence) -> Finding | None:
     """A loss near zero, so that L* = 0 may be taken."""
+    if e.scope.no_path:
+        return None
     share = float(e.series.loss.min() / e.series.loss[0])
     status = Status.ESTIMATED if share <= INTERPOLATION else Status.FAILS
     reason = f"the lowest loss is {share:.3g} of the first"
@@ -78,7 +84,7 @@ def interpolation(e: Evidence) -> Finding:
 
 def descent(e: Evidence) -> Finding | None:
     """No step raises the loss; None for losses of mini-batches, which rise with the batch."""
-    if e.exact is False:
+    if e.exact is False or e.scope.no_path:
         return None
     loss = e.series.loss
     rises = int((np.diff(loss) > 0).sum())

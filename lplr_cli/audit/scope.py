@@ -23,6 +23,7 @@ class Scope:
         unknown_steps: whether they are is not known.
         adaptive: the step is no multiple of a gradient, so that η against the curvature says nothing.
         other_steps_short: the same in few words.
+        no_path: this is a checkpoint alone, of which only one point is known.
         unknown_values: losses and gradient norms are not known to be those of all data.
     """
 
@@ -36,6 +37,7 @@ class Scope:
     adaptive: str = ""
     unknown_values: str = ""
     other_steps_short: str = ""
+    no_path: str = ""
 
     @property
     def not_asked(self) -> dict[str, str]:
@@ -44,6 +46,8 @@ class Scope:
         steps = {"H4": self.adaptive, "C2": self.other_steps, "P1": self.adaptive, "P3": self.adaptive}
         reasons = ball if self.other_loss else {}
         reasons = {**{k: v for k, v in steps.items() if v}, **reasons}
+        if self.no_path:
+            reasons |= dict.fromkeys(("H2", "H3", "H4", "H5", "C1", "C2", "E2", *ALONG), self.no_path)
         return {key: reason for key, reason in reasons.items() if reason}
 
     @property
@@ -59,7 +63,7 @@ class Scope:
         if not refused:
             return f"{what}. All statements can be asked" + ("" if not self.open else f", but {', '.join(self.open)}")
         asked, why = ", ".join(self.asked), "; ".join(dict.fromkeys(refused.values()))
-        cannot = ", ".join(k for k in (*STATEMENTS, *ALONG) if k in refused)
+        cannot = ", ".join(k for k in (*STATEMENTS, "E2", *ALONG) if k in refused)
         return f"{what}. {asked} can be asked; {cannot} cannot: {why}"
 
     @property

@@ -39,6 +39,17 @@ def audit(
         int | None, typer.Option(min=1, help="Samples of offline probes; all by default.", rich_help_panel="Input")
     ] = None,
     said: o.SourceOptions,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a checkpoint that does not tell it: squared, cross-entropy, bce.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    loss_scale: Annotated[
+        float, typer.Option(help="s of --loss, e.g. 1/C for torch's MSELoss.", rich_help_panel="Input")
+    ] = 1.0,
     policy: Annotated[
         str | None,
         typer.Option(metavar="FILE.toml[:SET]", help="A named set of requirements.", rich_help_panel="Verdict"),
@@ -78,6 +89,7 @@ def audit(
 
     [bold]lplr audit runs/mnist-mlp64-s0 --junit audit.xml --markdown "$GITHUB_STEP_SUMMARY"[/bold]
     [bold]lplr audit metrics.csv --column loss=train_loss --require 'C2.holds == true'[/bold]
+    [bold]lplr audit model.ckpt --model mycode:build --data mycode:data --loss cross-entropy[/bold]
     """
     from lplr_cli.audit import read_policy
 
@@ -90,10 +102,11 @@ def audit(
     source = said.source()
     from lplr_cli.audit.run import audit as examine
     from lplr_cli.diagnostics import parse_window
-    from lplr_cli.runs.logs import parse_columns
+    from lplr_cli.losses import Loss
+    from lplr_cli.runs.logs import holds_weights, parse_columns
 
     result = examine(
-        open_log(run, column, run_name),
+        run if holds_weights(run) else open_log(run, column, run_name),
         columns=parse_columns(column or []),
         window=parse_window(window) if window else None,
         offline_probe=offline_probe,
@@ -103,6 +116,7 @@ def audit(
         tolerance=tolerance,
         certificate=certificate,
         memory=o.parse_memory(memory),
+        loss=None if loss is None else Loss(loss, loss_scale),
     )
     record = result.to_dict()
     failures = sink.check(record)

@@ -86,7 +86,7 @@ def test_digits_are_refused_with_the_figures(runs: Path) -> None:
     record = result.to_dict()
     assert record["H3"]["holds"] is False
     assert record["local_pl"] is False
-    assert len(result.to_frame()) == 15
+    assert len(result.to_frame()) == 16
 
 
 def test_a_bare_log_is_undetermined(tmp_path: Path) -> None:

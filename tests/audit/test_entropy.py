@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from lplr_cli.analysis import Source
 from lplr_cli.audit.findings import Status
 from lplr_cli.audit.run import audit
 from lplr_cli.data import DataSpec
+from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
 from lplr_cli.models import ModelSpec
 from lplr_cli.ntk import Network, empirical_ntk
@@ -140,3 +142,38 @@ def test_other_losses(loss_fn: Any, name: str, kinks: bool, tmp_path: Path) -> N
     assert ("kinks" in row.reason) is kinks
     assert result["C1"].reason.startswith("not asked")
     assert result.figures.pl_ratio_star is not None
+
+
+def test_a_checkpoint_alone(tmp_path: Path) -> None:
+    """What one point tells, for the loss that is named; everything about a path is not asked."""
+    torch.manual_seed(0)
+    module = nn.Linear(20, 3).double()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
+    x, y = points()
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(x.double()), y).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    loss = nn.functional.cross_entropy(module(x.double()), y)
+    square = sum(float(g.square().sum()) for g in torch.autograd.grad(loss, list(module.parameters())))
+    torch.save({"model": module.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "c.ckpt")
+    source = Source(data=DataSpec("tests.audit.test_entropy:points"))
+    found = audit(str(tmp_path / "c.ckpt"), foreign=source, loss=Loss("cross-entropy"))
+    assert found.figures.loss.first == pytest.approx(float(loss), rel=1e-12)
+    assert found["E1"].value == pytest.approx(0.5 * square / float(loss) ** 2, rel=1e-9)
+    assert found["H1"].holds
+    assert found["step_size"].holds
+    assert "as Adam sees it" in found["step_size"].reason
+    assert {f.key for f in found.findings if "has no path" in f.reason} >= {"C1", "C2", "P2", "E2"}
+    assert found.verdict == "undetermined"
+    unknown = audit(str(tmp_path / "c.ckpt"), foreign=source).to_dict()
+    assert unknown["loss"]["first"] is None
+    assert unknown["E1"] is None
+    assert unknown.keys() == found.to_dict().keys()
+    with pytest.raises(InputError, match="is of a checkpoint"):
+        audit_of_a_log(tmp_path)
+
+
+def audit_of_a_log(folder: Path) -> None:
+    (folder / "l.csv").write_text("step,loss\n0,1\n1,0.5\n")
+    audit(str(folder / "l.csv"), loss=Loss())

@@ -23,7 +23,7 @@ from lplr_cli.runs.logs import (
 from lplr_cli.runs.logs.columns import KNOWN, Choice, Reading, Table, parse_columns
 from lplr_cli.runs.logs.place import Place, opened, piped
 from lplr_cli.runs.logs.reader import Reader
-from lplr_cli.runs.logs.unknown import refuse
+from lplr_cli.runs.logs.unknown import holds_weights, refuse
 
 __all__ = [
     "KNOWN",
@@ -32,6 +32,7 @@ __all__ = [
     "Reader",
     "Reading",
     "Table",
+    "holds_weights",
     "parse_columns",
     "read_foreign_log",
     "read_stream",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lplr_cli import reading
 from lplr_cli.errors import InputError
 from lplr_cli.runs.logs import sqlite
 from lplr_cli.runs.logs.place import Place
@@ -23,6 +24,15 @@ _SIGNATURES = (
     (b"\xff\xfe", "is text in UTF-16", "write it in UTF-8"),
     (b"\xfe\xff", "is text in UTF-16", "write it in UTF-8"),
 )
+
+
+def holds_weights(source: str | Path) -> bool:
+    """Whether a path is that of a file which torch, safetensors or a pickle wrote."""
+    try:
+        with reading.open_regular(Path(source), remedy="give a checkpoint") as stream:
+            return _are_weights(stream.read(512))
+    except (InputError, OSError):
+        return False
 
 
 def refuse(place: Place) -> InputError:

@@ -1,0 +1,122 @@
+"""A checkpoint alone, of lplr or of anyone: one θ of which no path is known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lplr_cli.analysis import open_subject
+from lplr_cli.audit.evidence import Evidence, Examination, Probes
+from lplr_cli.audit.scope import Scope
+from lplr_cli.curvature import OptimizerState, optimizer_state
+from lplr_cli.diagnostics import LossSeries, RunFacts, analyse_pl_ratio
+from lplr_cli.errors import InputError
+from lplr_cli.losses import Loss
+from lplr_cli.runs import EXACT, DataFacts, LossFacts, Manifest, OptimizerFacts
+from lplr_cli.runs.foreign_weights import read_file
+from lplr_cli.training import Prober, ProbeSettings
+from lplr_cli.training.objective import Objective
+
+_NO_PATH = "a checkpoint has no path: record the run, or give its log"
+
+
+def gather_point(path: Path, how: Examination, loss: Loss | None) -> Evidence:
+    """Loss, gradient, kernel and curvature at one θ.
+
+    Args:
+        path: of the file.
+        how: with what the user says of it.
+        loss: what the file does not tell; without one, loss, gradient and curvature are not known.
+
+    Raises:
+        InputError: what cannot be opened; a loss that is not that of the file.
+    """
+    subject = open_subject(path, how.foreign)
+    told = None if subject.loss_scale is None else Loss("squared", subject.loss_scale)
+    if told is not None and loss is not None and told != loss:
+        raise InputError(f"{path} tells its own loss, {told.formula}", "leave out --loss")
+    loss = told or loss
+    state = optimizer_state(read_file(path), subject.module)
+    inputs, targets = subject.dataset.tensors()
+    size = min(how.probe_size or subject.dataset.n, subject.dataset.n)
+    network = {k: p.detach() for k, p in subject.module.named_parameters() if p.requires_grad}
+    settings = ProbeSettings(size, loss=loss, memory=how.memory)
+    prober = Prober(subject.module.double(), network, inputs, targets, settings)
+    known = None if isinstance(state, str) else state
+    table = pd.DataFrame([prober.measure(0, {k: v.double() for k, v in network.items()}, known)])
+    series = _series(Objective(subject.module, inputs, targets, loss) if loss is not None else None)
+    manifest = _manifest(
+        loss, known, subject.dataset.n, subject.dataset.outputs, sum(v.numel() for v in network.values())
+    )
+    facts = RunFacts(
+        loss_scale=None if loss is None else manifest.loss.squared_scale, loss_name=manifest.loss.name, exact=True
+    )
+    singular = ""
+    pair = subject.dataset.duplicate()
+    if pair is not None:
+        singular = f"samples {pair[0]} and {pair[1]} have equal inputs"
+    return Evidence(
+        manifest=manifest,
+        scope=_scope(manifest),
+        series=series,
+        ratio=analyse_pl_ratio(series, l_star="zero", facts=facts) if loss is not None else None,
+        rate=None,
+        probes=Probes(table, size == subject.dataset.n, own=False),
+        estimates=None,
+        proof=None,
+        no_proof=_NO_PATH,
+        eta=None,
+        lr=manifest.optimizer.lr,
+        stable=None,
+        scale=manifest.loss.squared_scale,
+        exact=True,
+        why_singular=singular,
+        path=None,
+        noise=None,
+        noise_floor=None,
+    )
+
+
+def _series(objective: Objective | None) -> LossSeries:
+    """One row."""
+    loss = square = math.nan
+    if objective is not None:
+        loss, gradient = objective(objective.flat.theta.clone())
+        square = float(gradient.double().square().sum())
+    unknown = np.full(1, np.nan)
+    return LossSeries(
+        np.zeros(1), np.array([loss]), np.array([square]), unknown, unknown, unknown, unknown, unknown, {}, 0
+    )
+
+
+def _manifest(loss: Loss | None, state: OptimizerState | None, n: int, outputs: int, parameters: int) -> Manifest:
+    """What is known of a run of which this is a checkpoint."""
+    facts = LossFacts(values=EXACT) if loss is None else LossFacts(loss.name, loss.formula, loss.scale, EXACT)
+    optimizer = OptimizerFacts()
+    if state is not None:
+        rule = state.rule
+        name = ("adamw" if rule.decoupled else "adam") if rule.adaptive else "sgd"
+        optimizer = OptimizerFacts(name, rule.lr, rule.momentum, weight_decay=rule.weight_decay)
+    model = {"kind": "checkpoint", "parameters": parameters}
+    data = DataFacts(None, n, outputs)
+    return Manifest("finished", facts, optimizer, data, {}, model, None, None, None, recorded=True)
+
+
+def _scope(manifest: Manifest) -> Scope:
+    loss = manifest.loss
+    other = (
+        "" if loss.name in (None, "squared") else f"the theory of the ball is of the squared loss, this is {loss.label}"
+    )
+    optimizer = manifest.optimizer.name or "unknown optimiser"
+    return Scope(
+        f"a checkpoint, {optimizer}",
+        loss.label,
+        "exact values",
+        other_loss=other,
+        unknown_loss="the loss is not known: see --loss" if loss.name is None else "",
+        adaptive=f"a step of {optimizer} is not η∇L" if optimizer.startswith("adam") else "",
+        no_path=_NO_PATH,
+    )
