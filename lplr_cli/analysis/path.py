@@ -300,13 +300,13 @@ class _Expected:
 
 
 def _expected(run: RunDirectory, source: Source) -> _Expected | None:
-    """For a run of lplr by gradient descent whose network has a certificate; None for any other."""
+    """For a run of lplr by gradient descent on an MLP that has a certificate; None for any other."""
     manifest, log = run.manifest(), run.log()
     if manifest.recorded or not manifest.exact or manifest.optimizer.name != "gd" or manifest.optimizer.momentum:
         return None
     path = Iterates(run, source=source)
     curvature, why = _curvature(path, "auto", DEFAULT_MEMORY)
-    if why:
+    if why or not (isinstance(curvature, CertifiedCurvature) and curvature.is_mlp):
         return None
     theta = path.objective.flat.theta.clone()
     length = float((log["lr"] * np.sqrt(log["grad_norm_sq"])).sum())

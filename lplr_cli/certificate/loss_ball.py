@@ -111,6 +111,11 @@ class CertifiedCurvature:
         loss.check_targets(self.y)
         self.shapes = {k: p.shape for k, p in module.named_parameters() if p.requires_grad}
 
+    @property
+    def is_mlp(self) -> bool:
+        """Whether the bounds are those of an MLP, whose cost is known beforehand."""
+        return isinstance(self.network, SmoothMLP)
+
     def ball(self, centre: Tensor) -> LossBall:
         """For balls around θ = ``centre``, (P,)."""
         return LossBall(self, centre)

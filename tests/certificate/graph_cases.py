@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -134,6 +136,17 @@ CASES = {
     "resnet-softplus": Case(lambda: SmallResNet(make_activation("softplus", 2.0)), (1, 4, 4)),
     "resnet-gelu": Case(lambda: SmallResNet(nn.GELU()), (1, 4, 4)),
 }  # fmt: skip
+
+
+def residual_net() -> nn.Module:
+    """For runs that name their code."""
+    return CASES["residual"].make()[0]
+
+
+def images() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Four images for it, with targets −1 and +1."""
+    x = CASES["residual"].make(n=4)[1]
+    return x.numpy(), np.array([1.0, -1.0, 1.0, -1.0])
 
 
 class Point:

@@ -22,7 +22,7 @@ from lplr_cli.ntk import Network, evaluation_mode
 # Directions that ``auto`` chooses from.
 PUSHED = (64, 256)
 # Samples that it tries, the factor that pushing at all is worth, and that which more of it is.
-_TRIED, _WORTH, _MORE = 4, 4.0, 2.0
+_TRIED, _WORTH, _MORE = 4, 4.0, 8.0
 # Steps of the power iteration behind the bound of a non-negative matrix, and its shift.
 _STEPS, _SHIFT = 24, 0.05
 
