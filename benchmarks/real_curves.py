@@ -178,7 +178,7 @@ def draw(run: Run, log: pd.DataFrame, result: Convergence, path: Path) -> None:
         if result.fit.part is not None:
             top.axvspan(result.fit.part["start"], result.fit.part["stop"], color=figures.SKY, alpha=0.2, lw=0)
         top.set_yscale("log")
-        top.legend()
+        figures.legend(top)
         figures.effective_axes(below, result)
         rate = "" if result.fit.rate is None else f" ρ = {result.fit.rate:.5f}"
         figure.suptitle("\n".join(textwrap.wrap(f"{run.title}. {result.fit.says}{rate}", 78)), fontsize=8)

@@ -3,7 +3,7 @@
 from lplr_cli.analysis.certificates import certificate_of_run, certified_columns, certify_checkpoint, certify_run
 from lplr_cli.analysis.conclude import conclude
 from lplr_cli.analysis.curvature import HessianProbe, HessianSeries, hessian_along, probe_hessian
-from lplr_cli.analysis.lazy import LazyPrediction, predict_outputs, predict_run
+from lplr_cli.analysis.lazy import LAZY, MOST_ROWS, LazyPrediction, predict_outputs, predict_run
 from lplr_cli.analysis.logs import LogInput, read_log
 from lplr_cli.analysis.noise import NoiseFloor, kept_floor, noise_floor
 from lplr_cli.analysis.offline import probe_checkpoints
@@ -16,6 +16,8 @@ from lplr_cli.analysis.summary import Certified, Summary, run_facts, summarize, 
 from lplr_cli.analysis.trajectory import plain_step, trajectory_of
 
 __all__ = [
+    "LAZY",
+    "MOST_ROWS",
     "OWN",
     "Certified",
     "HessianProbe",

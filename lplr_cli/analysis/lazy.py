@@ -44,6 +44,8 @@ _COPIES = 4
 _CHUNK = 256
 # Steps that are predicted, each of them a number in memory.
 _MOST_STEPS = 10_000_000
+# Rows of K up to which audits and reports take its eigenvectors without being asked to.
+MOST_ROWS = 1500
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def predict_run(
     source: Source = OWN,
     pieces: int = 5,
     memory: int = DEFAULT_MEMORY,
+    most_rows: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LazyPrediction:
     """Predict the loss of a run from the kernels at its checkpoints, over all samples and outputs, in float64.
@@ -192,6 +195,7 @@ def predict_run(
         source: what the user says of a run that does not tell its model or data.
         pieces: checkpoints to predict from, at most; the start and the last are always examined.
         memory: bytes for a kernel and its eigenvectors.
+        most_rows: refuse a kernel with more rows; None for no limit but memory.
         progress: called with (kernels done, kernels).
 
     Raises:
@@ -206,6 +210,11 @@ def predict_run(
     chosen = _spread(taken, pieces)
     subject = open_subject(path, source, step=0)
     inputs, targets = subject.dataset.tensors()
+    if most_rows is not None and targets.numel() > most_rows:
+        raise InputError(
+            f"K has {targets.numel():,} rows, and here {most_rows:,} at most are taken",
+            f"ask for it: lplr probe-ntk {path} --predict",
+        )
     found: list[Piece] = []
     ends: list[tuple[Tensor, Modes]] = []
     for done, (step, until) in enumerate(_stretches(chosen, len(descent.steps)), start=1):

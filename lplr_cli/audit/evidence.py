@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from lplr_cli.analysis import (
+    MOST_ROWS,
     OWN,
+    LazyPrediction,
     LogInput,
     PathFigures,
     Source,
@@ -16,6 +18,7 @@ from lplr_cli.analysis import (
     kept_path,
     open_subject,
     plain_step,
+    predict_run,
     probe_checkpoints,
     recompute_gradients,
     trajectory_of,
@@ -47,7 +50,7 @@ from lplr_cli.diagnostics import (
     clean_series,
     numbers,
 )
-from lplr_cli.errors import InputError, NumericalError
+from lplr_cli.errors import InputError, LplrError, NumericalError
 from lplr_cli.factories import UnnamedCodeError
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import PRECONDITIONED, STABLE, Manifest, RunDirectory
@@ -66,6 +69,7 @@ class Examination:
         probe_size: samples of offline probes; all by default.
         foreign: model and data of a run that does not tell them.
         certificate: whether to compute the certificate at the start.
+        pieces: checkpoints to predict the loss from; 0 for no prediction.
         memory: bytes for kernels.
     """
 
@@ -74,6 +78,7 @@ class Examination:
     probe_size: int | None = None
     foreign: Source = OWN
     certificate: bool = True
+    pieces: int = 1
     memory: int = DEFAULT_MEMORY
 
 
@@ -152,6 +157,7 @@ class Evidence:
         why_singular: why K of all samples must be singular; empty where nothing says so.
         path: what was proved along the path, as the run keeps it.
         noise: of mini-batch gradients. noise_floor: what they keep the loss above L*.
+        prediction: the loss that the kernel at the start predicts; no_prediction: why there is none.
     """
 
     manifest: Manifest | None
@@ -172,6 +178,8 @@ class Evidence:
     path: PathFigures | None
     noise: BatchNoise | None
     noise_floor: float | None
+    prediction: LazyPrediction | None
+    no_prediction: str
 
     @property
     def kinks(self) -> str | None:
@@ -225,6 +233,7 @@ def gather(log: LogInput, how: Examination) -> Evidence:
         None if run is None else kept_path(run),
         batch_noise(series, facts),
         facts.noise_floor,
+        *_prediction(run, how),
     )
 
 
@@ -301,6 +310,17 @@ def _proof(run: RunDirectory | None, how: Examination) -> tuple[Proof | None, st
         followed.dtype,
     )
     return proof, ""
+
+
+def _prediction(run: RunDirectory | None, how: Examination) -> tuple[LazyPrediction | None, str]:
+    if run is None:
+        return None, "a log alone has no network to predict from"
+    if how.pieces < 1:
+        return None, "not asked for"
+    try:
+        return predict_run(run.path, source=how.foreign, pieces=how.pieces, memory=how.memory, most_rows=MOST_ROWS), ""
+    except LplrError as error:
+        return None, error.what
 
 
 def _why_singular(run: RunDirectory | None, manifest: Manifest | None, foreign: Source) -> str:

@@ -49,6 +49,7 @@ TITLES = {
     "descent": "the loss never rises",
     "spikes": "no spike of gradient or update",
     "noise": "gradient above the noise of its batch",
+    "lazy": "the kernel at the start predicts every loss within 10 %",
 }
 
 

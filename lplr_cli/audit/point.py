@@ -77,6 +77,8 @@ def gather_point(path: Path, how: Examination, loss: Loss | None) -> Evidence:
         path=None,
         noise=None,
         noise_floor=None,
+        prediction=None,
+        no_prediction="one point makes no steps to predict",
     )
 
 

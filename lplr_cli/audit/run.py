@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lplr_cli.analysis import OWN, LogInput, Source, read_log
+from lplr_cli.analysis import OWN, LazyPrediction, LogInput, Source, read_log
 from lplr_cli.audit.along import Along, along_of
 from lplr_cli.audit.baseline import Change, compare
 from lplr_cli.audit.evidence import Examination, gather
@@ -47,6 +47,7 @@ class Audit(Shown):
         figures: PL ratio, rate, drift and constants.
         baseline: comparison with an earlier run, by figure.
         ratio, rate: the series that the findings rest on; None where the log does not tell.
+        prediction: the loss that the kernel at the start predicts; None, with ``no_prediction``, where it does not.
     """
 
     source: str
@@ -60,6 +61,8 @@ class Audit(Shown):
     baseline: dict[str, Change] | None
     ratio: PLRatio | None = None
     rate: Convergence | None = None
+    prediction: LazyPrediction | None = None
+    no_prediction: str = ""
 
     def __getitem__(self, key: str) -> Finding:
         """The finding named ``key``, e.g. ``audit["H3"]``."""
@@ -114,6 +117,7 @@ def audit(
     baseline: str | None = None,
     tolerance: float = 0.1,
     certificate: bool = True,
+    pieces: int | None = None,
     memory: int = DEFAULT_MEMORY,
     loss: Loss | None = None,
 ) -> Audit:
@@ -130,6 +134,8 @@ def audit(
         baseline: an earlier run or log to compare with.
         tolerance: relative worsening against the baseline that still passes.
         certificate: whether to compute the certificate at the start, where the run has a checkpoint of it.
+        pieces: checkpoints to predict the loss from, 0 for no prediction; by default the start alone, with the
+            certificate.
         memory: bytes for kernels.
         loss: of a checkpoint that does not tell it.
 
@@ -137,7 +143,8 @@ def audit(
         InputError: what cannot be read.
         UnnamedCodeError: the certificate or an offline probe needs code that ``foreign`` does not name.
     """
-    how = Examination(window, offline_probe, probe_size, foreign, certificate, memory)
+    pieces = int(certificate) if pieces is None else pieces
+    how = Examination(window, offline_probe, probe_size, foreign, certificate, pieces, memory)
     if isinstance(source, str) and holds_weights(source):
         evidence, name = gather_point(Path(source), how, loss), source
     else:
@@ -150,7 +157,7 @@ def audit(
     figures = figures_of(evidence)
     compared = None
     if baseline is not None:
-        before = gather(read_log(baseline, columns), replace(how, certificate=False))
+        before = gather(read_log(baseline, columns), replace(how, certificate=False, pieces=0))
         compared = compare(figures, figures_of(before), tolerance)
     return Audit(
         name,
@@ -164,4 +171,6 @@ def audit(
         compared,
         evidence.ratio,
         evidence.rate,
+        evidence.prediction,
+        evidence.no_prediction,
     )

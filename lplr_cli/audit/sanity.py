@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from lplr_cli.analysis import LAZY
 from lplr_cli.audit.evidence import Evidence
 from lplr_cli.audit.findings import Finding, Status
 from lplr_cli.audit.judge import positivity
@@ -130,6 +131,18 @@ def noise(e: Evidence) -> Finding | None:
     return Finding("noise", status, found.end.snr, 1.0, reason)
 
 
+def lazy(e: Evidence) -> Finding:
+    """The laziness error of the loss that the kernel at the start predicts (theory.md section 11)."""
+    found = e.prediction
+    if found is None or found.error is None:
+        return Finding("lazy", Status.UNKNOWN, None, LAZY, e.no_prediction or "no finite loss to compare")
+    answer, status = ("yes", Status.ESTIMATED) if found.lazy else ("no", Status.FAILS)
+    reason = f"{answer}: the loss that K_0 predicts is off by up to a factor {math.exp(min(found.error, 700.0)):.4g}"
+    if found.kernel_change is not None:
+        reason += f"; K changes by {found.kernel_change:.2%}"
+    return Finding("lazy", status, found.error, LAZY, reason)
+
+
 CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     stable_step,
     positive,
@@ -138,4 +151,5 @@ CHECKS: tuple[Callable[[Evidence], Finding | None], ...] = (
     descent,
     spikes,
     noise,
+    lazy,
 )

@@ -14,6 +14,7 @@ from lplr_cli.diagnostics.fits import CurveFit
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.rate import Reading, read
 
+_NO_NOISE = "no noise"
 VERDICTS = ("linear", "two_rate", "sublinear", "undecided", "none")
 
 
@@ -75,6 +76,11 @@ class RateFit:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
+
+    @property
+    def range_name(self) -> str:
+        """What ``rate_low`` to ``rate_high`` is."""
+        return "range of other readings of the end" if self.conditional_on.startswith(_NO_NOISE) else "95 % interval"
 
     @property
     def law(self) -> str:
@@ -192,7 +198,7 @@ def _conditions(reading: Reading) -> str:
     if reading.verdict == "none":
         return "no law, no interval"
     if reading.tail is not None:
-        return "no noise: it is the range of four readings of the end of the log, not an interval of confidence"
+        return f"{_NO_NOISE}: it is the range of four readings of the end of the log, not an interval of confidence"
     noise = _noise(reading.weighed.chosen)
     text = f"the law on these rows and on {noise['model']} as noise"
     if noise["period"]:

@@ -46,6 +46,9 @@ _STYLE = {
     "pdf.fonttype": 42,
 }
 _POINTS = 4000
+# Of a legend: inches that a handle takes with its gaps, and a character.
+_HANDLE, _CHARACTER = 0.38, 0.064
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @contextmanager
@@ -71,18 +74,60 @@ def _shade(axes: Axes, window: Window | None) -> None:
 
 
 def curve(axes: Axes, table: pd.DataFrame, column: str, **how: Any) -> None:
-    """Draw what is positive of a column against the step, thinned."""
+    """Draw the positive values of a column against ``step``, thinned; nothing where there are none."""
     y = table[column].to_numpy(dtype=np.float64)
     usable = np.flatnonzero(np.isfinite(y) & (y > 0))
-    keep = usable[thin(len(usable), _POINTS)] if len(usable) else usable
-    axes.plot(table["step"].to_numpy()[keep], y[keep], **how)
+    if len(usable):
+        keep = usable[thin(len(usable), _POINTS)]
+        axes.plot(table["step"].to_numpy()[keep], y[keep], **how)
 
 
-def _log_axis(axes: Axes) -> None:
+def log_axis(axes: Axes) -> None:
+    """A logarithmic scale over the steps with ticks that can be read, and a legend."""
     axes.set_yscale("log")
+    readable_ticks(axes)
     axes.set_xlabel("step")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+    legend(axes)
+
+
+def readable_ticks(axes: Axes) -> None:
+    """Ticks of a y axis, with its label, as plain numbers, a power of ten in the label.
+
+    A logarithmic axis over two decades or more keeps powers of ten; below, these would be one or two, and the minor
+    ones between them unreadable.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axes.get_ylim()
+    logarithmic = axes.get_yscale() == "log"
+    if not 0 < max(abs(low), abs(high)) < np.inf or (logarithmic and (low <= 0 or high >= 100 * low)):
+        return
+    wide = logarithmic and high >= 10 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    power = int(np.floor(np.log10(max(abs(low), abs(high)))))
+    power = 0 if -3 < power < 4 else power
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 10.0**power:.6g}"))
+    if power:
+        axes.set_ylabel(f"{axes.get_ylabel()} / 10{str(power).translate(_RAISED)}")
+
+
+def legend(axes: Axes) -> None:
+    """What is drawn, in rows above the axes, where it covers no curve."""
+    labels = axes.get_legend_handles_labels()[1]
+    if not labels:
+        return
+    assert axes.figure is not None
+    room = axes.get_position().width * axes.figure.get_size_inches()[0]
+    wide = sum(_HANDLE + _CHARACTER * len(label) for label in labels)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=len(labels) if wide < room else min(len(labels), 2),
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
 
 
 def loss_axes(axes: Axes, result: PLRatio) -> None:
@@ -91,7 +136,7 @@ def loss_axes(axes: Axes, result: PLRatio) -> None:
     curve(axes, result.table, "loss", color=BLACK, label="L")
     curve(axes, result.table, "suboptimality", color=BLUE, label="L − L*")
     axes.set_ylabel("loss")
-    _log_axis(axes)
+    log_axis(axes)
 
 
 def pl_ratio_axes(axes: Axes, result: PLRatio) -> None:
@@ -107,7 +152,7 @@ def pl_ratio_axes(axes: Axes, result: PLRatio) -> None:
             axes.axhline(mu, color=GREEN, ls=dash, label=name)
     _certified_path(axes, table)
     axes.set_ylabel("PL ratio")
-    _log_axis(axes)
+    log_axis(axes)
 
 
 def _certified_path(axes: Axes, table: pd.DataFrame) -> None:
@@ -129,7 +174,7 @@ def rate_axes(axes: Axes, result: Convergence) -> None:
     curve(axes, table, "suboptimality", color=BLUE, label="L" if floor is None else "L − L_∞")
     curve(axes, table, "fitted_gap", color=VERMILION, ls="--", label=f"fit: {result.fit.verdict.replace('_', ' ')}")
     axes.set_ylabel("suboptimality")
-    _log_axis(axes)
+    log_axis(axes)
 
 
 def effective_axes(axes: Axes, result: Convergence) -> None:
@@ -147,6 +192,7 @@ def effective_axes(axes: Axes, result: Convergence) -> None:
         axes.set_ylim(max(0.0, float(middle.min()) - margin), float(middle.max()) + margin)
     axes.set_ylabel("effective rate")
     axes.set_xlabel("step")
+    readable_ticks(axes)
 
 
 def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
@@ -188,7 +234,7 @@ def density_figure(probe: HessianProbe) -> Figure:
         axes.set_yscale("log")
         axes.set_xlabel("eigenvalue of H")
         axes.set_ylabel("density")
-        axes.legend()
+        legend(axes)
     return figure
 
 
@@ -206,7 +252,7 @@ def sharpness_figure(series: HessianSeries) -> Figure:
         if table["threshold"].notna().any():
             axes.plot(table["step"], table["threshold"], "-", color=VERMILION, label="largest stable curvature")
         axes.set_ylabel("curvature")
-        _log_axis(axes)
+        log_axis(axes)
     return figure
 
 
@@ -218,7 +264,7 @@ def prediction_axes(axes: Axes, prediction: LazyPrediction) -> None:
     if len(prediction.pieces) > 1:
         curve(axes, table, "predicted_piecewise", color=BLUE, ls=":", label="from the last of the kernels")
     axes.set_ylabel("loss")
-    _log_axis(axes)
+    log_axis(axes)
 
 
 def prediction_figure(prediction: LazyPrediction) -> Figure:
@@ -241,7 +287,7 @@ def prediction_figure(prediction: LazyPrediction) -> Figure:
         right.set_yscale("log")
         right.set_xlabel("eigenvalue of K")
         right.set_ylabel("energy of the residual")
-        right.legend()
+        legend(right)
     return figure
 
 
@@ -256,11 +302,12 @@ def rate_figure(results: list[tuple[str, Convergence]], title: str) -> Figure:
         if one:
             rate_axes(axes, results[0][1])
             effective_axes(figure.add_subplot(2, 1, 2, sharex=axes), results[0][1])
+            axes.label_outer()
         else:
             colours = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK)
             for (name, result), colour in zip(results, colours * (len(results) // 7 + 1), strict=False):
                 curve(axes, result.table, "suboptimality", color=colour, label=escape.figure(name))
             axes.set_ylabel("suboptimality")
-            _log_axis(axes)
+            log_axis(axes)
         figure.suptitle(escape.figure(title), fontsize=10)
     return figure

@@ -9,7 +9,8 @@ from typing import Any
 from lplr_cli.errors import InputError
 from lplr_cli.reporting.figures import save
 from lplr_cli.reporting.page import html_report
-from lplr_cli.reporting.report import RunReport, all_figures
+from lplr_cli.reporting.report import RunReport
+from lplr_cli.reporting.run_figures import all_figures
 from lplr_cli.runs import SCHEMA_VERSION, plain
 from lplr_cli.runs.atomic import output_errors, write_text
 

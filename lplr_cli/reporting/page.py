@@ -18,7 +18,8 @@ from lplr_cli import __version__, escape
 from lplr_cli.analysis import PathFigures, kept_path
 from lplr_cli.reporting import figures as draw
 from lplr_cli.reporting.path_figure import path_series
-from lplr_cli.reporting.report import RunReport, all_figures
+from lplr_cli.reporting.report import RunReport
+from lplr_cli.reporting.run_figures import all_figures
 from lplr_cli.reporting.text import number
 from lplr_cli.reporting.thin import thin
 from lplr_cli.runs import plain
@@ -86,7 +87,8 @@ def _behind(caption: str, frame: pd.DataFrame) -> str:
 
 
 def _figure(svg: str, caption: str, table: str = "", css: str = "") -> str:
-    return f'<figure class="{css}">{svg}<figcaption>{escape.html(caption)}</figcaption>{table}</figure>'
+    said = f"<figcaption>{escape.html(caption)}</figcaption>"
+    return f'<figure class="{css}"><div class="scroll">{svg}</div>{said}{table}</figure>'
 
 
 def _section(report: RunReport, index: int) -> str:
@@ -96,32 +98,74 @@ def _section(report: RunReport, index: int) -> str:
         f'<section id="run{index}"><h2>{escape.html(report.name)}</h2>',
         f'<p class="verdict {a.verdict}"><strong>Local PL regime: {a.verdict}.</strong> '
         f"{escape.html(a.explanation)}.</p>",
+        f'<p class="verdict {a.along.verdict}"><strong>Locally PL along the run: {a.along.verdict}.</strong> '
+        f"{escape.html(a.along.explanation)}.</p>",
         f'<p class="scope">{escape.html(a.scope.line)}.</p>',
-        "<h3>Hypotheses and conclusions</h3>",
+        "<h3>Did it converge?</h3>",
+        _checks(report, "descent", "interpolation", "window"),
+        _loss(report, drawn["loss"]),
+        "<h3>How fast?</h3>",
+        "<p>No rate: the log has too few rows.</p>" if a.rate is None else _rate(a.rate, drawn["rate"]),
+        "<h3>Why?</h3>",
+        _checks(report, "lambda_min", "lazy"),
+        _ratio(report, drawn.get("ratio")),
+        _spectrum(report, drawn.get("spectrum")),
+        _prediction(report, drawn.get("prediction")),
+        "<h3>Was the step size sane?</h3>",
+        _checks(report, "step_size"),
+        _curvature(report, drawn.get("curvature")),
+        "<h3>What is proved?</h3>",
+        "<h4>Hypotheses and conclusions</h4>",
         _findings(a.findings),
-        "<h3>The run itself</h3>",
-        _findings(a.sanity),
-        "<h3>Diagnostics</h3>",
-        _diagnostics(report, drawn["diagnostics"]),
+        *([_along(report, drawn["path"])] if "path" in drawn else []),
+        _region(report, drawn["region"]),
     ]
-    if "path" in drawn:
-        parts += ["<h3>Along the run</h3>", _along(report, drawn["path"])]
-    if report.rate is not None:
-        parts += ["<h3>Rate</h3>", _rate(report.rate, drawn["rate"])]
-    parts += ["<h3>Spectrum of the NTK</h3>", _spectrum(report, drawn.get("spectrum"))]
-    parts += ["<h3>Is it lazy? The curve that the kernel predicts</h3>", _prediction(report, drawn.get("prediction"))]
     if report.source.run is not None:
         record = escape.html(escape.json(plain(report.source.run.config())), keep="\n")
         parts.append(f"<details><summary>Configuration and versions</summary><pre>{record}</pre></details>")
     return "\n".join([*parts, "</section>"])
 
 
-def _diagnostics(report: RunReport, figure: Figure) -> str:
-    ratio = report.ratio
+def _checks(report: RunReport, *keys: str) -> str:
+    return _findings([report.audit[key] for key in keys])
+
+
+def _loss(report: RunReport, figure: Figure) -> str:
+    ratio = report.audit.ratio
     window = "" if ratio is None or ratio.window is None else f" Window: {ratio.window.explanation}."
-    description = "Loss, PL ratio, drift and smallest eigenvalue of the NTK against the step." + window
+    caption = "The loss" + ("" if ratio is None else " and how far it is above its lowest value") + "." + window
     table = report.source.log if ratio is None else ratio.table.drop(columns="in_window")
-    return _figure(_svg(figure, "Diagnostics", description), description, _behind("Series", table))
+    return _figure(_svg(figure, "Loss", caption), caption, _behind("Series", table), "narrow")
+
+
+def _ratio(report: RunReport, figure: Figure | None) -> str:
+    ratio = report.audit.ratio
+    if ratio is None or figure is None:
+        return "<p>No PL ratio: the log has no gradient norms.</p>"
+    caption = (
+        f"The PL ratio ½‖∇L‖²/(L − L*): at least {number(ratio.pl_ratio.min)} on the window with L* the lowest loss, "
+        f"{number(ratio.pl_ratio_star.min)} with L* = 0 ({ratio.facts.bound})."
+    )
+    return _figure(_svg(figure, "PL ratio", caption), caption, "", "narrow")
+
+
+def _curvature(report: RunReport, figure: Figure | None) -> str:
+    if figure is None:
+        return "<p>No curvature was measured along this run.</p>"
+    caption = (
+        "The curvature of the loss along the run against the largest at which its steps are stable on a quadratic: "
+        "2/η for gradient descent, (2 + 2β)/η with momentum β."
+    )
+    known = report.curvature.dropna(subset=["sharpness", "bound"], how="all")
+    return _figure(_svg(figure, "Curvature", caption), caption, _behind("Curvature", known), "narrow")
+
+
+def _region(report: RunReport, figure: Figure) -> str:
+    caption = (
+        "Left: how far the parameters moved, against the radius of the ball around the start with a proved μ > 0. "
+        "Right: the smallest eigenvalue of the kernel."
+    )
+    return _figure(_svg(figure, "Certified region", caption), caption)
 
 
 def _along(report: RunReport, figure: Figure) -> str:
@@ -160,9 +204,9 @@ def _rate(rate: Convergence, figure: Figure) -> str:
         said = "no rate"
     elif fit.rate is not None:
         ends = f"{number(fit.rate_low, 8)} to {number(fit.rate_high, 8)}"
-        said = f"ρ = {number(fit.rate, 8)} a step, 95 % interval {ends}"
+        said = f"ρ = {number(fit.rate, 8)} a step, {fit.range_name} {ends}"
     else:
-        said = f"α = {number(fit.alpha)}, 95 % interval {number(fit.alpha_low)} to {number(fit.alpha_high)}"
+        said = f"α = {number(fit.alpha)}, {fit.range_name} {number(fit.alpha_low)} to {number(fit.alpha_high)}"
     caption = f"Rate: {fit.says}; {said}; floor {number(fit.l_inf)}; {fit.reason}. "
     caption += "Below: the effective rate ρ(t) with its band."
     table = _behind("Fit", rate.table[["step", "loss", "fitted", "suboptimality", "effective_rate"]])
@@ -188,9 +232,9 @@ def _spectrum(report: RunReport, figure: Figure | None) -> str:
 
 
 def _prediction(report: RunReport, figure: Figure | None) -> str:
-    found = report.prediction
+    found = report.audit.prediction
     if found is None or figure is None:
-        return f"<p>No prediction: {escape.html(report.no_prediction)}.</p>"
+        return f"<p>No predicted curve: {escape.html(report.audit.no_prediction)}.</p>"
     answer = {True: "lazy", False: "not lazy", None: "not comparable"}[found.lazy]
     caption = (
         f"Left: the measured loss beside the one that the kernel at the start predicts; laziness error "

@@ -165,6 +165,5 @@ def _rate_meaning(rate: RateFit) -> str:
     name = law.get(rate.verdict, "undecided whether linear or sublinear")
     if rate.part is not None:
         name += f" from step {number(rate.part['start'])} on"
-    if rate.r_squared is None:
-        return f"{name}; {low} to {high} by other readings of the end, floor {number(rate.l_inf, 3)}"
-    return f"{name}; 95 % interval {low} to {high}, R² {number(rate.r_squared)}, floor {number(rate.l_inf, 3)}"
+    fitted = "" if rate.r_squared is None else f", R² {number(rate.r_squared)}"
+    return f"{name}; {rate.range_name} {low} to {high}{fitted}, floor {number(rate.l_inf, 3)}"

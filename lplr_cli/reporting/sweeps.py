@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lplr_cli import escape
 from lplr_cli.analysis import LogInput, read_log
 from lplr_cli.errors import InputError
-from lplr_cli.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, style
+from lplr_cli.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, legend, readable_ticks, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,9 +56,12 @@ def sweep_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
             axes.set_title(f"({mark})", loc="left", fontsize=9)
             if label != labels[2]:
                 axes.set_yscale("log")
-        panels[1, 0].legend()
-        panels[0, 1].plot([], [], color=BLACK, lw=0.6, alpha=0.5, label="outside the window: proxy artefact")
-        panels[0, 1].legend()
+            readable_ticks(axes)
+        panels[0, 1].plot([], [], color=BLACK, lw=0.6, alpha=0.5, label="thin: outside the window, a proxy artefact")
+        legend(panels[0, 1])
+        # One legend of the runs for all panels.
+        handles, names = panels[1, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4))
         figure.suptitle(escape.figure(title), fontsize=10)
     return figure
 
@@ -106,7 +109,8 @@ def seeds_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
                 _beside((left, middle, right), name, source)
         for axes in (left, middle, right):
             axes.set_xlabel("step")
-        left.legend()
+            readable_ticks(axes)
+            legend(axes)
         figure.suptitle(escape.figure(title), fontsize=10)
     return figure
 

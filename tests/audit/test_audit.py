@@ -69,6 +69,9 @@ def test_a_linear_model_is_certified_throughout(runs: Path) -> None:
     assert result["H2"].value == 0.0
     assert result["descent"].status == ESTIMATED
     assert result["interpolation"].status == ESTIMATED
+    assert result["lazy"].status == ESTIMATED
+    assert result["lazy"].reason.startswith("yes")
+    assert result["lazy"].value == pytest.approx(0.0, abs=1e-4)  # of the float32 run
 
 
 def test_digits_are_refused_with_the_figures(runs: Path) -> None:
@@ -87,6 +90,10 @@ def test_digits_are_refused_with_the_figures(runs: Path) -> None:
     assert record["H3"]["holds"] is False
     assert record["local_pl"] is False
     assert len(result.to_frame()) == 16
+    assert result["lazy"].status == FAILS
+    assert result.prediction is not None
+    assert result.prediction.error == pytest.approx(result["lazy"].value)
+    assert (without["lazy"].status, without["lazy"].reason) == (UNKNOWN, "not asked for")
 
 
 def test_a_bare_log_is_undetermined(tmp_path: Path) -> None:
@@ -123,6 +130,8 @@ def test_the_sanity_of_a_run(tmp_path: Path) -> None:
     floor = audit(log_of(tmp_path, "f.csv", 0.5 + 0.98**STEPS))
     assert floor["interpolation"].status == FAILS
     assert floor["step_size"].status == UNKNOWN
+    assert floor["lazy"].status == UNKNOWN
+    assert "no network" in floor["lazy"].reason
 
 
 def test_a_subset_can_refute_and_never_certify(tmp_path: Path) -> None:

@@ -17,12 +17,15 @@ from lplr_cli.analysis import conclude
 from lplr_cli.cli.main import run
 from lplr_cli.data import DataSpec
 from lplr_cli.models import ModelSpec
+from lplr_cli.reporting import figures as draw
 from lplr_cli.reporting.look import sparkline
 from lplr_cli.reporting.page import html_report
 from lplr_cli.reporting.path_figure import path_figure, path_series
-from lplr_cli.reporting.report import Spectrum, binned_spectra, gather
+from lplr_cli.reporting.report import Spectrum, gather
+from lplr_cli.reporting.run_figures import binned_spectra
 from lplr_cli.training import TrainConfig, train
 
+FIGURES = ("loss", "rate", "ratio", "spectrum", "prediction", "curvature", "region")
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
@@ -97,15 +100,17 @@ def test_the_page_is_self_contained_and_accessible(folder: Path, capsys: pytest.
             assert value is None or value.startswith(("#", "data:")), (tag, value)
     assert "@import" not in page.text
     figures = [a for t, a in page.tags if t == "svg"]
-    assert len(figures) == 4
+    assert len(figures) == 7
     assert all(a.get("role") == "img" and len(str(a.get("aria-label"))) > 20 for a in figures)
-    assert sum(t == "details" for t, _ in page.tags) == 5
+    assert sum(t == "details" for t, _ in page.tags) == 6
     assert ("html", {"lang": "en"}) in page.tags
     # Verdicts first, then every hypothesis with its status.
     text = re.sub(r"\s+", " ", page.text)
     (verdict,) = record["verdicts"].values()
-    assert text.index(f"Local PL regime: {verdict}.") < text.index("Hypotheses and conclusions") < text.index("H5")
-    for word in ("Spectrum of the NTK", "95 % interval", "Configuration and versions", "sha256", "torch"):
+    questions = ("Did it converge?", "How fast?", "Why?", "Was the step size sane?", "What is proved?")
+    order = [f"Local PL regime: {verdict}.", "Locally PL along the run", *questions, "Hypotheses and conclusions", "H5"]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    for word in ("eigenvalues of K", "laziness error", "Configuration and versions", "sha256", "torch"):
         assert word in text
 
 
@@ -119,11 +124,46 @@ def test_several_runs_are_compared_and_names_escaped(folder: Path) -> None:
     assert "a log alone has no network" in page.text
 
 
+def test_ticks_read_as_numbers_and_legends_cover_no_curve() -> None:
+    """A power of ten goes into the label; two decades and more keep powers of ten."""
+    from matplotlib.figure import Figure
+
+    shown = {}
+    for name, values, scale in (
+        ("small", [1.8e-5, 2.5e-5], "linear"),
+        ("narrow", [800.0, 1900.0], "log"),
+        ("decade", [0.09, 4.0], "log"),
+        ("wide", [1e-4, 2.0], "log"),
+    ):
+        figure = Figure()
+        axes = figure.subplots()
+        axes.plot([0, 1], values, label="a")
+        axes.set_yscale(scale)
+        axes.set_ylabel("y")
+        draw.readable_ticks(axes)
+        draw.legend(axes)
+        figure.canvas.draw()
+        low, high = axes.get_ylim()
+        inside = [
+            t.get_text() for t, at in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True) if low <= at <= high
+        ]
+        shown[name] = (axes.get_ylabel(), inside)
+        legend = axes.get_legend()
+        assert legend is not None
+        assert legend.get_window_extent().y0 >= axes.get_window_extent().y1
+    assert shown["small"][0] == "y / 10⁻⁵"
+    assert "2" in shown["small"][1]
+    assert {"1000", "1500"} <= set(shown["narrow"][1])
+    assert shown["decade"][1] == ["0.1", "0.2", "0.5", "1", "2"]
+    assert shown["wide"][0] == "y"
+    assert "$" in shown["wide"][1][0]
+
+
 def test_figures_in_a_folder(folder: Path, tmp_path: Path) -> None:
     one = str(folder / "runs" / "one")
     assert run(["report", one, "-o", str(tmp_path / "f"), "--formats", "svg,pdf"]) == 0
     names = {p.name for p in (tmp_path / "f").iterdir()}
-    assert names == {f"one-{k}.{s}" for k in ("diagnostics", "rate", "spectrum", "prediction") for s in ("svg", "pdf")}
+    assert names == {f"one-{k}.{s}" for k in FIGURES for s in ("svg", "pdf")}
     assert run(["report", one, "-o", str(tmp_path / "f"), "--formats", "svg"]) == 2
     assert run(["report", one, "-o", str(tmp_path / "f.txt")]) == 2
     assert run(["report", one, "-o", str(tmp_path / "f"), "--formats", "gif"]) == 2
