@@ -52,7 +52,7 @@ def judge(case: Case, sample: Sample, result: Convergence) -> Outcome:
     """Hold a result against the truth."""
     fit = result.fit
     verdict = "linear" if fit.verdict == "two_rate" else fit.verdict
-    part = getattr(result, "part", None)
+    part = fit.part
     right = verdict in case.right or (case.part and part is not None and verdict == "linear")
     answer = "right" if right else "undecided" if verdict == "undecided" else "wrong"
     covered = error = None

@@ -77,10 +77,11 @@ class RateFit:
         """Plain values, ready for JSON."""
         return asdict(self)
 
-    @property
-    def range_name(self) -> str:
-        """What ``rate_low`` to ``rate_high`` is."""
-        return "range of other readings of the end" if self.conditional_on.startswith(_NO_NOISE) else "95 % interval"
+    def between(self, low: str, high: str) -> str:
+        """What ``rate_low`` to ``rate_high`` are, for people."""
+        if self.conditional_on.startswith(_NO_NOISE):
+            return f"{low} to {high} by other readings of the end"
+        return f"95 % interval {low} to {high}"
 
     @property
     def law(self) -> str:
@@ -140,7 +141,7 @@ def answer(reading: Reading, steps: Array) -> RateFit:
         smoothing=reading.smoothing,
         conditional_on=_conditions(reading),
         points=len(fit.data.s),
-        spikes=int((~reading.kept).sum()),
+        spikes=reading.spikes,
         delta_bic={**{k: f.bic - best for k, f in weighed.fits.items()}, "constant": weighed.constant_bic - best},
         curves={k: _parameters(f) for k, f in weighed.fits.items()},
     )

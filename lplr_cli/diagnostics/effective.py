@@ -55,8 +55,10 @@ def effective_rate(steps: Array, loss: Array, reading: Reading) -> pd.DataFrame:
 
 def _decrements(steps: Array, loss: Array, reading: Reading) -> tuple[Array, Array, Array]:
     first, last = reading.resolved
-    nodes, fall, noise = decrements(steps[first : last + 1], loss[first : last + 1])
-    at = steps[first : last + 1][nodes]
+    rows = slice(first, last + 1)
+    known = None if reading.grain is None else reading.grain[reading.kept][rows]
+    nodes, fall, noise = decrements(steps[rows], loss[rows], known)
+    at = steps[rows][nodes]
     return 0.5 * (at[1:] + at[:-1]), np.log(fall), noise / fall
 
 

@@ -11,7 +11,8 @@ Array = NDArray[np.float64]
 # In units of the noise, and at least this much of the loss.
 _SIZE = 6.0
 _SHARE = 0.01
-_SHIFT_SIZE = 12.0
+JUMP_FACTOR = 12.0
+_GOES_ON = 0.3
 # A spike has recovered after this share of the rows, or it is part of the course; so it is when spikes fill a third.
 _LONGEST = 1 / 15
 _LONGEST_ROWS = 20
@@ -84,15 +85,16 @@ def excursions(log_loss: Array) -> NDArray[np.bool_]:
 def shifts(log_loss: Array, least: float = 0.05) -> NDArray[np.intp]:
     """Rows at which the level changes at once and stays changed, largest change first; spikes must be gone.
 
-    Row i is one when the step to it differs from the median of the ten steps around by more than ``least`` and twelve
-    times the noise, and the medians of the five rows before and after it, less that trend, differ by six tenths of
-    it.
+    Row i is one when the step to it differs from the median of the ten steps around by more than ``least`` and
+    :data:`JUMP_FACTOR` times the noise, and the medians of the five rows before and after it, less that trend, differ
+    by six tenths of it. The beginning of a smooth decay is none: the next two steps go the same way, by three tenths of
+    it and more.
     """
     count = len(log_loss)
     if count < 12:
         return np.zeros(0, dtype=np.intp)
     change = np.diff(log_loss)
-    threshold = max(least, _SHIFT_SIZE * noise_level(log_loss))
+    threshold = max(least, JUMP_FACTOR * noise_level(log_loss))
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(change, 5, mode="reflect"), 11)
     # Rows whose steps are small beside the threshold need no median.
     near = np.flatnonzero(np.abs(change) > 0.5 * threshold)
@@ -103,6 +105,9 @@ def shifts(log_loss: Array, least: float = 0.05) -> NDArray[np.intp]:
         before, after = log_loss[max(i - 4, 0) : i + 1], log_loss[i + 1 : i + 6]
         apart = 0.5 * (len(before) + len(after))
         stays = float(np.median(after) - np.median(before)) - trend * apart
+        # A smooth decay begins with its longest steps, each of which is followed by some of the same kind.
+        if len(change) > i + 2 and min(change[i + 1 : i + 3] / change[i]) > _GOES_ON:
+            continue
         if abs(jump) > threshold and stays * jump > 0 and abs(stays) > 0.6 * abs(jump):
             sizes.append((abs(jump), i + 1))
     return np.array([i for _, i in sorted(sizes, reverse=True)], dtype=np.intp)

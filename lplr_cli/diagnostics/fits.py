@@ -48,6 +48,7 @@ class Data:
         ceiling: the highest floor that the late losses allow, scaled.
         free: columns of a free smooth curve on the logarithm, shape (n, K); see :func:`smooth_columns`.
         period: rows of a pattern that repeats and was taken off; 0 for none.
+        grain: relative noise of each row where it is known, shape (n,); see :mod:`lplr_cli.diagnostics.grain`.
     """
 
     s: Array
@@ -58,18 +59,21 @@ class Data:
     ceiling: float
     free: Array
     period: int = 0
+    grain: Array | None = None
 
     def rows(self, keep: NDArray[np.bool_]) -> Data:
         """The same scales on fewer rows."""
-        return replace(self, s=self.s[keep], log_y=self.log_y[keep], free=self.free[keep])
+        grain = None if self.grain is None else self.grain[keep]
+        return replace(self, s=self.s[keep], log_y=self.log_y[keep], free=self.free[keep], grain=grain)
 
 
-def scaled(steps: Array, loss: Array) -> Data:
+def scaled(steps: Array, loss: Array, grain: Array | None = None) -> Data:
     """Scale a series, thinned evenly to :data:`MAX_POINTS` rows.
 
     Args:
         steps: increasing, shape (T,), T ≥ :data:`MIN_POINTS`.
         loss: positive, shape (T,).
+        grain: relative noise of each row where it is known, shape (T,).
     """
     keep = np.arange(len(loss))
     if len(loss) > MAX_POINTS:
@@ -82,7 +86,16 @@ def scaled(steps: Array, loss: Array) -> Data:
     ceiling = min(float(np.quantile(part, 0.75)) for part in stretches)
     s = (t - t[0]) / span
     free = smooth_columns(s, shifts(log_y)[:_STEPS])
-    return Data(s, log_y, float(t[0]), span, shift, math.exp(min(ceiling, 700.0)), free)
+    return Data(
+        s,
+        log_y,
+        float(t[0]),
+        span,
+        shift,
+        math.exp(min(ceiling, 700.0)),
+        free,
+        grain=None if grain is None else grain[keep],
+    )
 
 
 @dataclass(frozen=True)
@@ -317,11 +330,11 @@ def fit_all(data: Data, curves: tuple[Curve, ...] = CURVES) -> dict[str, CurveFi
     if _best(fits).sigma <= NEGLIGIBLE:
         # Its differences are the bends of the curve, then rounding: as scales they silence the rows that decay.
         return fits
-    scale = local_scale(data.log_y)
+    scale = local_scale(data.log_y) if data.grain is None else data.grain
     for attempt in range(2):
         best = _best(fits)
         noise = _noise_beside(best, scale)
-        if attempt == 0:
+        if attempt == 0 and data.grain is None:
             data = _without_pattern(replace(best, noise=noise))
             if data.period:
                 scale = local_scale(data.log_y)

@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.ndimage import median_filter
 from scipy.signal import lfilter
 
 Array = NDArray[np.float64]
@@ -209,3 +210,12 @@ def local_scale(log_y: Array) -> Array:
     centres = 0.5 * (edges[1:] + edges[:-1])
     smooth = np.interp(np.arange(n), centres, level)
     return np.asarray(np.exp(smooth - smooth.mean()))
+
+
+def fine_noise(log_loss: Array) -> Array:
+    """Relative noise of each row that no fast smooth decay can feign: medians of |eighth differences|, shape (T,)."""
+    if len(log_loss) < 10:
+        return np.full(len(log_loss), np.inf)
+    eighth = np.abs(np.diff(log_loss, 8)) / math.sqrt(12870.0)
+    eighth = median_filter(np.concatenate([eighth[:1].repeat(4), eighth, eighth[-1:].repeat(4)]), 7, mode="nearest")
+    return np.maximum(1.5 * eighth, 2.0**-52)

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from lplr_cli.diagnostics.decay import LABELS, LAWS, LINEAR, LOGARITHM, STRETCHED, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
 from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, RESOLUTION, CurveFit, fit_all, scaled
+from lplr_cli.diagnostics.grain import grain_of
 from lplr_cli.diagnostics.least_squares import Array
-from lplr_cli.diagnostics.noise import whiten
+from lplr_cli.diagnostics.noise import fine_noise, whiten
 from lplr_cli.diagnostics.shape import Stretch, describe, stretches
 from lplr_cli.diagnostics.smoothing import recognise, unsmoothed
-from lplr_cli.diagnostics.tails import SETTLED, Tail, analyse_tail, fine_noise
+from lplr_cli.diagnostics.tails import SETTLED, Tail, analyse_tail
 from lplr_cli.errors import InputError
 
 # Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
@@ -39,6 +40,8 @@ LARGE = 0.2
 PART_SHARE, PART_ROWS, PART_FOLDS = 0.2, 30, 1.5
 # Rows at most when parts are searched: each costs a fit of all curves.
 _SEARCHED = 1_500
+# Errors of a law that the last digit explains are smaller than so many of its standard deviations.
+_GRAINS = 3.0
 # A law that misses a log without noise by less than this and tells the tail's rate within this share is exact.
 _EXACT, _SAME = 1e-4, 0.005
 
@@ -77,9 +80,10 @@ class Reading:
         looks_like: what the whole series looks like; None when a law holds for all of it.
         first: row where the part begins that the law holds for; 0 for the whole.
         last: its last row.
-        kept: rows that are no spikes, shape (T,).
+        kept: rows that are no spikes and repeat no other, shape (T,).
         found: stretches of the series; empty when a law holds for all of it.
         smoothing: factor of the moving average that was undone; None for none.
+        grain: relative noise of each row where it is the rounding of its last digit, shape (T,); else None.
     """
 
     verdict: str
@@ -92,6 +96,7 @@ class Reading:
     kept: NDArray[np.bool_]
     found: tuple[Stretch, ...]
     smoothing: float | None = None
+    grain: Array | None = None
 
     @property
     def resolved(self) -> tuple[int, int]:
@@ -100,19 +105,25 @@ class Reading:
         return self.tail.first, self.tail.last
 
     @property
+    def spikes(self) -> int:
+        """Rows left out as faults; not those that only repeat another."""
+        return int((~self.kept if self.grain is None else np.isnan(self.grain)).sum())
+
+    @property
     def floor(self) -> float:
         """L_∞ of the law, of the nearest when there is none."""
         return self.weighed.chosen.floor if self.tail is None else self.tail.floor
 
 
-def weigh(steps: Array, loss: Array) -> Weighed:
+def weigh(steps: Array, loss: Array, grain: Array | None = None) -> Weighed:
     """Fit every curve and weigh the evidence.
 
     Args:
         steps: increasing, shape (T,), T ≥ :data:`MIN_POINTS`; any unit of time.
         loss: positive and finite, without spikes, shape (T,).
+        grain: relative noise of each row where it is known, shape (T,).
     """
-    fits = fit_all(scaled(steps, loss))
+    fits = fit_all(scaled(steps, loss, grain))
     one, two, power = (fits[c.name] for c in LAWS)
     straight = two if two.bic < one.bic - EVIDENCE and _resolved(two) else one
     law, rival = (straight, power) if straight.bic <= power.bic else (power, straight)
@@ -243,15 +254,29 @@ def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: floa
         if kept.sum() < MIN_POINTS:
             return None
         return replace(_read(steps, raw, changes, kept, weigh(steps[kept], raw[kept])), smoothing=smoothing)
-    kept = _usable(loss)
+    steps, kept, grain = _coarse(steps, loss)
     if kept.sum() < MIN_POINTS:
         return None
-    whole = weigh(steps[kept], loss[kept])
+    whole = weigh(steps[kept], loss[kept], None if grain is None else grain[kept])
+    if grain is not None:
+        return _read(steps, loss, changes, kept, whole, grain)
     if kept.all():
         found = recognise(steps, loss, min(whole.fits.values(), key=lambda fit: fit.bic))
         if found is not None:
             return read(steps, loss, changes, found)
     return _read(steps, loss, changes, kept, whole)
+
+
+def _coarse(steps: Array, loss: Array) -> tuple[Array, NDArray[np.bool_], Array | None]:
+    """Steps, rows to use, and the rows' relative noise where it is known to be the last digit's."""
+    kept = _usable(loss)
+    rows = np.flatnonzero(kept)
+    grain = grain_of(steps[rows], loss[rows]) if len(rows) else None
+    if grain is None:
+        return steps, kept, None
+    noise, at = np.full(len(loss), np.nan), steps.copy()
+    noise[rows], kept[rows], at[rows] = grain.noise, grain.kept, grain.steps
+    return at, kept, noise
 
 
 def _usable(loss: Array) -> NDArray[np.bool_]:
@@ -265,17 +290,25 @@ def _usable(loss: Array) -> NDArray[np.bool_]:
     return kept
 
 
-def _read(steps: Array, loss: Array, changes: Sequence[int], kept: NDArray[np.bool_], whole: Weighed) -> Reading:
+def _read(
+    steps: Array,
+    loss: Array,
+    changes: Sequence[int],
+    kept: NDArray[np.bool_],
+    whole: Weighed,
+    grain: Array | None = None,
+) -> Reading:
     rows = np.flatnonzero(kept)
     t, y = steps[rows], loss[rows]
-    plain = Reading(whole.verdict, whole.reason, whole, None, whole.label, 0, len(loss) - 1, kept, ())
-    exact = _misfit_rules(whole, y)
+    plain = Reading(whole.verdict, whole.reason, whole, None, whole.label, 0, len(loss) - 1, kept, (), grain=grain)
+    noise = fine_noise(np.log(y)) if grain is None else grain[rows]
+    exact = _misfit_rules(whole, noise) if grain is None else whole.verdict == "none" or _coarser(whole)
     if not exact and (whole.verdict != "none" or whole.label is not None):
         return plain
     found = stretches(t, np.log(y))
     plain = replace(plain, found=tuple(found), looks_like=whole.label or _shape_words(whole, found))
     if exact:
-        told = _of_tail(plain, t, y, rows)
+        told = _of_tail(plain, t, y, rows, noise)
         if told is not None:
             return told
     if whole.verdict != "none" or whole.label is not None:
@@ -284,11 +317,20 @@ def _read(steps: Array, loss: Array, changes: Sequence[int], kept: NDArray[np.bo
     return _of_part(plain, t, y, rows, known) or plain
 
 
-def _misfit_rules(whole: Weighed, y: Array) -> bool:
+def _misfit_rules(whole: Weighed, noise: Array) -> bool:
     """Whether the log has so little noise that what the nearest curve leaves over is misfit."""
     nearest = min(whole.fits.values(), key=lambda fit: fit.bic)
     least = NEGLIGIBLE if whole.misfit < REJECTED else 1e3 * NEGLIGIBLE
-    return nearest.sigma > max(20 * float(np.median(fine_noise(np.log(y)))), least)
+    return nearest.sigma > max(20 * float(np.median(noise)), least)
+
+
+def _coarser(whole: Weighed) -> bool:
+    """Whether what the nearest curve leaves over is more than the last digit of the rows."""
+    nearest = min(whole.fits.values(), key=lambda fit: fit.bic)
+    data = nearest.data
+    assert data.grain is not None
+    error = np.log(nearest.curve.value(nearest.p, data.s)[0]) - data.log_y
+    return float(np.median(np.abs(error) / data.grain)) > _GRAINS
 
 
 def _shape_words(whole: Weighed, found: list[Stretch]) -> str:
@@ -296,9 +338,9 @@ def _shape_words(whole: Weighed, found: list[Stretch]) -> str:
     return describe(found) + (f"; a pattern of {period} rows repeats" if period else "")
 
 
-def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp]) -> Reading | None:
+def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], noise: Array) -> Reading | None:
     """The law that foretells the end of a log without noise."""
-    tail = analyse_tail(t, y)
+    tail = analyse_tail(t, y, noise)
     if tail is None or tail.verdict not in ("linear", "sublinear", "undecided"):
         return None
     first, last = int(rows[tail.first]), int(rows[tail.last])
@@ -342,7 +384,7 @@ def _of_part(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], known: 
         if left < max(PART_ROWS, PART_SHARE * count):
             continue
         keep = start + np.unique(np.linspace(0, left - 1, min(left, _SEARCHED)).round().astype(int))
-        weighed = weigh(t[keep], y[keep])
+        weighed = weigh(t[keep], y[keep], None if plain.grain is None else plain.grain[rows[keep]])
         if _holds(weighed, start in known):
             return replace(
                 plain, verdict=weighed.verdict, reason=weighed.reason, weighed=weighed, first=int(rows[start])

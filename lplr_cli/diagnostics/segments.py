@@ -76,7 +76,7 @@ def _segment(steps: Array, loss: Array, lr: Array, reading: Reading, rows: slice
     if len(inside) < LEAST_ROWS:
         return nothing
     keep = inside[np.unique(np.linspace(0, len(inside) - 1, min(len(inside), _FITTED)).round().astype(int))]
-    weighed = weigh(steps[keep], loss[keep])
+    weighed = weigh(steps[keep], loss[keep], None if reading.grain is None else reading.grain[keep])
     part = Reading(weighed.verdict, "", weighed, None, None, 0, len(keep) - 1, np.ones(len(keep), dtype=bool), ())
     fit = answer(part, steps[keep])
     linear = fit.verdict in ("linear", "two_rate")

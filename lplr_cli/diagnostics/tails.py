@@ -13,13 +13,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import median_filter
 from scipy.optimize import nnls
 
 from lplr_cli.diagnostics.decay import SUBLINEAR
 from lplr_cli.diagnostics.fits import Data, fit_one
 from lplr_cli.diagnostics.least_squares import Array
-from lplr_cli.diagnostics.noise import Noise
+from lplr_cli.diagnostics.noise import Noise, fine_noise
 
 # Decrements are read at this many nodes at most, down to this multiple of their noise.
 NODES = 120
@@ -31,8 +30,12 @@ DESCRIBES = 0.1
 FORETELLS = 0.5
 # A power law is named when its error is this much smaller than that of exponentials.
 CLEARLY = 1.5
+# Readings share one mixture: its own error is room around them (docs/benchmarks.md).
+WIDER = 1.015
 # Readings of the rate at the end agree when they differ by less than this factor.
 AGREE = 1.4
+# The rate of the gap may be below that of the decrement by this factor; beyond, it is of modes too slow to be seen.
+NEAR = 1.1
 # The end is settled when the rates that are active differ by less (squared coefficient of variation, by their share
 # of the decrement): 0 for one exponential, 1/(α + 1) for a power law.
 SETTLED = 0.1
@@ -71,55 +74,58 @@ class Tail:
     last: int
 
 
-def fine_noise(log_loss: Array) -> Array:
-    """Relative noise of each row that no fast smooth decay can feign: medians of |eighth differences|, shape (T,)."""
-    if len(log_loss) < LEAST_NODES:
-        return np.full(len(log_loss), np.inf)
-    eighth = np.abs(np.diff(log_loss, 8)) / math.sqrt(12870.0)
-    eighth = median_filter(np.concatenate([eighth[:1].repeat(4), eighth, eighth[-1:].repeat(4)]), 7, mode="nearest")
-    return np.maximum(1.5 * eighth, 2.0**-52)
+def decrements(steps: Array, loss: Array, noise: Array | None = None, nodes: int = NODES) -> tuple[Array, Array, Array]:
+    """Rows of the nodes (m + 1), decrement per unit of time between them (m), its noise (m).
+
+    Args:
+        steps, loss: shape (T,).
+        noise: relative to the loss where it is known, shape (T,); found by :func:`fine_noise` when None.
+        nodes: how many decrements at most.
+    """
+    at = np.unique(np.linspace(0, len(loss) - 1, min(len(loss), nodes + 1)).round().astype(int))
+    apart = np.diff(steps[at])
+    local = (fine_noise(np.log(loss)) if noise is None else noise)[at] * loss[at]
+    return at, -np.diff(loss[at]) / apart, 1.4 * np.maximum(local[1:], local[:-1]) / apart
 
 
-def decrements(steps: Array, loss: Array) -> tuple[Array, Array, Array]:
-    """Rows of the nodes (m + 1), decrement per unit of time between them (m), its noise (m)."""
-    nodes = np.unique(np.linspace(0, len(loss) - 1, min(len(loss), NODES + 1)).round().astype(int))
-    apart = np.diff(steps[nodes])
-    local = fine_noise(np.log(loss))[nodes] * loss[nodes]
-    return nodes, -np.diff(loss[nodes]) / apart, 1.4 * np.maximum(local[1:], local[:-1]) / apart
-
-
-def resolved(steps: Array, loss: Array) -> tuple[int, int]:
+def resolved(steps: Array, loss: Array, noise: Array | None = None, nodes: int = NODES) -> tuple[int, int]:
     """First and last row of the stretch that ends where decrements vanish in noise or rounding, and falls throughout.
 
-    Equal when there is none.
+    Equal when there is none. Near its end single decrements are clear by chance: the last stretch counts that is half
+    as long as the longest.
     """
     first, last = 0, len(loss) - 1
     for _ in range(2):
         if last - first < LEAST_NODES:
             return 0, 0
-        nodes, fall, noise = decrements(steps[first : last + 1], loss[first : last + 1])
-        clear = fall > RESOLVED * noise
-        if not clear.any():
+        rows = slice(first, last + 1)
+        at, fall, error = decrements(steps[rows], loss[rows], None if noise is None else noise[rows], nodes)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], fall > RESOLVED * error, [False]])))
+        starts, stops = edges[::2], edges[1::2]
+        if not len(starts):
             return 0, 0
-        stop = int(np.flatnonzero(clear)[-1])
-        broken = np.flatnonzero(~clear[:stop])
-        start = int(broken[-1]) + 1 if len(broken) else 0
-        first, last = first + int(nodes[start]), first + int(nodes[stop + 1])
+        length = stops - starts
+        run = int(np.flatnonzero(2 * length >= length.max())[-1])
+        first, last = first + int(at[starts[run]]), first + int(at[stops[run]])
     return first, last
 
 
-def analyse_tail(steps: Array, loss: Array) -> Tail | None:
+def analyse_tail(steps: Array, loss: Array, noise: Array | None = None) -> Tail | None:
     """The law at the end of a log without noise; None where its decrements are not resolved.
 
     Args:
         steps: increasing, shape (T,).
         loss: positive, shape (T,).
+        noise: as in :func:`decrements`.
     """
-    first, last = resolved(steps, loss)
-    rows = slice(first, last + 1)
-    if last - first < LEAST_NODES or last - first < 0.25 * _changing(loss):
+    least = max(LEAST_NODES, 0.25 * _changing(loss))
+    # Fewer nodes have larger decrements, which are clear for longer.
+    spans = ((*resolved(steps, loss, noise, count), count) for count in (NODES, NODES // 2, NODES // 4))
+    first, last, count = next((span for span in spans if span[1] - span[0] >= least), (0, 0, 0))
+    if not count:
         return None
-    nodes, fall, _ = decrements(steps[rows], loss[rows])
+    rows = slice(first, last + 1)
+    nodes, fall, _ = decrements(steps[rows], loss[rows], nodes=count)
     if (fall <= 0).any():
         return None
     at = steps[rows][nodes]
@@ -132,9 +138,9 @@ def analyse_tail(steps: Array, loss: Array) -> Tail | None:
     floor = float(loss[last]) - end.gap * math.exp(data.shift) * data.span
     return Tail(
         _verdict(mixture.error, errors, end.spread, max(seen) / max(min(seen), 1e-300)),
-        math.sqrt(end.mean * max(end.of_gap, min(seen) / AGREE)) / data.span,
-        min(readings) / data.span,
-        max(readings) / data.span,
+        math.sqrt(end.mean * max(end.of_gap, end.mean / NEAR)) / data.span,
+        min(readings) / data.span / WIDER,
+        max(readings) / data.span * WIDER,
         start.mean / data.span,
         float(np.exp(fit_one(SUBLINEAR, data, _white(data)).p[2])) - 1,
         min(max(floor, 0.0), float(loss.min())),

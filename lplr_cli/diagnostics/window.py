@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from lplr_cli.diagnostics.faults import shifts, spikes
 from lplr_cli.errors import InputError
 
-# The start lies behind the last level shift: a step that stands out by this multiple of the noise and this share …
-JUMP_FACTOR = 12.0
+# The start lies behind the last level shift: a step that stands out by this share and JUMP_FACTOR times the noise.
 JUMP_SHARE = 0.05
 # Between two probes the sharpness jumps when it changes by more than this factor.
 SHARPNESS_FACTOR = 1.5
@@ -80,10 +79,10 @@ def settled_row(
 
     The rule: spikes are left out first. A jump of the loss is a level shift
     (:func:`lplr_cli.diagnostics.faults.shifts`): a step that stands out from the steps around it by :data:`JUMP_SHARE`
-    of the loss and :data:`JUMP_FACTOR` times the noise, and after which the median of five rows stays on the other
-    side. One row never is one. A jump of the drift is a step of more than the same share of its largest value and ten
-    times its median change; one of the sharpness a pair of probes between which it changes by more than
-    :data:`SHARPNESS_FACTOR`.
+    of the loss and :data:`lplr_cli.diagnostics.faults.JUMP_FACTOR` times the noise, and after which the median of five
+    rows stays on the other side. One row never is one, nor are the first steps of a smooth decay. A jump of the drift
+    is a step of more than the same share of its largest value and ten times its median change; one of the sharpness a
+    pair of probes between which it changes by more than :data:`SHARPNESS_FACTOR`.
 
     Args:
         steps: shape (T,).

@@ -203,10 +203,10 @@ def _rate(rate: Convergence, figure: Figure) -> str:
     if fit.verdict == "none":
         said = "no rate"
     elif fit.rate is not None:
-        ends = f"{number(fit.rate_low, 8)} to {number(fit.rate_high, 8)}"
-        said = f"ρ = {number(fit.rate, 8)} a step, {fit.range_name} {ends}"
+        ends = fit.between(number(fit.rate_low, 8), number(fit.rate_high, 8))
+        said = f"ρ = {number(fit.rate, 8)} a step, {ends}"
     else:
-        said = f"α = {number(fit.alpha)}, {fit.range_name} {number(fit.alpha_low)} to {number(fit.alpha_high)}"
+        said = f"α = {number(fit.alpha)}, {fit.between(number(fit.alpha_low), number(fit.alpha_high))}"
     caption = f"Rate: {fit.says}; {said}; floor {number(fit.l_inf)}; {fit.reason}. "
     caption += "Below: the effective rate ρ(t) with its band."
     table = _behind("Fit", rate.table[["step", "loss", "fitted", "suboptimality", "effective_rate"]])

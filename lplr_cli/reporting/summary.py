@@ -166,4 +166,4 @@ def _rate_meaning(rate: RateFit) -> str:
     if rate.part is not None:
         name += f" from step {number(rate.part['start'])} on"
     fitted = "" if rate.r_squared is None else f", R² {number(rate.r_squared)}"
-    return f"{name}; {rate.range_name} {low} to {high}{fitted}, floor {number(rate.l_inf, 3)}"
+    return f"{name}; {rate.between(low, high)}{fitted}, floor {number(rate.l_inf, 3)}"

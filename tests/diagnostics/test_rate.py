@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lplr_cli.diagnostics import VERDICTS, RunFacts, analyse_rate, clean_series, fit_rate
 from lplr_cli.diagnostics.decay import CURVES, SUBLINEAR, Curve, Exponentials
 from lplr_cli.diagnostics.faults import spikes
+from lplr_cli.diagnostics.grain import grain_of, last_digit
 from lplr_cli.diagnostics.least_squares import minimise
 from lplr_cli.diagnostics.noise import restricted_correlation, whiten
 from lplr_cli.errors import InputError
@@ -257,10 +258,12 @@ def test_nist_lanczos3_by_our_own_starts() -> None:
     assert amplitudes == pytest.approx([8.6816414977e-2, 8.4400777463e-1, 1.5825685901], rel=1e-4)
 
 
-def test_lanczos3_is_linear_with_more_than_one_rate() -> None:
+def test_lanczos3_has_more_rates_than_its_rows_settle() -> None:
+    """Three exponentials over one e-fold of the slowest, to five digits: two do not describe them."""
     fit = fit_rate(np.linspace(0, 1.15, 24), np.array(LANCZOS3_Y))
     assert fit is not None
-    assert fit.verdict == "two_rate"
+    assert fit.verdict == "undecided"
+    assert "several rates are still active" in fit.reason
     assert fit.curves["two_rate"].keys() == {"amplitude_1", "rho_1", "amplitude_2", "rho_2", "l_inf"}
     assert SUBLINEAR.name in fit.delta_bic
 
@@ -298,3 +301,41 @@ def test_odd_series_have_an_answer(loss: Array) -> None:
     fit = fit_rate(np.arange(50.0), loss)
     assert fit is not None
     assert (fit.verdict in ("undecided", "none")) == (loss[-1] >= loss[0])
+
+
+@pytest.mark.parametrize("digits", [4, 6, 8])
+def test_a_rounded_log_is_read_by_its_last_digit(digits: int) -> None:
+    """Where the loss changes by less than a digit a row, rows repeat; the truth is in the middle of each plateau."""
+    t = np.arange(1000.0)
+    straight = fit_rate(t, np.round(0.05 + 2 * np.exp(-0.006 * t), digits))
+    assert straight is not None
+    assert straight.verdict == "linear"
+    assert straight.rate == pytest.approx(np.exp(-0.006), abs=1e-6)
+    assert straight.rate_low is not None
+    assert straight.rate_high is not None
+    assert straight.rate_low <= np.exp(-0.006) <= straight.rate_high
+    power = fit_rate(t, np.round(2 / (1 + t / 50), digits))
+    assert power is not None
+    assert power.verdict == "sublinear"
+    assert power.alpha == pytest.approx(1.0, abs=1e-3)
+    # Twenty modes: the tail tells the rate that rules where the digits end.
+    h = np.geomspace(0.01, 1.0, 20)
+    squares = np.random.default_rng(1).normal(size=20) ** 2 * (1 - h) ** (2 * np.arange(400.0)[:, None])
+    fit = fit_rate(t[:400], np.round(squares @ h, digits + 4))
+    assert fit is not None
+    assert fit.verdict in ("linear", "two_rate")
+
+
+def test_the_last_digit_of_a_log() -> None:
+    rng = np.random.default_rng(0)
+    loss = np.exp(-rng.uniform(0, 9, 300))
+    assert last_digit(loss) is None
+    found = last_digit(np.round(loss, 5))
+    assert found is not None
+    assert np.unique(found).tolist() == [1e-5]
+    short = np.array([float(f"{v:.4g}") for v in loss])
+    found = last_digit(short)
+    assert found is not None
+    np.testing.assert_allclose(found, 10.0 ** (np.floor(np.log10(short)) - 3))
+    # Noise far above the last digit is noise.
+    assert grain_of(np.arange(300.0), np.round(np.exp(rng.normal(0, 0.01, 300)), 5)) is None
