@@ -42,6 +42,8 @@ PART_SHARE, PART_ROWS, PART_FOLDS = 0.2, 30, 1.5
 _SEARCHED = 1_500
 # Errors of a law that the last digit explains are smaller than so many of its standard deviations.
 _GRAINS = 3.0
+# Laws of one kind.
+_KINDS = {LINEAR.name: LINEAR.name, TWO_RATE.name: LINEAR.name, SUBLINEAR.name: SUBLINEAR.name}
 # A law that misses a log without noise by less than this and tells the tail's rate within this share is exact.
 _EXACT, _SAME = 1e-4, 0.005
 
@@ -261,10 +263,23 @@ def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: floa
     if grain is not None:
         return _read(steps, loss, changes, kept, whole, grain)
     if kept.all():
-        found = recognise(steps, loss, min(whole.fits.values(), key=lambda fit: fit.bic))
-        if found is not None:
-            return read(steps, loss, changes, found)
+        factors = recognise(steps, loss, min(whole.fits.values(), key=lambda fit: fit.bic))
+        if factors:
+            return _of_average(steps, loss, changes, factors)
     return _read(steps, loss, changes, kept, whole)
+
+
+def _of_average(steps: Array, loss: Array, changes: Sequence[int], factors: Sequence[float]) -> Reading | None:
+    """What the series says behind a moving average; undecided where likely factors lead to different laws."""
+    tried = [read(steps, loss, changes, factor) for factor in (factors[0], *{min(factors), max(factors)})]
+    readings = [one for one in tried if one is not None]
+    lawful = [one for one in readings if one.verdict in _KINDS]
+    if len({_KINDS[one.verdict] for one in lawful}) > 1:
+        says = sorted({f"{_KINDS[one.verdict]} with {one.smoothing:g}" for one in lawful})
+        reason = f"the log is a moving average of a factor that its rows do not settle: {', '.join(says)}"
+        straight = next(one for one in lawful if _KINDS[one.verdict] == LINEAR.name)
+        return replace(straight, verdict="undecided", reason=reason)
+    return next(iter([*lawful, *readings]), None)
 
 
 def _coarse(steps: Array, loss: Array) -> tuple[Array, NDArray[np.bool_], Array | None]:

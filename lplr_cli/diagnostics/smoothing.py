@@ -11,13 +11,14 @@ import math
 import numpy as np
 
 from lplr_cli.diagnostics.decay import LAWS
-from lplr_cli.diagnostics.fits import CurveFit, fit_all, scaled
+from lplr_cli.diagnostics.fits import CurveFit, fit_one, scaled
 from lplr_cli.diagnostics.least_squares import Array
+from lplr_cli.diagnostics.noise import Noise
 
 # Evidence asked for, in units of −2 log likelihood.
 _EVIDENCE = 10.0
 _LEAST_PHI, _LEAST_ROWS, _MOST_ROWS = 0.5, 100, 5_000
-_COMMON = (0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
+_COMMON = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 
 def unsmoothed(loss: Array, phi: float) -> Array | None:
@@ -31,10 +32,11 @@ def unsmoothed(loss: Array, phi: float) -> Array | None:
     return raw if (raw > 0).all() else None
 
 
-def recognise(steps: Array, loss: Array, fit: CurveFit) -> float | None:
-    """Factor of the moving average that the series is more likely to be than a law with correlated noise.
+def recognise(steps: Array, loss: Array, fit: CurveFit) -> list[float]:
+    """Factors of moving averages that explain the series better than correlated noise, likeliest first.
 
-    Both have the same number of parameters; likelihoods of the same rows are compared.
+    Likelihoods of the same rows are compared, with the price of the parameters. Factors stay in that are less likely
+    than the first by no more than the evidence that is asked for.
 
     Args:
         steps: evenly spaced, shape (T,).
@@ -44,13 +46,13 @@ def recognise(steps: Array, loss: Array, fit: CurveFit) -> float | None:
     n = len(loss)
     apart = np.diff(steps)
     if n < _LEAST_ROWS or len(fit.data.s) < n or fit.noise.phi < _LEAST_PHI or np.ptp(apart) > 1e-6 * apart[0]:
-        return None
-    tried = [(cost, phi) for phi in _COMMON if (cost := _cost(steps, loss, phi)) is not None]
+        return []
+    tried = sorted((cost, phi) for phi in _COMMON if (cost := _cost(steps, loss, phi)) is not None)
     if not tried or fit.noise.additive:
-        return None
-    best, phi = min(tried)
-    plain = n * math.log(fit.cost / n) + math.log(fit.noise.spread**2)
-    return phi if best < plain - _EVIDENCE else None
+        return []
+    # A factor stands for the memory of the noise.
+    plain = n * math.log(fit.cost / n) + math.log(fit.noise.spread**2) + len(fit.p) * math.log(n)
+    return [phi for cost, phi in tried if cost < min(plain - _EVIDENCE, tried[0][0] + _EVIDENCE)]
 
 
 def _cost(steps: Array, loss: Array, phi: float) -> float | None:
@@ -59,8 +61,8 @@ def _cost(steps: Array, loss: Array, phi: float) -> float | None:
     if raw is None:
         return None
     n = len(loss)
-    fit = min(fit_all(scaled(steps, raw), LAWS).values(), key=lambda one: one.bic)
-    if fit.noise.additive:
-        return None
+    data, white = scaled(steps, raw), Noise(np.ones(n))
+    # Noise with a memory of its own would make up for a wrong factor.
+    fit = min((fit_one(law, data, white) for law in LAWS), key=lambda one: one.bic)
     stretch = np.log(loss[1:] / ((1 - phi) * raw[1:]))
-    return n * math.log(fit.cost / n) + math.log(fit.noise.spread**2) - 2 * float(stretch.sum())
+    return fit.bic - 2 * float(stretch.sum())

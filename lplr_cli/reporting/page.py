@@ -112,7 +112,7 @@ def _section(report: RunReport, index: int) -> str:
         _spectrum(report, drawn.get("spectrum")),
         _prediction(report, drawn.get("prediction")),
         "<h3>Was the step size sane?</h3>",
-        _checks(report, "step_size"),
+        _checks(report, "step_size", "noise"),
         _curvature(report, drawn.get("curvature")),
         "<h3>What is proved?</h3>",
         "<h4>Hypotheses and conclusions</h4>",
@@ -127,7 +127,9 @@ def _section(report: RunReport, index: int) -> str:
 
 
 def _checks(report: RunReport, *keys: str) -> str:
-    return _findings([report.audit[key] for key in keys])
+    """The checks of these names that were made, in this order."""
+    made = {finding.key: finding for finding in report.audit.sanity}
+    return _findings([made[key] for key in keys if key in made])
 
 
 def _loss(report: RunReport, figure: Figure) -> str:

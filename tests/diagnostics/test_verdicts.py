@@ -104,7 +104,7 @@ def test_the_effective_rate_of_many_modes_slows_to_that_of_the_end() -> None:
 def test_a_moving_average_is_recognised_and_undone() -> None:
     sample = case("smoothed")
     result = analyse_rate(clean_series(log_of(sample)))
-    assert result.fit.smoothing in (0.8, 0.9)
+    assert result.fit.smoothing in (0.8, 0.85, 0.9)
     assert result.fit.verdict == "linear"
     told = analyse_rate(clean_series(log_of(sample)), smoothing=0.9)
     assert told.fit.smoothing == 0.9
@@ -115,6 +115,16 @@ def test_a_moving_average_is_recognised_and_undone() -> None:
     falling = pd.DataFrame({"step": np.arange(50.0), "loss": 0.5 ** np.arange(50)})
     with pytest.raises(InputError, match="moving average"):
         analyse_rate(clean_series(falling), smoothing=0.9)
+
+
+def test_a_smoothed_power_law_is_never_called_linear() -> None:
+    """Several factors may explain 200 rows; where they lead to different laws the answer is undecided, with both."""
+    found = next(c for c in CASES if c.name == "α = 1, smoothed")
+    for seed in range(2):
+        fit = analyse_rate(clean_series(log_of(sample_of(found, 200, seed)))).fit
+        assert fit.smoothing is not None
+        assert fit.verdict in ("sublinear", "undecided")
+        assert fit.verdict == "sublinear" or "sublinear with" in fit.reason
 
 
 def test_piecewise_rates_stand_in_a_table_where_the_step_size_jumps() -> None:
