@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lplr_cli.diagnostics import Convergence
 
 _TABLE_ROWS = 40
+# Checks of the run by the question that they answer; the others are about its steps.
+_CONVERGED, _WHY = ("descent", "interpolation", "window"), ("lambda_min", "lazy")
 
 
 def _svg(figure: Figure, title: str, description: str) -> str:
@@ -102,17 +104,17 @@ def _section(report: RunReport, index: int) -> str:
         f"{escape.html(a.along.explanation)}.</p>",
         f'<p class="scope">{escape.html(a.scope.line)}.</p>',
         "<h3>Did it converge?</h3>",
-        _checks(report, "descent", "interpolation", "window"),
+        _checks(report, _CONVERGED),
         _loss(report, drawn["loss"]),
         "<h3>How fast?</h3>",
         "<p>No rate: the log has too few rows.</p>" if a.rate is None else _rate(a.rate, drawn["rate"]),
         "<h3>Why?</h3>",
-        _checks(report, "lambda_min", "lazy"),
+        _checks(report, _WHY),
         _ratio(report, drawn.get("ratio")),
         _spectrum(report, drawn.get("spectrum")),
         _prediction(report, drawn.get("prediction")),
         "<h3>Was the step size sane?</h3>",
-        _checks(report, "step_size", "noise"),
+        _checks(report, [f.key for f in a.sanity if f.key not in (*_CONVERGED, *_WHY)]),
         _curvature(report, drawn.get("curvature")),
         "<h3>What is proved?</h3>",
         "<h4>Hypotheses and conclusions</h4>",
@@ -126,7 +128,7 @@ def _section(report: RunReport, index: int) -> str:
     return "\n".join([*parts, "</section>"])
 
 
-def _checks(report: RunReport, *keys: str) -> str:
+def _checks(report: RunReport, keys: Sequence[str]) -> str:
     """The checks of these names that were made, in this order."""
     made = {finding.key: finding for finding in report.audit.sanity}
     return _findings([made[key] for key in keys if key in made])

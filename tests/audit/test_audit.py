@@ -89,7 +89,7 @@ def test_digits_are_refused_with_the_figures(runs: Path) -> None:
     record = result.to_dict()
     assert record["H3"]["holds"] is False
     assert record["local_pl"] is False
-    assert len(result.to_frame()) == 16
+    assert len(result.to_frame()) == 17
     assert result["lazy"].status == FAILS
     assert result.prediction is not None
     assert result.prediction.error == pytest.approx(result["lazy"].value)
