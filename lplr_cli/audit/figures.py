@@ -32,6 +32,7 @@ class Figures:
 
     Attributes:
         pl_ratio, pl_ratio_star, window: see :class:`lplr_cli.diagnostics.PLRatio`.
+        window_sensitivity: relative change of the smallest PL ratio when an end of the window moves.
         rate: the fitted law.
         drift_max: largest ‖θ_t − θ_0‖.
         loss, sharpness: their ranges.
@@ -43,6 +44,7 @@ class Figures:
     pl_ratio: Envelope | None
     pl_ratio_star: Envelope | None
     window: Window | None
+    window_sensitivity: float | None
     rate: RateFit | None
     drift_max: float | None
     loss: LossFigures
@@ -59,6 +61,7 @@ class Figures:
             "pl_ratio": None if self.pl_ratio is None else self.pl_ratio.to_dict(),
             "pl_ratio_star": None if self.pl_ratio_star is None else self.pl_ratio_star.to_dict(),
             "window": None if self.window is None else self.window.to_dict(),
+            "window_sensitivity": self.window_sensitivity,
             "rate": None if self.rate is None else self.rate.to_dict(),
             "drift": {"max": self.drift_max},
             "loss": asdict(self.loss),
@@ -79,6 +82,7 @@ def figures_of(e: Evidence) -> Figures:
         pl_ratio=None if e.ratio is None else e.ratio.pl_ratio,
         pl_ratio_star=None if e.ratio is None else e.ratio.pl_ratio_star,
         window=None if e.ratio is None else e.ratio.window,
+        window_sensitivity=None if e.ratio is None else e.ratio.sensitivity["relative"],
         rate=None if e.rate is None else e.rate.fit,
         drift_max=e.drift,
         loss=LossFigures(float(loss[0]), float(loss[-1]), float(loss.min())),

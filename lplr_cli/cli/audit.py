@@ -79,6 +79,14 @@ def audit(
         Path | None,
         typer.Option(help="Append a Markdown summary, as for $GITHUB_STEP_SUMMARY.", rich_help_panel="Output"),
     ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="mlflow|wandb|tensorboard|trackio[:NAME]",
+            help="Log the figures into a tracker; NAME is its experiment, project or folder. Repeatable.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
     memory: Annotated[str, typer.Option(help="Bytes for kernels, e.g. 2GiB.", rich_help_panel="Input")] = "2GiB",
     format: out_.Format = "table",
     output: out_.Output = None,
@@ -128,6 +136,10 @@ def audit(
         write_text(junit, junit_xml(result.source, _cases(result, fail_on, sink, failures)))
     if markdown is not None:
         _append(markdown, result, lines)
+    for target in to or []:
+        from lplr_cli.reporting.trackers import send
+
+        send(target, record)
     sink.emit(out_.Result(record, result.to_frame(), _grids(result)), extra_failures=lines[len(failures) :])
 
 
@@ -224,11 +236,17 @@ def _grids(result: Audit) -> list[Grid]:
                 number(c.now, 6),
                 number(c.before, 6),
                 "–" if c.worse is None else f"{c.worse:+.2%}",
+                f"{c.uncertainty:.2%}",
                 "yes" if c.failed else "no",
             ]
             for name, c in result.baseline.items()
         ]
         grids.append(
-            Grid("Against the baseline", ("figure", "now", "before", "worse by", "fails"), compared, (1, 2, 3))
+            Grid(
+                "Against the baseline",
+                ("figure", "now", "before", "worse by", "uncertain by", "fails"),
+                compared,
+                (1, 2, 3, 4),
+            )
         )
     return grids

@@ -222,3 +222,20 @@ def test_a_bound_above_its_own_value_is_not_believed(runs: Path, tmp_path: Path,
     table.to_csv(path / "probes.csv", index=False)
     found = audit(str(path), certificate=False)["H1"]
     assert (found.status, found.value) == (status, (factor if status is VERIFIED else 1.0) * table["lambda_min"][0])
+
+
+def test_a_change_within_the_uncertainty_of_the_window_is_no_regression(tmp_path: Path) -> None:
+    """A PL ratio that differs by as much as other windows make of it; a clear loss fails all the same."""
+    ratio = 0.5 * (1 + 0.6 * STEPS / 300)
+    before = log_of(tmp_path, "b.csv", 0.98**STEPS, grad_norm_sq=2 * ratio * 0.98**STEPS)
+    own = audit(before).figures.window_sensitivity
+    assert own is not None
+    assert 0.02 < own < 0.3
+    for factor, fails in ((1 - 0.8 * own, False), (1 - 1.5 * own, True)):
+        now = log_of(tmp_path, "n.csv", 0.98**STEPS, grad_norm_sq=2 * factor * ratio * 0.98**STEPS)
+        result = audit(now, baseline=before, tolerance=0.01)
+        assert result.baseline is not None
+        change = result.baseline["pl_ratio_min"]
+        assert change.worse == pytest.approx(1 - factor, rel=1e-6)
+        assert change.uncertainty == pytest.approx(own, rel=1e-6)
+        assert change.failed is fails
