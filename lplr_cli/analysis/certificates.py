@@ -196,7 +196,8 @@ def largest_drift(trajectory: Trajectory) -> float:
 def certificate_of_run(run: RunDirectory, source: Source = OWN, memory: int = DEFAULT_MEMORY) -> Certificate:
     """The certificate at the start of a run on the ball of its largest drift, for L = (1/n) ||r||².
 
-    What it says of the run's own loss, if anything, is that of :mod:`lplr_cli.certificate.against`.
+    What it says of the run's own loss, if anything, is that of :mod:`lplr_cli.certificate.against`. Of MLPs alone:
+    what it takes for others is not known beforehand.
 
     Raises:
         InputError: no certificate for this network, no drift in the log, or a start that cannot be opened.
@@ -204,7 +205,8 @@ def certificate_of_run(run: RunDirectory, source: Source = OWN, memory: int = DE
     trajectory = trajectory_of(run)
     radius = largest_drift(trajectory)
     subject = open_subject(run.checkpoint_path(0), source)
-    return certify(subject.module, *_training_data(subject, trajectory), radius=radius, memory=memory)
+    data = _training_data(subject, trajectory)
+    return certify(subject.module, *data, radius=radius, memory=memory, graphs=False)
 
 
 def certified_columns(run: RunDirectory, source: Source = OWN) -> Certified:

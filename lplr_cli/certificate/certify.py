@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.certificate.ball import BallBounds
+from lplr_cli.certificate.graph import GraphBounds
 from lplr_cli.certificate.network import SmoothMLP
+from lplr_cli.certificate.networks import directions_of, graph_bounds, read_network
 from lplr_cli.certificate.norms import frobenius_upper, kernel_norm_upper
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.ntk import DEFAULT_MEMORY, Network, empirical_ntk, spectrum
@@ -122,17 +124,19 @@ def certify(
     radius: float | None = None,
     method: str = "auto",
     memory: int = DEFAULT_MEMORY,
+    graphs: bool = True,
 ) -> Certificate:
-    """Certify a smooth MLP at its present parameters.
+    """Certify a smooth network at its present parameters.
 
     Args:
-        module: a :class:`lplr_cli.models.MLP` at θ_0.
+        module: an MLP at θ_0, or a network of other operations with bounds (docs/theory.md, section 10).
         inputs: all training inputs (n, …): a subset certifies nothing.
         targets: all training targets (n, C).
         names: the trained parameters; all that require grad by default.
         radius: also report what is proved on this ball.
         method: ``auto``, ``tight`` or ``fast``, see :class:`BallBounds`.
         memory: bytes for the kernel and the work on it.
+        graphs: whether to go on where it is no MLP, at a cost that is not known beforehand.
 
     Raises:
         NoCertificateError: no bound is proved for this network, or magnitudes outside the range of section 7.
@@ -142,12 +146,17 @@ def certify(
     if radius is not None and not 0 <= radius < math.inf:
         raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
     chosen = Network.from_module(module, names=names)
-    network = SmoothMLP.from_module(module, names)
+    network = read_network(module, inputs.shape[1:], names) if graphs else SmoothMLP.from_module(module, names)
     if inputs.dim() < 2 or not len(inputs):
         raise InputError(f"inputs of shape {tuple(inputs.shape)} hold no samples", "give the whole training set")
-    x = inputs.flatten(1).double()
-    network.check(module, x)
-    ball = BallBounds(network, x, method=method)
+    x = inputs.double()
+    ball: BallBounds | GraphBounds
+    if isinstance(network, SmoothMLP):
+        x = x.flatten(1)
+        network.check(module, x)
+        ball = BallBounds(network, x, method=method)
+    else:
+        ball = graph_bounds(module, network, x, directions_of(method, network, x))
     start = _at_start(ball, chosen, x, targets, memory)
 
     def on(r: float) -> AtRadius:
@@ -197,7 +206,7 @@ class AtStart:
     root: float
 
 
-def _at_start(ball: BallBounds, network: Network, x: Tensor, targets: Tensor, memory: int) -> AtStart:
+def _at_start(ball: BallBounds | GraphBounds, network: Network, x: Tensor, targets: Tensor, memory: int) -> AtStart:
     kernel = empirical_ntk(network, x, engine="structured", memory=memory, bound_rounding=True)
     assert kernel.formation_error is not None
     formation = kernel.formation_error + _UNDERFLOW

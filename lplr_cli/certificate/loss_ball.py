@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lplr_cli.certificate.graph import PUSHED, GraphBounds, GraphNetwork, worthwhile
-from lplr_cli.certificate.network import NoCertificateError, SmoothMLP, euclidean
+from lplr_cli.certificate.network import SmoothMLP, euclidean
+from lplr_cli.certificate.networks import directions_of, graph_bounds, read_network
 from lplr_cli.certificate.norms import kernel_norm_upper
 from lplr_cli.certificate.path import CERTIFIED
 from lplr_cli.certificate.pieces import Smoothness
@@ -22,7 +22,6 @@ from lplr_cli.certificate.rounding import RoundedBounds
 from lplr_cli.certificate.smooth import ELEMENTARY_ULPS
 from lplr_cli.linalg import gamma
 from lplr_cli.losses import Loss
-from lplr_cli.models import MLP
 from lplr_cli.ntk import DEFAULT_MEMORY, Network, empirical_ntk
 
 _UP = 1 + 1e-10
@@ -98,14 +97,14 @@ class CertifiedCurvature:
     ) -> None:
         self.module, self.loss, self.memory = module, loss, memory
         self.x = inputs.double()
-        self.network = _read(module, inputs.shape[1:])
+        self.network = read_network(module, inputs.shape[1:])
         if isinstance(self.network, SmoothMLP):
             self.x = self.x.flatten(1)
             cost = len(self.x) * sum(float(len(layer.weight)) ** 3 for layer in self.network.layers[1:-1])
             method = ("tight" if cost <= _TIGHT else "fast") if method == "auto" else method
         self.method = method
-        # Of a graph: how many directions are pushed, settled at the first ball where it is left to us.
-        self._directions = {"fast": 0, "tight": PUSHED[-1]}.get(method)
+        # Of a graph: how many directions are pushed, settled at the first ball.
+        self._directions: int | None = None
         self.y = targets.reshape(len(inputs), -1).double()
         # The bounds of |q| by its scale hold for probabilities only.
         loss.check_targets(self.y)
@@ -131,24 +130,8 @@ class CertifiedCurvature:
             return RoundedBounds(self.network.with_trained(list(values.values())), self.x, method=self.method)
         network = self.network.with_trained(values)
         if self._directions is None:
-            self._directions = worthwhile(network, self.x)
-        found = GraphBounds(network, self.x, directions=self._directions)
-        found.check(self.module, values, self.x)
-        return found
-
-
-def _read(module: nn.Module, sample: torch.Size) -> SmoothMLP | GraphNetwork:
-    """As an MLP, whose bounds are the sharpest, or as a graph.
-
-    Raises:
-        NoCertificateError: neither.
-    """
-    try:
-        return SmoothMLP.from_module(module)
-    except NoCertificateError:
-        if type(module) is MLP:
-            raise
-    return GraphNetwork.from_module(module, sample)
+            self._directions = directions_of(self.method, network, self.x)
+        return graph_bounds(self.module, network, self.x, self._directions)
 
 
 class LossBall:

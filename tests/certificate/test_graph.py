@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate.graph import PUSHED, GraphNetwork, GraphOver, worthwhile
+from lplr_cli.certificate.graph import PUSHED, GraphNetwork, GraphOver, norms, worthwhile
 from lplr_cli.certificate.graph.bounds import nonnegative_norm
 from lplr_cli.certificate.graph.nodes import Activation, Add, Average, Node
+from lplr_cli.certificate.graph.norms import Normalise
 from lplr_cli.certificate.graph.state import Ahead, Here
 from lplr_cli.certificate.graph.weighted import Weighted
 from tests.certificate.graph_cases import CASES, Point
@@ -165,50 +166,52 @@ def still(ahead: Callable[..., Ahead]) -> Callable[..., Ahead]:
     return found
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """Make one rule too small."""
-    if what == "weights meet each entry once":
-        monkeypatch.setattr(Weighted, "overlap_root", 0.3)
-    elif what == "no own block":
-        monkeypatch.setattr(Weighted, "own", lambda self, here, x: torch.zeros_like(x.size))
-    elif what == "activations without curvature":
-        monkeypatch.setattr(Activation, "form", lambda self, here, above, *below: None)
-    elif what == "weights without cross terms":
-        monkeypatch.setattr(Weighted, "form", lambda self, here, above, *below: None)
-    elif what == "sums keep the first":
-        monkeypatch.setattr(Add, "ahead", lambda self, here, *below: below[0])
-    elif what == "what is not pushed is nothing":
-        whole = Weighted.rest
-        monkeypatch.setattr(Weighted, "rest", lambda self, x, v: {key: 0 * t for key, t in whole(self, x, v).items()})
-    elif what == "derivatives do not drift":
-        for kind in (Weighted, Activation):
-            monkeypatch.setattr(kind, "ahead", still(kind.ahead))
-    elif what == "means shrink too much":
-        monkeypatch.setattr(Average, "_gain", 0.1)
-    else:
-        forward = Activation._over
-        monkeypatch.setattr(Activation, "_over", lambda self, here, z: tuple(0.3 * v for v in forward(self, here, z)))
+Patch = pytest.MonkeyPatch
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "weights meet each entry once",
-        "no own block",
-        "activations without curvature",
-        "weights without cross terms",
-        "sums keep the first",
-        "means shrink too much",
-        "slopes are small",
-        "what is not pushed is nothing",
-        "derivatives do not drift",
-    ],
-)
+def nothing_left(patch: Patch) -> None:
+    whole = Weighted.rest
+    patch.setattr(Weighted, "rest", lambda self, x, v: {key: 0 * t for key, t in whole(self, x, v).items()})
+
+
+def no_drift(patch: Patch) -> None:
+    for kind in (Weighted, Activation):
+        patch.setattr(kind, "ahead", still(kind.ahead))
+
+
+def small_slopes(patch: Patch) -> None:
+    over = Activation._over
+    patch.setattr(Activation, "_over", lambda self, here, z: tuple(0.3 * v for v in over(self, here, z)))
+
+
+def small_norms(patch: Patch) -> None:
+    over = Normalise._over
+    patch.setattr(Normalise, "_over", lambda self, here, x: (0.3 * over(self, here, x)[0], over(self, here, x)[1]))
+
+
+# What makes one rule too small, and how many directions are pushed meanwhile.
+PLANTED: dict[str, tuple[Callable[[Patch], None], int]] = {
+    "weights meet each entry once": (lambda patch: patch.setattr(Weighted, "overlap_root", 0.3), 0),
+    "no own block": (lambda patch: patch.setattr(Weighted, "own", lambda self, here, x: 0 * x.size), 0),
+    "activations without curvature": (lambda patch: patch.setattr(Activation, "form", lambda *_: None), 0),
+    "weights without cross terms": (lambda patch: patch.setattr(Weighted, "form", lambda *_: None), 0),
+    "sums keep the first": (lambda patch: patch.setattr(Add, "ahead", lambda self, here, *below: below[0]), 0),
+    "means shrink too much": (lambda patch: patch.setattr(Average, "_gain", 0.1), 0),
+    "slopes are small": (small_slopes, 0),
+    "what is not pushed is nothing": (nothing_left, 1),
+    "derivatives do not drift": (no_drift, 64),
+    "normalisation does not bend": (lambda patch: patch.setattr(norms, "_SECOND", 0.05), 0),
+    "normalisation does not amplify": (small_norms, 0),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
 def test_a_rule_that_is_too_small_is_found_out(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(monkeypatch, what)
+    change, directions = PLANTED[what]
+    change(monkeypatch)
     broken = []
-    for name in ("pooled", "residual", "conv-frozen-head"):
-        point = Point(*CASES[name].make(), directions={"what is not": 1, "derivatives": 64}.get(what[:11], 0))
+    for name in ("pooled", "residual", "conv-frozen-head", "norm-alone"):
+        point = Point(*CASES[name].make(), directions)
         over = point.bounds.over(0.1)
         broken += violated(point, over, point.worst_points(0.1, 1, 0))
         broken += violated_inside(point, over, point.worst_points(0.1, 1, 0)[-1])
@@ -225,3 +228,29 @@ def test_norms_of_non_negative_matrices(kind: str) -> None:
     for matrix in (m, reducible):
         truth = float(torch.linalg.matrix_norm(matrix, ord=2))
         assert truth * (1 - 1e-14) <= float(nonnegative_norm(matrix[None])[0]) <= truth * 1.01 + 1e-100
+
+
+def test_derivatives_of_normalisation_reach_their_bounds_and_no_more() -> None:
+    """D²y and D³y along one direction, in units of 1/(√m s²) and 1/(m s³), at thousands of points."""
+    m, epsilon = 6, 0.3
+    node = Normalise((0,), "norm", 1, m, epsilon)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, m, generator=generator, dtype=torch.float64)
+    x = x * torch.logspace(-3, 2, 4000, dtype=torch.float64)[:, None]
+    h = torch.randn(4000, m, generator=generator, dtype=torch.float64)
+    h = h - h.mean(dim=1, keepdim=True)
+    # Half of them near the direction of x itself, where the extremes lie.
+    p = x - x.mean(dim=1, keepdim=True)
+    h[::2] = p[::2] / p[::2].norm(dim=1, keepdim=True) + 1.2 * torch.rand(2000, 1, generator=generator) * h[::2]
+    h = h / h.norm(dim=1, keepdim=True)
+
+    def along(order: int, t: Tensor) -> Tensor:
+        if order == 0:
+            return node.value({}, t)
+        found: Tensor = torch.func.jvp(lambda v: along(order - 1, v), (t,), (h,))[1]
+        return found
+
+    s = (p.square().mean(dim=1) + epsilon).sqrt()
+    for order, most in ((1, 1.0), (2, norms._SECOND), (3, norms._THIRD)):
+        sizes = along(order, x).norm(dim=1) * s**order * m ** ((order - 1) / 2)
+        assert 0.99 * most <= float(sizes.max()) <= most * SLACK

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lplr_cli.certificate import CERTIFIED, CertifiedCurvature, Walk
+from lplr_cli.certificate import CERTIFIED, CertifiedCurvature, NoCertificateError, Walk, certify
+from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
 from lplr_cli.training.objective import Objective
 from tests.certificate.graph_cases import CASES, Residual
@@ -183,3 +184,28 @@ def test_rounding_of_loss_and_gradient_is_covered() -> None:
         assert 0 < wrong <= bound.gradient_error <= 1e6 * wrong
         assert missed <= bound.loss_error <= 1e-9
         assert math.isfinite(bound.beta)
+
+
+def test_the_ball_of_a_residual_network_is_certified() -> None:
+    """λ_min proved with the rounding of the passes, and μ on a ball, against dense Jacobians there."""
+    module, x = CASES["residual"].make(n=3)
+    y = torch.randn(3, 1, dtype=torch.float64)
+    found = certify(module, x, y)
+    assert 0 < found.lambda_0_lower <= found.lambda_0 <= 1.02 * found.lambda_0_lower
+    assert found.radius_jacobian > 1e-3
+    radius = found.radius_jacobian / 2
+    at = certify(module, x, y, radius=radius, method="tight").given
+    assert at is not None
+    assert at.mu_jacobian is not None
+    case = Trained(Loss(), "residual", n=3)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        away = torch.randn(len(case.theta), generator=generator, dtype=torch.float64)
+        jacobian = torch.func.jacrev(case.outputs_at)(case.theta + radius * away / away.norm()).detach()[:, 0]
+        assert 2 * float(torch.linalg.svdvals(jacobian)[-1]) ** 2 / 3 >= at.mu_jacobian
+    with pytest.raises(NoCertificateError):
+        certify(module, x, y, graphs=False)
+    with pytest.raises(InputError, match="method 'both' is unknown"):
+        certify(module, x, y, method="both")
+    with pytest.raises(NoCertificateError, match="magnitude"):
+        certify(module, 1e200 * x, y)

@@ -68,6 +68,10 @@ class GraphBounds:
     Attributes:
         f: f̂(θ_0), (n, C). f_error: ≥ |f̂ − f|, (n, C).
         jacobian_error: ≥ ||Ĵ − J||_F/√n of a Jacobian as computed, in any order of summation.
+        method: ``fast`` where nothing is pushed, else ``tight``.
+
+    Raises:
+        NoCertificateError: magnitudes outside the range of docs/theory.md, section 7.
     """
 
     def __init__(self, network: GraphNetwork, inputs: Tensor, *, directions: int = PUSHED[0]) -> None:
@@ -75,6 +79,7 @@ class GraphBounds:
         self.network, self._centre = network, measure(network, x)
         self.f = self._centre.f
         self.n, self.outputs = self.f.shape
+        self.method = "tight" if directions else "fast"
         self._pushed: Pushed | None = None
         if directions and network.blocks:
             self._pushed = self._push(x, directions)
@@ -110,6 +115,10 @@ class GraphBounds:
         jacobians = up(torch.minimum(_finite(ahead[-1].norm), euclidean(gradients)))
         l_j = frobenius_upper(hessians) / math.sqrt(self.n) * (1 + MARGIN)
         return GraphOver(radius, hessians, thirds, gradients, reach, jacobians, l_j, ahead, behind, gathered)
+
+    def l_j(self, radius: float) -> float:
+        """L_J alone, see :meth:`over`."""
+        return self.over(radius).l_j
 
     def check(self, module: nn.Module, values: Mapping[str, Tensor], x: Tensor) -> None:
         """Compare f̂ with what ``module`` computes at the same θ on x (n, …).

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lplr_cli.certificate.graph.network import GraphNetwork
 from lplr_cli.certificate.graph.state import Measured, up
+from lplr_cli.certificate.network import check_magnitude
 
 # Bytes of activations and of their adjoints that are held at a time.
 _MEMORY = 256 << 20
@@ -42,7 +43,13 @@ def measure(network: GraphNetwork, x: Tensor) -> Centre:
     Args:
         network: at θ_0.
         x: (n, …), float64.
+
+    Raises:
+        NoCertificateError: magnitudes outside the range of docs/theory.md, section 7.
     """
+    check_magnitude(x.flatten(1), "inputs")
+    for value in network.values.values():
+        check_magnitude(value.reshape(1, -1), "parameters", smallest=0.0)
     with torch.no_grad():
         shapes = [t.shape[1:] for t in network.forward(x[:1])]
         constants = [n.constants(network.values, *(shapes[i] for i in n.inputs)) for n in network.nodes]
@@ -86,6 +93,10 @@ def passes(network: GraphNetwork, x: Tensor) -> tuple[list[Tensor], list[Tensor]
 def _part(network: GraphNetwork, x: Tensor) -> _Part:
     """Of some samples."""
     places, adjoints = passes(network, x)
+    for t in places:
+        check_magnitude(t.flatten(1), "activations", smallest=0.0)
+    for t in adjoints:
+        check_magnitude(t.flatten(1), "gradients", smallest=0.0)
     measured = []
     for k, node in enumerate(network.nodes):
         below = [places[i] for i in node.inputs]
