@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -20,7 +21,12 @@ def test_the_equivalents_are_mutants_of_today(file: str) -> None:
     for entry in TABLE_OF["file"][file].get("equivalent", []):
         assert entry["mutant"] in names, "the source has changed: judge this mutant again"
         assert len(entry["reason"]) > 10
-    assert all((ROOT / path).exists() for path in TABLE_OF["file"][file]["tests"])
+    for name in TABLE_OF["file"][file]["tests"]:
+        path, _, test = name.partition("::")
+        assert f"def {test}" in (ROOT / path).read_text(encoding="utf-8")
+    functions = {m.function for m in mutants((ROOT / file).read_text(encoding="utf-8"))}
+    for entry in TABLE_OF["file"][file].get("aside", []):
+        assert any(re.fullmatch(entry["functions"], name) for name in functions)
 
 
 def test_mutants_differ_from_the_source_and_from_each_other() -> None:

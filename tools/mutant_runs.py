@@ -76,7 +76,7 @@ def judge(file: str, chosen: Sequence[Mutant], tests: Sequence[str], budget: flo
     Args:
         file: from the root of the project.
         chosen: its mutants.
-        tests: files of tests.
+        tests: files of tests, or single ones as file::name.
         budget: seconds of tests, after which a mutant has survived.
     """
     import torch
@@ -101,7 +101,7 @@ class _Session:
         self.record = _Record.of(file)
         self.out = os.dup(1)
         self.result = 0
-        texts = [(ROOT / path).read_bytes() for path in tests]
+        texts = [(ROOT / name.split("::")[0]).read_bytes() for name in tests]
         self.tests_digest = hashlib.sha256(b"\0".join(texts)).hexdigest()[:16]
 
     def say(self, text: str) -> None:
