@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lplr_cli.certificate import BallBounds, SmoothMLP
+from lplr_cli.certificate.ball import Over
 from lplr_cli.models import MLP
 
 EPS = 2.0**-52
@@ -118,6 +119,79 @@ def test_every_step_is_its_formula(method: str, parametrization: str, names: lis
     assert found.l_j == pytest.approx(math.sqrt(float(total.square().sum()) / 5), rel=1e-6)
     assert found.l_j >= math.sqrt(float(total.square().sum()) / 5)
     check_gradients(ball, radius, total)
+    check_thirds(ball, radius, moved)
+
+
+def check_thirds(ball: BallBounds, radius: float, moved: list[float]) -> None:
+    """||D³f_ic||: the change of e_l, s_l and D a_l through each layer, and what each layer adds (section 9)."""
+    centre, layers, phi = ball._centre, ball.network.layers, ball.network.activation
+    ahead = ball._forward_over(radius)
+    behind = ball._backward_over(radius, ahead)
+    zero = torch.zeros(5, dtype=torch.float64)
+    second_z: list[Tensor] = []
+    second_a: list[Tensor] = []
+    for k in range(3):
+        layer, a = layers[k], ahead[k]
+        z = zero
+        if k:
+            z = layer.scale * (centre.weight_norms[k] + moved[k]) * second_a[k - 1]
+            z = z + layer.scale * ahead[k - 1].da * layer.weight_trained
+        second_z.append(z)
+        second_a.append((a.bend * a.rows).amax(dim=1) * a.dz + a.slope.amax(dim=1) * z)
+    last = layers[3]
+    ones = torch.ones((5, 2), dtype=torch.float64)
+    total = last.scale * second_a[2][:, None] * ones * last.weight_trained
+    turn = last.scale * ones * last.weight_trained
+    for k in (2, 1, 0):
+        layer, a, b = layers[k], ahead[k], behind[k]
+        s_turn = b.top * a.dz[:, None] + a.slope.amax(dim=1)[:, None] * turn
+        added = turn * ((a.bend * a.rows).amax(dim=1) * a.dz)[:, None]
+        added = added + phi.third * b.crowd * (a.dz**2)[:, None] + 2 * b.top * (a.dz * second_z[k])[:, None]
+        if k and layer.weight_trained:
+            below = ahead[k - 1].da[:, None]
+            added = added + layer.scale * (s_turn * below + b.sensitivity * second_a[k - 1][:, None])
+        total = total + added
+        turn = layer.scale * (centre.weight_norms[k] + moved[k]) * s_turn
+        turn = turn + layer.scale * b.sensitivity * layer.weight_trained
+    found = ball.over(radius)
+    assert close(found.thirds, total)
+    for k in range(3):
+        most = centre.backs[k].e.abs()
+        assert bool((behind[k].crowd >= (most * ahead[k].rows[:, None]).amax(dim=2)).all())
+        assert close(found.activations[k + 1], centre.passes[k + 1].a_norm + ahead[k].a_change)
+    assert torch.equal(found.activations[0], centre.passes[0].a_norm)
+
+
+@pytest.mark.parametrize("activation", ["softplus", "gelu"])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_bounds_grow_with_the_ball_until_they_are_infinite(depth: int, activation: str) -> None:
+    """No bound is lost on the way: at every radius it is a number or infinity, and never below that of a smaller."""
+    module = MLP(3, 2, width=4, depth=depth, activation=activation).double()
+    x = torch.randn((4, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ball = BallBounds(SmoothMLP.from_module(module), x)
+    before = ball.over(0.0)
+    for exponent in (-8, 0, 8, 60, 100, 140, 155, 200, 250, 307):
+        now = ball.over(10.0**exponent)
+        for old, new in zip(flat(before), flat(now), strict=True):
+            assert bool((old <= new).all())
+        assert before.l_j <= now.l_j
+        before = now
+    assert depth == 0 or now.l_j > 1e300
+
+
+def flat(over: Over) -> list[Tensor]:
+    return [over.hessians, over.thirds, over.gradients, *over.reach, *over.forward, *over.backward, *over.activations]
+
+
+def test_errors_of_the_jacobian_are_counted_for_both_that_are_compared() -> None:
+    ball = bounds("tight", "standard", None)
+    rows = 2 * ball._centre.jacobian_error
+    assert torch.equal(ball.jacobian_error_rows, rows)
+    whole = math.sqrt(float(rows.square().sum()) / 5)
+    assert whole <= ball.jacobian_error <= whole * (1 + 1e-13)
+    assert torch.equal(ball.f, ball._centre.passes[-1].z)
+    assert torch.equal(ball.f_error, ball._centre.passes[-1].z_error)
+    assert (ball.n, ball.outputs, ball.weight_norms) == (5, 2, ball._centre.weight_norms)
 
 
 def check_gradients(ball: BallBounds, radius: float, hessians: Tensor) -> None:
