@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -81,6 +82,31 @@ def test_runs_of_every_scale_obey_their_certificate(scale: float) -> None:
     # The step of another scale is not proved for this one.
     assert not check_run(found, replace(run, eta=run.eta * 1.01, lr=run.lr * 1.01)).applies
     assert f"mu = {mu:.4g}" in own.verdict
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.3, 0.7, 1.1, 1 / 3, 3.3, 1e-5, 97.0])
+def test_no_rounding_makes_a_scaled_certificate_better(scale: float) -> None:
+    """In rational arithmetic: μ and η downwards, β and the loss upwards; what is the network's alone stays."""
+    found, _ = descend(1.0, 0.5, steps=1)
+    own, s = scaled(found, scale), Fraction(scale)
+    assert found.given is not None
+    assert own.given is not None
+    for mine, theirs in ((own.given, found.given), (own.containment.at, found.containment.at)):
+        for key in ("mu_jacobian", "mu_kernel"):
+            mu, other = getattr(mine, key), getattr(theirs, key)
+            assert (mu is None) == (other is None)
+            assert mu is None or s * Fraction(other) * (1 - Fraction(1, 10**11)) <= mu <= s * Fraction(other)
+        assert s * Fraction(theirs.beta) <= mine.beta <= s * Fraction(theirs.beta) * (1 + Fraction(1, 10**11))
+        assert (mine.radius, mine.l_j, mine.l_k) == (theirs.radius, theirs.l_j, theirs.l_k)
+    square = s * Fraction(found.sqrt_loss_upper) ** 2
+    assert square <= Fraction(own.sqrt_loss_upper) ** 2 <= square * (1 + Fraction(1, 10**11))
+    eta = Fraction(found.containment.eta_max) / s
+    assert eta * (1 - Fraction(1, 10**11)) <= own.containment.eta_max <= eta
+    kept = ("holds", "reach", "step_fraction")
+    assert [getattr(own.containment, k) for k in kept] == [getattr(found.containment, k) for k in kept]
+    same = ("n", "lambda_0", "lambda_0_lower", "sigma_0_lower", "norm_upper", "radius_kernel", "radius_jacobian")
+    assert [getattr(own, k) for k in same] == [getattr(found, k) for k in same]
+    assert scaled(found, 1.0) is found
 
 
 def test_a_wrong_scale_is_seen_at_the_start() -> None:
