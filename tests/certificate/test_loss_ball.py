@@ -17,6 +17,7 @@ from lplr_cli.certificate.loss_ball import LossBall
 from lplr_cli.certificate.rounding import RoundedBounds
 from lplr_cli.linalg import gamma
 from lplr_cli.losses import Loss
+from lplr_cli.models import ModelSpec, build_model
 from tests.certificate.path_case import LOSSES, Case
 
 
@@ -232,11 +233,13 @@ def rounding(case: Case, ball: LossBall, radius: float) -> tuple[float, float]:
     return losses / n + gamma(n * outputs + 256, torch.float64) * magnitude / n, math.sqrt(sum(kept))
 
 
-@pytest.mark.parametrize("radius", [0.0, 0.2])
+@pytest.mark.parametrize(("parametrization", "radius"), [("standard", 0.0), ("standard", 0.2), ("ntk", 0.2)])
 @pytest.mark.parametrize("frozen", ["", "layers.0.weight", "layers.1.weight", "layers.1.bias"])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda v: f"{v.name}-{v.scale}")
-def test_rounding_is_its_formula(loss: Loss, frozen: str, radius: float) -> None:
+def test_rounding_is_its_formula(loss: Loss, frozen: str, parametrization: str, radius: float) -> None:
     case = Case(loss, width=4, n=4, depth=2)
+    spec = ModelSpec(width=4, depth=2, parametrization=parametrization)
+    case.module = build_model(spec, (4,), case.y.shape[1], seed=1, dtype=torch.float64)
     for layer in dict(case.module.named_modules())["layers"].children():  # biases begin at zero
         torch.nn.init.normal_(layer.bias, generator=torch.Generator().manual_seed(1))
     for name, p in case.module.named_parameters():
