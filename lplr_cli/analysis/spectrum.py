@@ -16,7 +16,7 @@ from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.data import Dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import DTYPES
-from lplr_cli.runs import SCHEMA_VERSION, plain
+from lplr_cli.runs import NORMALISATION, SCHEMA_VERSION, plain
 from lplr_cli.shown import Shown
 from lplr_cli.training import resolve_device
 
@@ -107,7 +107,7 @@ def probe_checkpoint(
         "checkpoint": str(subject.path),
         "step": subject.step,
         "assumptions": list(subject.assumptions),
-        "normalisation": {"ntk": "K = J J^T / n", "n": kernel.n},
+        "normalisation": {"ntk": _formula(outputs), "n": kernel.n},
         "samples": dataset.n,
         "n": kernel.n,
         "subset": kernel.n < dataset.n,
@@ -120,7 +120,7 @@ def probe_checkpoint(
         "dtype": dtype,
         "method": spectrum.method,
         "verified": verify,
-        "lambda_min": _smallest(kernel, dataset.n),
+        "lambda_min": _smallest(kernel, dataset.n, dataset.outputs if outputs == "trace" else 1),
         "lambda_max": spectrum.lambda_max,
         "trace": spectrum.trace,
         "effective_rank": spectrum.effective_rank,
@@ -133,8 +133,21 @@ def probe_checkpoint(
     return KernelProbe(cleaned, spectrum.eigenvalues)
 
 
-def _smallest(kernel: ntk.KernelSpectrum, samples: int) -> dict[str, Any]:
-    """λ_min with its bound and accuracy, and by interlacing the bound of the full one that a subset gives."""
+def _formula(outputs: str) -> str:
+    """Which kernel it is."""
+    if outputs == "full":
+        return NORMALISATION["ntk"]
+    if outputs == "trace":
+        return "K = sum_c J_c J_c^T / n, the trace over the outputs c"
+    return f"K = J_c J_c^T / n of output c = {outputs} alone"
+
+
+def _smallest(kernel: ntk.KernelSpectrum, samples: int, summed: int) -> dict[str, Any]:
+    """λ_min with its bound and accuracy, and the bound that it gives for K of all samples and outputs.
+
+    A principal submatrix (a subset of samples, one output) has a λ_min no smaller by interlacing; the trace over C
+    outputs, a sum of C such, has one C times as large at least.
+    """
     spectrum = kernel.spectrum
     return {
         "value": spectrum.lambda_min,
@@ -142,5 +155,5 @@ def _smallest(kernel: ntk.KernelSpectrum, samples: int) -> dict[str, Any]:
         "resolution": spectrum.resolution,
         "digits": spectrum.digits,
         "residual": spectrum.residual,
-        "upper_bound_full": spectrum.lambda_min * kernel.n / samples,
+        "upper_bound_full": spectrum.lambda_min * kernel.n / samples / summed,
     }

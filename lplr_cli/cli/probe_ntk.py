@@ -166,6 +166,9 @@ def _prediction_grids(p: dict[str, Any]) -> list[Any]:
     ]
 
 
+_KERNELS = {"full": "K = J Jᵀ/n", "trace": "K = Σ_c J_c J_cᵀ/n, the trace over the outputs,"}
+
+
 def _grids(probe: KernelProbe, shown: int) -> list[Any]:
     from lplr_cli.reporting import Grid, number
 
@@ -173,7 +176,7 @@ def _grids(probe: KernelProbe, shown: int) -> list[Any]:
     low = r["lambda_min"]
     where = "a subset: λ_min bounds the full one from above" if r["subset"] else "all samples"
     digits = f"about {low['digits']:.1f} decimal digits in {r['dtype']}"
-    ritz = r["method"] == "lanczos"
+    ritz, whole = r["method"] == "lanczos", r["outputs"] == "full"
     above = f"Ritz value, from above; residual {number(low['residual'], 3)}"
     rows = [
         ["λ_min", number(low["value"], 6), "estimate" if ritz else "computed", above if ritz else digits],
@@ -181,7 +184,7 @@ def _grids(probe: KernelProbe, shown: int) -> list[Any]:
             "λ_max",
             number(r["lambda_max"], 6),
             "computed",
-            "gradient descent on L is stable to about η = 1/λ_max (lazy)",
+            "gradient descent on L is stable to about η = 1/λ_max (lazy)" if whole else "of this part of the kernel",
         ],
         ["trace", number(r["trace"], 6), "computed", "sum of the eigenvalues"],
         ["effective rank", number(r["effective_rank"], 6), "computed", "trace/λ_max"],
@@ -190,18 +193,17 @@ def _grids(probe: KernelProbe, shown: int) -> list[Any]:
     if low["lower"] is not None or r["verified"]:
         meaning = "covers the rounding of forming K and of the factorisation"
         rows.insert(1, ["λ_min ≥", number(low["lower"], 6), "verified", meaning])
-    if r["subset"]:
-        rows.append(
-            [
-                "full λ_min ≤",
-                number(low["upper_bound_full"], 6),
-                "computed",
-                "by interlacing, from this subset",
-            ]
-        )
+    if r["subset"] or not whole:
+        of = {
+            "full": "by interlacing, from this subset",
+            "trace": "a trace over C outputs has C times λ_min at least",
+        }
+        meaning = of.get(r["outputs"], "by interlacing, from this output")
+        rows.append(["full λ_min ≤", number(low["upper_bound_full"], 6), "computed", meaning])
+    kernel = _KERNELS.get(r["outputs"], f"K = J_c J_cᵀ/n of output c = {r['outputs']}")
     title = (
         f"NTK of {r['checkpoint']}: {r['n']:,} of {r['samples']:,} samples ({where}), "
-        f"K = J Jᵀ/n is {r['rows']:,} × {r['rows']:,}, engine {r['engine']}"
+        f"{kernel} is {r['rows']:,} × {r['rows']:,}, engine {r['engine']}"
     )
     notes = [f"Assumed: {'; '.join(r['assumptions'])}."] if r["assumptions"] else []
     if r["duplicate_inputs"]:

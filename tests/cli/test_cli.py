@@ -275,7 +275,19 @@ def test_user_model_and_data(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"]["parameters"] == 3 * 5 + 5 + 5 * 2 + 2
     named = ("--model", "my_task:net", "--model-arg", "hidden=5", "--data", "my_task:data")
-    assert lplr("probe-ntk", "r", "--outputs", "trace", *named, cwd=tmp_path).returncode == 0
+    # A part of the kernel is named where it changes what is said, and bounds λ_min of the whole.
+    whole = json.loads(lplr("probe-ntk", "r", "--format", "json", *named, cwd=tmp_path).stdout)["lambda_min"]["value"]
+    for part, said in (("trace", "the trace over the outputs"), ("1", "of output c = 1")):
+        table = lplr("probe-ntk", "r", "--outputs", part, *named, cwd=tmp_path)
+        assert said in " ".join(table.stdout.split())
+        assert "η = 1/λ_max" not in table.stdout
+        found = json.loads(lplr("probe-ntk", "r", "--outputs", part, "--format", "json", *named, cwd=tmp_path).stdout)
+        assert "J J^T" not in found["normalisation"]["ntk"]
+        assert found["lambda_min"]["upper_bound_full"] >= whole * (1 - 1e-9)
+    half = json.loads(
+        lplr("probe-ntk", "r", "--outputs", "trace", "--size", "5", "--format", "json", *named, cwd=tmp_path).stdout
+    )
+    assert half["lambda_min"]["upper_bound_full"] >= whole * (1 - 1e-9)
 
 
 def test_help_is_light_and_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
