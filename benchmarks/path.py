@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lplr_cli.analysis import certify_path
+from lplr_cli.analysis.subject import OWN, Source
 from lplr_cli.data import DataSpec
 from lplr_cli.models import ModelSpec
 from lplr_cli.training import TrainConfig, train
@@ -57,12 +58,12 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(config: TrainConfig, first: int, root: Path) -> dict[str, Any]:
+def measure(config: TrainConfig, first: int, root: Path, source: Source = OWN) -> dict[str, Any]:
     """Figures of the path with seconds (passed, computed) and MiB of training and certificate."""
     clock = _Clock()
     run = train(config, root).run
     trained, before = clock.read(), _peak()
-    figures = certify_path(run, first=first, kernel=False).figures
+    figures = certify_path(run, first=first, source=source, kernel=False).figures
     certified = clock.read()
     own = {"trained": trained, "certified": certified, "training_mib": before, "more_mib": _peak() - before}
     return {**figures.to_dict(), **own}
