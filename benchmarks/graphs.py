@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.path import measure, row
+from lplr_cli.analysis.subject import Source
 from lplr_cli.certificate.graph import PUSHED, GraphBounds, GraphNetwork
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.models import ModelSpec, make_activation

@@ -191,11 +191,17 @@ def small_norms(patch: Patch) -> None:
     patch.setattr(Normalise, "_over", lambda self, here, x: (0.3 * over(self, here, x)[0], over(self, here, x)[1]))
 
 
+def unchanging(patch: Patch) -> None:
+    form = Activation.form
+    patch.setattr(Activation, "form", lambda *a: replace(form(*a), third=0 * form(*a).third))
+
+
 # What makes one rule too small, and how many directions are pushed meanwhile.
 PLANTED: dict[str, tuple[Callable[[Patch], None], int]] = {
     "weights meet each entry once": (lambda patch: patch.setattr(Weighted, "overlap_root", 0.3), 0),
     "no own block": (lambda patch: patch.setattr(Weighted, "own", lambda self, here, x: 0 * x.size), 0),
     "activations without curvature": (lambda patch: patch.setattr(Activation, "form", lambda *_: None), 0),
+    "curvature does not change": (unchanging, 0),
     "weights without cross terms": (lambda patch: patch.setattr(Weighted, "form", lambda *_: None), 0),
     "sums keep the first": (lambda patch: patch.setattr(Add, "ahead", lambda self, here, *below: below[0]), 0),
     "means shrink too much": (lambda patch: patch.setattr(Average, "_gain", 0.1), 0),
