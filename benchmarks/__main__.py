@@ -10,6 +10,7 @@ from benchmarks import (
     certificate,
     kernel,
     large,
+    lazy,
     noise_floor,
     peers,
     rates,
@@ -31,4 +32,6 @@ if __name__ == "__main__":
     print(f"\n## Certificate\n\n{certificate.report()}")
     print(f"\n## Sweeps\n\n{sweeps.report()}")
     print(f"\n## Rates\n\n{rates.report()}")
+    print(f"\n## Hessian\n\n{peers.hessian_report()}")
+    print(f"\n## Lazy runs\n\n{lazy.report()}")
     print(f"\n## Noise floor\n\n{noise_floor.report()}")

@@ -17,8 +17,8 @@ from lplr_cli.analysis import predict_run
 CHANGE = 0.1
 
 
-def outcomes() -> list[tuple[str, float, float]]:
-    """Name, laziness error and relative change of the kernel of each run."""
+def outcomes() -> list[tuple[str, float, bool, float]]:
+    """Name, laziness error, whether it is called lazy, and relative change of the kernel of each run."""
     found = []
     grid = itertools.product(("standard", "ntk"), (16, 64, 256, 1024), (10, 30, 60), ("auto", "quarter"))
     with tempfile.TemporaryDirectory() as folder:
@@ -39,8 +39,9 @@ def outcomes() -> list[tuple[str, float, float]]:
             run = lplr.train("mnist", Path(folder) / name, **options, lr=_step(step, options))
             prediction = predict_run(run.path)
             assert prediction.error is not None
+            assert prediction.lazy is not None
             assert prediction.kernel_change is not None
-            found.append((name, prediction.error, prediction.kernel_change))
+            found.append((name, prediction.error, prediction.lazy, prediction.kernel_change))
     return found
 
 
@@ -63,8 +64,8 @@ def report() -> str:
     """A Markdown table and the share of agreement."""
     rows, agree = [], 0
     found = outcomes()
-    for name, error, change in found:
-        one, two = error < 0.1, change < CHANGE
+    for name, error, one, change in found:
+        two = change < CHANGE
         agree += one == two
         mark = "" if one == two else "disagree"
         rows.append(f"| {name} | {error:.3f} | {100 * change:.1f} % | {'yes' if one else 'no'} | {mark} |")

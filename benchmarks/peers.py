@@ -27,7 +27,11 @@ def elsewhere(variable: str, script: str) -> dict[str, Any]:
     python = os.environ.get(variable)
     if python is None:
         return {}
-    done = subprocess.run([python, str(Path(__file__).with_name(script))], capture_output=True, text=True, check=True)
+    here = Path(__file__)
+    # The script may want lplr beside its own libraries.
+    environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
+    command = [python, str(here.with_name(script))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -67,6 +71,19 @@ def report() -> str:
     ]
     head = ["| | K, m = 128 | K, m = 512 | K v, m = 128 | K v, m = 512 |", "|---|---:|---:|---:|---:|"]
     return "\n".join(head + [f"| {' | '.join(row)} |" for row in rows])
+
+
+def hessian_report() -> str:
+    """Products with the Hessian by other libraries, a Markdown table; needs LPLR_BENCH_HESSIAN_PYTHON."""
+    found = elsewhere("LPLR_BENCH_HESSIAN_PYTHON", "hessian_peers.py")
+    if not found:
+        return "Not measured: LPLR_BENCH_HESSIAN_PYTHON names no Python."
+    names = list(next(iter(found["product"].values())))
+    rows = ["| width | " + " | ".join(names) + " |", "|---:|" + "---:|" * len(names)]
+    for width, seconds in found["product"].items():
+        rows.append(f"| {width} | " + " | ".join(f"{1e3 * seconds[name]:.1f} ms" for name in names) + " |")
+    told = [f"{name} {count} products, {error:.1e} off" for name, (count, error) in found["lambda_max"].items()]
+    return "\n".join([*rows, "", f"λ_max: {'; '.join(told)}."])
 
 
 if __name__ == "__main__":

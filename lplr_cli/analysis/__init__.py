@@ -11,6 +11,7 @@ from lplr_cli.analysis.path import PathCertificate, certify_path
 from lplr_cli.analysis.path_figures import PathFigures, keep, kept_path, kept_rows
 from lplr_cli.analysis.recompute import recompute_gradients
 from lplr_cli.analysis.spectrum import KernelProbe, probe_checkpoint
+from lplr_cli.analysis.step_rule import unit_rule
 from lplr_cli.analysis.subject import OWN, Source, Subject, find_checkpoint, open_subject
 from lplr_cli.analysis.summary import Certified, Summary, run_facts, summarize, summary_of
 from lplr_cli.analysis.trajectory import plain_step, trajectory_of
@@ -57,4 +58,5 @@ __all__ = [
     "summarize",
     "summary_of",
     "trajectory_of",
+    "unit_rule",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,23 +10,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lplr_cli.analysis.subject import OWN, Source, Subject, open_subject
+from lplr_cli.analysis.case import Case, open_case
+from lplr_cli.analysis.step_rule import formula, rule_name, rule_of_run
+from lplr_cli.analysis.subject import OWN, Source
 from lplr_cli.curvature import (
     Effort,
     Interval,
     LossCurvature,
-    OptimizerState,
     PerSample,
     SpectralDensity,
-    StepRule,
     Survey,
     TraceEstimate,
     basis_size,
     largest,
     norm,
-    optimizer_state,
     per_sample,
     preconditioned,
     survey,
@@ -35,13 +32,9 @@ from lplr_cli.curvature import (
 from lplr_cli.errors import InputError
 from lplr_cli.linalg import Ritz, lanczos
 from lplr_cli.losses import Loss
-from lplr_cli.models import DTYPES
-from lplr_cli.ntk import DEFAULT_MEMORY, Network, NTKOperator
+from lplr_cli.ntk import DEFAULT_MEMORY, NTKOperator
 from lplr_cli.runs import SCHEMA_VERSION, RunDirectory, plain
-from lplr_cli.runs.checkpoint import is_checkpoint, parse_checkpoint
-from lplr_cli.runs.foreign_weights import read_file
 from lplr_cli.shown import Shown
-from lplr_cli.training import resolve_device
 
 # Points of the density's curve, and its smoothing in parts of the spectrum's width.
 _GRID, _WIDTH = 401, 0.01
@@ -81,29 +74,6 @@ class HessianSeries(Shown):
         return self.table
 
 
-@dataclass(frozen=True)
-class _Case:
-    """A network at a checkpoint with the samples and the loss that are examined."""
-
-    subject: Subject
-    loss: Loss | PerSample
-    inputs: Tensor
-    targets: Tensor
-    network: Network
-    run: RunDirectory | None
-    state: OptimizerState | str
-
-    @property
-    def loss_record(self) -> dict[str, Any]:
-        known = isinstance(self.loss, Loss)
-        return {
-            "name": self.loss.name if isinstance(self.loss, Loss) else getattr(self.loss, "__name__", "given"),
-            "scale": self.loss.scale if isinstance(self.loss, Loss) else None,
-            "formula": self.loss.formula if isinstance(self.loss, Loss) else "L = (1/n) sum_i l(f(x_i), y_i)",
-            "known": known,
-        }
-
-
 def probe_hessian(
     path: Path,
     *,
@@ -135,7 +105,7 @@ def probe_hessian(
         InputError: what cannot be opened, a loss that nobody tells, or too little memory.
         NumericalError: products that are not finite.
     """
-    case = _open(path, size, loss, dtype, device, source, step)
+    case = open_case(path, size, loss, dtype, device, source, step)
     found = survey(case.network, case.inputs, case.targets, case.loss, effort=effort, memory=memory, report=report)
     record = {**_head(case, found, dtype), **_figures(found)}
     if record["gauss_newton"] is not None:
@@ -180,7 +150,7 @@ def hessian_along(
     if not steps:
         raise InputError(f"{path} has no checkpoint", "give a run with checkpoints")
     chosen = [s for s in steps if s % every == 0 or s in (steps[0], steps[-1])]
-    case = _open(path, size, loss, dtype, device, source, chosen[0])
+    case = open_case(path, size, loss, dtype, device, source, chosen[0])
     rows = []
     for done, step in enumerate(chosen, start=1):
         case.subject.move_to(run, step)
@@ -201,7 +171,7 @@ def hessian_along(
         "parameters": case.network.parameter_count,
         "dtype": dtype,
         "every": every,
-        "rule": _rule_name(run),
+        "rule": rule_name(run),
         "sharpness": {
             "initial": float(table["sharpness"].iloc[0]),
             "final": float(table["sharpness"].iloc[-1]),
@@ -218,60 +188,7 @@ def hessian_along(
     return HessianSeries(cleaned, table)
 
 
-def _open(
-    path: Path,
-    size: int | None,
-    loss: Loss | PerSample | None,
-    dtype: str,
-    device: str,
-    source: Source,
-    step: int | None,
-) -> _Case:
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype!r} is unknown", f"choose from {', '.join(DTYPES)}")
-    subject = open_subject(path, source, step=step)
-    if size is not None and not 1 <= size <= subject.dataset.n:
-        raise InputError(f"--size {size} is out of range", f"the checkpoint has {subject.dataset.n} samples")
-    run = _run_of(subject.path)
-    inputs, targets = (t[:size] for t in subject.dataset.tensors())
-    network = subject.network(DTYPES[dtype], resolve_device(device))
-    state = optimizer_state(read_file(subject.path), subject.module)
-    return _Case(subject, _loss(subject.path, run, loss), inputs, targets, network, run, state)
-
-
-def _run_of(path: Path) -> RunDirectory | None:
-    """The run that a checkpoint lies in."""
-    folder = path.resolve().parent.parent
-    if path.resolve().parent.name != "checkpoints" or not (folder / "run.json").is_file():
-        return None
-    return RunDirectory.open(folder)
-
-
-def _loss(path: Path, run: RunDirectory | None, given: Loss | PerSample | None) -> Loss | PerSample:
-    """The loss that the file tells, or the user; a known one is not overruled.
-
-    Raises:
-        InputError: nobody tells, or the two differ.
-    """
-    told = run.manifest().loss.known if run is not None else _loss_of_file(path)
-    if told is None and given is None:
-        raise InputError(f"{path} does not tell its loss", "give --loss squared, cross-entropy, bce or module:function")
-    if told is not None and given is not None and given != told:
-        raise InputError(f"{path} tells its own loss, {told.formula}", "leave out --loss")
-    found = told or given
-    assert found is not None
-    return found
-
-
-def _loss_of_file(path: Path) -> Loss | None:
-    content = read_file(path)
-    if not is_checkpoint(content):
-        return None
-    scale = parse_checkpoint(content, path).loss_scale
-    return None if scale is None else Loss("squared", scale)
-
-
-def _head(case: _Case, found: Survey, dtype: str) -> dict[str, Any]:
+def _head(case: Case, found: Survey, dtype: str) -> dict[str, Any]:
     return {
         "command": "probe-hessian",
         "schema_version": SCHEMA_VERSION,
@@ -376,7 +293,7 @@ def _curve(density: SpectralDensity | None) -> pd.DataFrame:
     return pd.DataFrame(dict(zip(columns, (grid, *density.curve(grid, width)), strict=True)))
 
 
-def _kernel_tie(case: _Case, found: Survey, memory: int) -> dict[str, float] | None:
+def _kernel_tie(case: Case, found: Survey, memory: int) -> dict[str, float] | None:
     """2s λ_max(K) beside λ_max(G), from other products: they agree for the squared loss, up to the residuals."""
     if not isinstance(case.loss, Loss) or case.loss.name != "squared" or found.parts is None:
         return None
@@ -388,45 +305,12 @@ def _kernel_tie(case: _Case, found: Survey, memory: int) -> dict[str, float] | N
     return {"lambda_max": value, "relative_difference": abs(value - top) / max(abs(top), 1e-300)}
 
 
-def rule_of_run(run: RunDirectory | None, step: int | None) -> StepRule | str:
-    """How the optimiser steps at ``step``, or why that is not known."""
-    if run is None:
-        return "the checkpoint does not tell its optimiser"
-    manifest = run.manifest()
-    optimizer = manifest.optimizer
-    if optimizer.name not in ("gd", "sgd"):
-        return f"the optimiser is {optimizer.name or 'not known'}"
-    if optimizer.momentum is None or optimizer.weight_decay is None:
-        return "momentum or weight decay is not known"
-    if manifest.recorded and optimizer.momentum > 0:
-        return "a recorded momentum may be heavy-ball or Nesterov's"
-    lr = optimizer.lr if optimizer.schedule == "constant" else _lr_at(run, step)
-    if lr is None or not 0 < lr < math.inf:
-        return "the step size is not known"
-    return StepRule(lr, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay)
-
-
-def _lr_at(run: RunDirectory, step: int | None) -> float | None:
-    """The step size that was logged at ``step``, or last before it: the end of a run has none."""
-    log = run.log()
-    known = log[log["lr"].notna()]
-    before = known if step is None else known[known["step"] <= step]
-    return float(before["lr"].iloc[-1]) if len(before) else None
-
-
-def _rule_name(run: RunDirectory | None) -> str:
-    rule = rule_of_run(run, None)
-    if isinstance(rule, str):
-        return f"unknown: {rule}"
-    return _formula(rule)
-
-
-def _stability(case: _Case, top: float, residual: float) -> dict[str, Any]:
+def _stability(case: Case, top: float, residual: float) -> dict[str, Any]:
     """λ_max beside the largest curvature at which the optimiser is stable on a quadratic (theory.md section 13)."""
     rule = rule_of_run(case.run, case.subject.step)
-    name = _rule_name(case.run)
+    name = rule_name(case.run)
     if isinstance(rule, str) and not isinstance(case.state, str) and not case.state.rule.adaptive:
-        rule, name = case.state.rule, _formula(case.state.rule)
+        rule, name = case.state.rule, formula(case.state.rule)
     threshold = None if isinstance(rule, str) else rule.threshold
     return {
         "rule": name,
@@ -437,7 +321,7 @@ def _stability(case: _Case, top: float, residual: float) -> dict[str, Any]:
     }
 
 
-def _preconditioned(case: _Case, effort: Effort, memory: int) -> dict[str, Any] | None:
+def _preconditioned(case: Case, effort: Effort, memory: int) -> dict[str, Any] | None:
     """λ_max of P^(−½) H P^(−½) beside Adam's threshold; None where the file has no second moments."""
     state = case.state
     if isinstance(state, str) or state.second_moments is None:
@@ -455,28 +339,14 @@ def _preconditioned(case: _Case, effort: Effort, memory: int) -> dict[str, Any] 
     threshold = state.rule.threshold
     return {
         "lambda_max": {"value": found.value, "residual": found.residual},
-        "rule": _formula(state.rule),
+        "rule": formula(state.rule),
         "lr": state.rule.lr,
         "threshold": threshold,
         "ratio": None if threshold is None else found.value / threshold,
     }
 
 
-def _formula(rule: StepRule) -> str:
-    """The threshold of :mod:`lplr_cli.curvature.stability` in words."""
-    if rule.adaptive:
-        decay = f" (2 - eta w)/2, w = {rule.weight_decay:g}" if rule.weight_decay else ""
-        return f"(2 + 2 beta)/((1 - beta) eta){decay}, beta = {rule.momentum:g}"
-    decay = f" - {rule.weight_decay:g}" if rule.weight_decay else ""
-    if rule.momentum == 0:
-        return f"2/eta{decay}"
-    if rule.nesterov:
-        return f"(2 + 2 beta)/((1 + 2 beta) eta){decay}, beta = {rule.momentum:g}"
-    damped = f"((1 - {rule.dampening:g}) eta)" if rule.dampening else "eta"
-    return f"(2 + 2 beta)/{damped}{decay}, beta = {rule.momentum:g}"
-
-
-def _row(case: _Case, step: int, effort: Effort, memory: int) -> dict[str, Any]:
+def _row(case: Case, step: int, effort: Effort, memory: int) -> dict[str, Any]:
     network = case.subject.network(case.network.dtype, case.network.device)
     spare = replace(effort, eigenvalues=1, trace_vectors=0, density_vectors=0)
     found = survey(network, case.inputs, case.targets, case.loss, effort=spare, memory=memory)

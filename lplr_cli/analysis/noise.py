@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lplr_cli.analysis.curvature import rule_of_run
 from lplr_cli.analysis.path_figures import log_fingerprint
+from lplr_cli.analysis.step_rule import rule_of_run
 from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.batches import SAMPLINGS, Batches
 from lplr_cli.curvature import EPOCHS, OWN_BATCH, STEPS, GradientNoise, StepRule

@@ -86,6 +86,7 @@ class LossCurvature:
         self.size = sum(self._counts)
         self.products = 0
         self._forward_mode = True
+        self._direction: Tensor | None = None
         self._graph: Sequence[Tensor] | None = None
         self._factors: structured.FactoredJacobian | None = None
         self._room: int | None = None
@@ -126,7 +127,9 @@ class LossCurvature:
         self.products += 1
         direction = self._split(v)
         if self._graph is not None:
-            return self._vector([self._pull(self._graph, direction, keep=True)])
+            whole = self._pull(self._graph, direction, keep=True)
+            product: Vector = torch.cat([t.detach().reshape(-1) for t in whole]).double().cpu().numpy()
+            return product
         return self._summed(lambda part: self._hessian_part(part, direction))
 
     def gauss_newton(self, v: Vector) -> Vector:
@@ -220,8 +223,11 @@ class LossCurvature:
         return dict(zip(self.network.params, direction, strict=True))
 
     def _split(self, v: Vector) -> list[Tensor]:
-        flat = torch.as_tensor(np.ascontiguousarray(v).reshape(-1)).to(self.network.device, self.network.dtype)
-        parts = torch.split(flat, self._counts)
+        # One buffer for all products: a fresh one costs more than the copy.
+        if self._direction is None:
+            self._direction = torch.empty(self.size, dtype=self.network.dtype, device=self.network.device)
+        self._direction.copy_(torch.as_tensor(np.ascontiguousarray(v).reshape(-1)))
+        parts = torch.split(self._direction, self._counts)
         return [p.view(shape) for p, shape in zip(parts, self._shapes, strict=True)]
 
     def _summed(self, term: Callable[[slice], Sequence[Tensor]]) -> Vector:

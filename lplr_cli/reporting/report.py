@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lplr_cli.analysis import MOST_ROWS, OWN, LogInput, Source, kept_path, kept_rows, open_subject, read_log
+from lplr_cli.analysis import MOST_ROWS, OWN, LogInput, Source, kept_path, kept_rows, open_subject, read_log, unit_rule
 from lplr_cli.audit.run import Audit
 from lplr_cli.audit.run import audit as examine
-from lplr_cli.curvature import StepRule
 from lplr_cli.errors import InputError, LplrError
 from lplr_cli.ntk import empirical_ntk
 
@@ -104,12 +103,9 @@ def _thresholds(log: LogInput) -> NDArray[np.float64]:
     nothing = np.full(len(log.log), np.nan)
     if log.run is None or "lr" not in log.log:
         return nothing
-    manifest = log.run.manifest()
-    o = manifest.optimizer
-    nesterov_or_not = manifest.recorded and bool(o.momentum)
-    if o.name not in ("gd", "sgd") or o.momentum is None or o.weight_decay is None or nesterov_or_not:
+    rule = unit_rule(log.run.manifest())
+    if isinstance(rule, str):
         return nothing
-    rule = StepRule(1.0, o.momentum, weight_decay=o.weight_decay)
     steps = log.log["lr"].to_numpy(dtype=np.float64)
     known = np.isfinite(steps) & (steps > 0)
     nothing[known] = [replace(rule, lr=lr).threshold or np.nan for lr in steps[known].tolist()]
