@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from lplr_cli.ablation.cell import failed, run_cell, run_task
-from lplr_cli.errors import InputError, first_line
+from lplr_cli.linalg.tasks import connected
 from lplr_cli.training import Progress, TrainConfig
 
 Row = dict[str, Any]
@@ -185,26 +184,8 @@ class RayCluster(Executor):
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[str, Row]]:
         """See :class:`Executor`."""
-        try:
-            import ray
-        except ImportError as error:
-            raise InputError("--executor ray needs an extra", "pip install 'lplr[ray]'") from error
-        mine = not ray.is_initialized()
-        if mine:
-            try:
-                ray.init(
-                    address=self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-                )
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise InputError(
-                    f"no Ray cluster at {self.address or 'this machine'} ({first_line(error)})",
-                    "check --ray-address",
-                ) from error
-        try:
+        with connected(self.address) as ray:
             yield from self._tasks(ray, jobs)
-        finally:
-            if mine:
-                ray.shutdown()
 
     def _tasks(self, ray: Any, jobs: Sequence[Job]) -> Iterator[tuple[str, Row]]:
         task = ray.remote(run_task).options(

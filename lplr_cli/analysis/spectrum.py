@@ -15,6 +15,7 @@ from lplr_cli import ntk
 from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.data import Dataset
 from lplr_cli.errors import InputError
+from lplr_cli.linalg.tasks import Tasks
 from lplr_cli.models import DTYPES
 from lplr_cli.runs import NORMALISATION, SCHEMA_VERSION, plain
 from lplr_cli.shown import Shown
@@ -63,6 +64,7 @@ def probe_checkpoint(
     source: Source = OWN,
     step: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    tasks: Tasks | None = None,
 ) -> KernelProbe:
     """Spectrum of the normalised NTK at a checkpoint or at the last checkpoint of a run.
 
@@ -80,6 +82,8 @@ def probe_checkpoint(
         source: what the user says of a file that is not of lplr.
         step: which checkpoint of a run directory; the last by default.
         progress: called with (products done, products at most) where the kernel is matrix-free.
+        tasks: where the kernel is formed and factored in tiles, e.g. :class:`lplr_cli.linalg.tasks.RayTasks`; each task
+            then keeps to ``memory``.
     """
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype!r} is unknown", f"choose from {', '.join(DTYPES)}")
@@ -99,6 +103,7 @@ def probe_checkpoint(
         verify=verify,
         folder=scratch,
         progress=progress,
+        tasks=tasks,
     )
     spectrum = kernel.spectrum
     record: dict[str, Any] = {

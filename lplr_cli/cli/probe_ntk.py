@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lplr_cli.analysis import KernelProbe
+    from lplr_cli.linalg.tasks import Tasks
     from lplr_cli.reporting import Grid
+
+EXECUTORS = ("local", "ray")
 
 
 @expanded
@@ -40,6 +45,10 @@ def probe_ntk(
         typer.Option(metavar="DIR", help="A kernel above --memory lies in a file here, on disk and not in memory."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    executor: Annotated[
+        str, typer.Option(help="local, or ray: K in tiles by tasks of one core, each within --memory.")
+    ] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster; starts Ray here by default.")] = None,
     predict: Annotated[
         bool,
         typer.Option("--predict", help="Predict a run's loss from its kernels: is it lazy? CSV holds both curves."),
@@ -66,9 +75,10 @@ def probe_ntk(
         raise InputError(f"no directory {scratch}", "create it first")
     if eigenvalues < 1:
         raise InputError(f"--eigenvalues {eigenvalues} is too small", "give at least 1")
+    _check_executor(executor, ray_address, engine, scratch)
     from lplr_cli.analysis import predict_run, probe_checkpoint
 
-    with counting_progress("products with K") as progress:
+    with _tasks(executor, ray_address) as tasks, counting_progress("products with K") as progress:
         probe = probe_checkpoint(
             checkpoint,
             size=count,
@@ -82,6 +92,7 @@ def probe_ntk(
             scratch=scratch,
             source=source,
             progress=progress,
+            tasks=tasks,
         )
     if probe.record["method"] == "lanczos":
         out_.note(
@@ -104,6 +115,28 @@ def probe_ntk(
         from lplr_cli.reporting.figures import prediction_figure, save
 
         save(prediction_figure(found), figure)
+
+
+def _check_executor(executor: str, address: str | None, engine: str, scratch: Path | None) -> None:
+    """Refuse at once what tasks cannot serve."""
+    if executor not in EXECUTORS:
+        raise InputError(f"--executor {executor!r} is unknown", f"choose from {', '.join(EXECUTORS)}")
+    if executor == "local" and address is not None:
+        raise InputError("--ray-address is of a Ray cluster", "add --executor ray")
+    if executor == "ray" and (engine not in ("auto", "structured") or scratch is not None):
+        raise InputError("tiles are of the structured engine, and Ray spills them", "leave out --engine and --scratch")
+
+
+@contextmanager
+def _tasks(executor: str, address: str | None) -> Iterator[Tasks | None]:
+    """Where tasks run; None for this process."""
+    if executor == "local":
+        yield None
+        return
+    from lplr_cli.linalg.tasks import RayTasks, connected
+
+    with connected(address) as ray:
+        yield RayTasks(ray)
 
 
 def _check_prediction(predict: bool, checkpoint: Path, size: str, outputs: str, figure: Path | None) -> None:

@@ -15,6 +15,7 @@ from scipy.linalg.lapack import dpotrf, spotrf
 from torch import Tensor
 
 from lplr_cli.linalg import scratch
+from lplr_cli.linalg.tiled import TiledMatrix
 
 # Rows handled together in copying one triangle onto the other.
 _STRIP = 512
@@ -45,25 +46,30 @@ def _reflect(target: Tensor, source: Tensor) -> None:
 
 
 @contextmanager
-def cholesky(kernel: Tensor, shift: float = 0.0) -> Iterator[Solve | None]:
+def cholesky(kernel: Tensor | TiledMatrix, shift: float = 0.0) -> Iterator[Solve | None]:
     """Factor fl(K - shift I) = RᵀR; inside the context ``kernel`` is not to be read.
 
     Args:
-        kernel: symmetric (N, N), contiguous. On the CPU it is overwritten and restored; elsewhere it is copied.
+        kernel: symmetric (N, N), contiguous or in tiles. On the CPU it is overwritten and restored; elsewhere, and in
+            tiles, it is copied.
         shift: subtracted from the diagonal, rounded once an entry.
 
     Yields:
         A function that maps b (N, k) to (K - shift I)⁻¹ b, or None when the factorisation broke down.
     """
+    if isinstance(kernel, TiledMatrix):
+        with kernel.cholesky(shift) as factor:
+            yield factor
+        return
     if scratch.is_mapped(kernel):
         with _blocked(kernel, shift) as solve:
             yield solve
         return
     if kernel.device.type != "cpu" or not kernel.is_contiguous():
-        factor = kernel.clone()
-        factor.diagonal().sub_(shift)
-        factor, info = torch.linalg.cholesky_ex(factor, upper=True)
-        yield _solver(factor) if int(info) == 0 and bool(torch.isfinite(factor.diagonal()).all()) else None
+        copy = kernel.clone()
+        copy.diagonal().sub_(shift)
+        copy, info = torch.linalg.cholesky_ex(copy, upper=True)
+        yield _solver(copy) if int(info) == 0 and bool(torch.isfinite(copy.diagonal()).all()) else None
         return
     potrf = dpotrf if kernel.dtype == torch.float64 else spotrf
     diagonal = kernel.diagonal().clone()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lplr_cli.errors import OutputError
+from lplr_cli.linalg.tiled import TiledMatrix
 
 # Bytes of a mapped matrix that may lie in memory.
 RESIDENT = 96 << 20
@@ -82,8 +83,10 @@ def release(view: Tensor) -> None:
         mapping.touched = 0
 
 
-def diagonal(matrix: Tensor) -> Tensor:
+def diagonal(matrix: Tensor | TiledMatrix) -> Tensor:
     """A copy of the diagonal of a square matrix."""
+    if isinstance(matrix, TiledMatrix):
+        return matrix.diagonal()
     parts = [matrix[rows, rows].diagonal().clone() for rows in _walk(matrix, _AROUND)]
     return torch.cat(parts) if parts else matrix.new_zeros(0)
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lplr_cli.linalg import scratch
 from lplr_cli.linalg.cholesky import Solve, cholesky
+from lplr_cli.linalg.tiled import TiledMatrix
 
 # Additions to N in the index of γ. Blocked kernels may multiply by reciprocals of the diagonal instead of dividing,
 # one rounding more an element; the rest is spare.
@@ -62,7 +63,7 @@ class LowerBound:
     attempts: int
 
 
-def _slack(kernel: Tensor, c: float) -> float:
+def _slack(kernel: Tensor | TiledMatrix, c: float) -> float:
     """Everything to subtract from c after a Cholesky of fl(K - cI) that ran to completion."""
     diagonal = scratch.diagonal(kernel).double().cpu()
     count = len(diagonal)
@@ -78,8 +79,12 @@ def _slack(kernel: Tensor, c: float) -> float:
     return total * (1 + 2**-48)
 
 
-def _on_cpu(kernel: Tensor, use: Callable[[Solve], None] | None) -> tuple[Tensor, Callable[[Solve], None] | None]:
+def _on_cpu(
+    kernel: Tensor | TiledMatrix, use: Callable[[Solve], None] | None
+) -> tuple[Tensor | TiledMatrix, Callable[[Solve], None] | None]:
     """The matrix where Cholesky's bound holds; solvers handed to ``use`` still take vectors of the first device."""
+    if isinstance(kernel, TiledMatrix):
+        return kernel, use
     device = kernel.device
     if device.type == "cpu" or use is None:
         return kernel.cpu(), use
@@ -87,7 +92,7 @@ def _on_cpu(kernel: Tensor, use: Callable[[Solve], None] | None) -> tuple[Tensor
 
 
 def lambda_min_lower(
-    kernel: Tensor,
+    kernel: Tensor | TiledMatrix,
     estimate: float,
     *,
     formation_error: float = 0.0,
@@ -124,7 +129,7 @@ def lambda_min_lower(
 
 
 def shifted_bound(
-    kernel: Tensor, shift: float, use: Callable[[Solve], None] | None = None
+    kernel: Tensor | TiledMatrix, shift: float, use: Callable[[Solve], None] | None = None
 ) -> tuple[float | None, float]:
     """δ and c with λ_min(``kernel``) ≥ c - δ from one factorisation of K - cI; None for δ where it broke down.
 

@@ -27,11 +27,13 @@ from lplr_cli.errors import InputError
 from lplr_cli.linalg import scratch
 from lplr_cli.linalg.lanczos import Ritz, lanczos
 from lplr_cli.linalg.rayleigh import lowest
-from lplr_cli.linalg.verified import gamma, unit_roundoff
+from lplr_cli.linalg.tasks import Tasks
+from lplr_cli.linalg.verified import unit_roundoff
 from lplr_cli.ntk import jacobian, structured
 from lplr_cli.ntk.network import Network, check_samples_independent, evaluation_mode
 from lplr_cli.ntk.operator import NTKOperator
 from lplr_cli.ntk.spectrum import FULL_LIMIT, Spectrum, spectrum, start_vector
+from lplr_cli.ntk.tiled import tiled_kernel
 
 ENGINES = ("auto", "structured", "jacobian", "operator")
 DEFAULT_MEMORY = 2 << 30
@@ -213,21 +215,9 @@ def _form(task: _Task, memory: int, bound_rounding: bool) -> Kernel:
     matrix = formed.matrix
     for strip in scratch.strips(matrix):
         matrix[strip] /= len(x)
-    error: float | None = None
-    if formed.rounding is not None:
-        # The magnitude is itself computed in floating point, to far better than a part in a thousand.
-        bound = gamma(formed.rounding.length, matrix.dtype) * formed.rounding.magnitude / len(x) * 1.001
-        error = bound + _underflow(len(matrix), matrix.dtype, formed.rounding)
+    error = None if formed.rounding is None else formed.rounding.formation_error(len(matrix), matrix.dtype, len(x))
     engine = "jacobian" if task.plan is None else "structured"
     return Kernel(matrix, len(x), task.count, outputs, engine, formed.fallback, error)
-
-
-def _underflow(rows: int, dtype: torch.dtype, rounding: structured.Rounding) -> float:
-    """What products that underflow can change in K, in operator norm.
-
-    Each of the products behind an entry loses at most the smallest normal number, times what it is multiplied with.
-    """
-    return rows * max(1, rounding.products) * (torch.finfo(dtype).smallest_normal * rounding.reach)
 
 
 def ntk_operator(
@@ -269,6 +259,7 @@ def kernel_spectrum(
     folder: Path | None = None,
     steps: int = 300,
     progress: Callable[[int, int], None] | None = None,
+    tasks: Tasks | None = None,
 ) -> KernelSpectrum:
     """Eigenvalues of K within ``memory``.
 
@@ -283,12 +274,15 @@ def kernel_spectrum(
         folder: where K may lie in a file when it does not fit into ``memory``; the structured engine on a CPU.
         steps: products with K that the matrix-free Lanczos iteration may spend.
         progress: called with (products done, products at most) by the matrix-free iteration.
+        tasks: where K is formed and factored in tiles, each task within ``memory``; in this process by default.
 
     Raises:
         InputError: as :func:`empirical_ntk`.
         NumericalError: no convergence of the dense methods.
     """
     task = _task(network, inputs, engine, outputs)
+    if tasks is not None:
+        return _spectrum_by_tasks(task, tasks, memory, extremal, verify)
     if folder is not None and memory < task.needed and engine != "operator":
         task = _in_file(task, folder)
     if engine == "operator" or (engine == "auto" and memory < task.needed and not verify):
@@ -306,6 +300,22 @@ def kernel_spectrum(
         formation_error=kernel.formation_error,
     )
     return KernelSpectrum(values, kernel.n, kernel.outputs_per_sample, kernel.outputs, kernel.engine, kernel.fallback)
+
+
+def _spectrum_by_tasks(task: _Task, tasks: Tasks, memory: int, extremal: int, verify: bool) -> KernelSpectrum:
+    """Both ends of the spectrum of K in tiles.
+
+    Raises:
+        InputError: an engine, parameter or device that tasks cannot serve, or too little memory for a tile.
+    """
+    if task.plan is None or task.plan.fallback:
+        who = f"the {task.engine} engine" if task.plan is None else ", ".join(task.plan.fallback)
+        raise InputError(f"a kernel in tiles needs a rule for every parameter, not {who}", "use --executor local")
+    if task.network.device.type != "cpu":
+        raise InputError("tiles lie on the CPU", "use --device cpu")
+    formed = tiled_kernel(task.network, task.x, task.plan, tasks, task.outputs, memory - _RESERVE, verify)
+    values = spectrum(formed.matrix, extremal=extremal, full_limit=0, formation_error=formed.formation_error)
+    return KernelSpectrum(values, len(task.x), task.count, task.outputs, "structured", ())
 
 
 def _in_file(task: _Task, folder: Path) -> _Task:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lplr_cli.errors import NumericalError
 from lplr_cli.linalg import scratch
 from lplr_cli.linalg.cholesky import Solve, cholesky
+from lplr_cli.linalg.tiled import TiledMatrix
 from lplr_cli.linalg.verified import LowerBound, lambda_min_lower, unit_roundoff
 
 # Up to this size all eigenvalues are computed.
@@ -78,12 +79,16 @@ class Spectrum:
 
 
 def spectrum(
-    kernel: Tensor, *, extremal: int | None = None, full_limit: int = FULL_LIMIT, formation_error: float | None = None
+    kernel: Tensor | TiledMatrix,
+    *,
+    extremal: int | None = None,
+    full_limit: int = FULL_LIMIT,
+    formation_error: float | None = None,
 ) -> Spectrum:
     """Eigenvalues of ``kernel``: all up to ``full_limit``, else the extremal ones.
 
     Args:
-        kernel: symmetric (N, N); used as work space above ``full_limit``, and restored.
+        kernel: symmetric (N, N), possibly in tiles; used as work space above ``full_limit``, and restored.
         extremal: how many eigenvalues at each end (1 by default); only used above ``full_limit``.
         full_limit: largest N of which all eigenvalues are computed.
         formation_error: bound of the error of ``kernel`` itself in operator norm. When it is given, a lower bound of
@@ -93,15 +98,18 @@ def spectrum(
         NumericalError: entries not finite, or no convergence.
     """
     count = len(kernel)
+    if isinstance(kernel, TiledMatrix) and count <= max(full_limit, 2):
+        kernel = kernel.gathered()
     diagonal = scratch.diagonal(kernel).double()
-    if not bool(torch.isfinite(diagonal).all()) or (count <= full_limit and not bool(torch.isfinite(kernel).all())):
+    whole = kernel if isinstance(kernel, Tensor) and count <= max(full_limit, 2) else diagonal
+    if not bool(torch.isfinite(diagonal).all() and torch.isfinite(whole).all()):
         raise NumericalError("the kernel holds NaN or infinity", "check the checkpoint and the data")
     trace = float(diagonal.sum())
     name = str(kernel.dtype).removeprefix("torch.")
     lower: LowerBound | None = None
-    if count <= max(full_limit, 2):
+    if whole is kernel:
         try:
-            values = torch.linalg.eigvalsh(kernel).double().cpu().numpy()
+            values = torch.linalg.eigvalsh(whole).double().cpu().numpy()
         except RuntimeError as error:
             # torch raises its LinAlgError, a RuntimeError.
             raise NumericalError(f"eigenvalues did not converge ({error})", "check the kernel") from error
@@ -147,7 +155,9 @@ def start_vector(size: int) -> NDArray[np.float64]:
     return np.random.default_rng(20250729).standard_normal(size)
 
 
-def _product(kernel: Tensor, v: NDArray[np.float64]) -> NDArray[np.float64]:
+def _product(kernel: Tensor | TiledMatrix, v: NDArray[np.float64]) -> NDArray[np.float64]:
+    if isinstance(kernel, TiledMatrix):
+        return kernel.product(v)
     vector = torch.as_tensor(v.reshape(len(kernel), -1), dtype=kernel.dtype, device=kernel.device)
     image = torch.cat([kernel[rows] @ vector for rows in scratch.strips(kernel)])
     result: NDArray[np.float64] = image.double().cpu().numpy().reshape(v.shape)
@@ -158,7 +168,7 @@ def _lanczos_vectors(k: int, count: int) -> int:
     return min(count, 8 + 2 * k)
 
 
-def _largest(kernel: Tensor, k: int) -> NDArray[np.float64]:
+def _largest(kernel: Tensor | TiledMatrix, k: int) -> NDArray[np.float64]:
     count = len(kernel)
     values: NDArray[np.float64] = eigsh(
         LinearOperator(kernel.shape, matvec=lambda v: _product(kernel, v), dtype=np.float64),
@@ -172,7 +182,9 @@ def _largest(kernel: Tensor, k: int) -> NDArray[np.float64]:
     return np.sort(values)
 
 
-def _smallest(kernel: Tensor, k: int, scale: float, tolerance: float) -> tuple[NDArray[np.float64], float]:
+def _smallest(
+    kernel: Tensor | TiledMatrix, k: int, scale: float, tolerance: float
+) -> tuple[NDArray[np.float64], float]:
     """The k smallest eigenvalues by Lanczos on (K + sI)⁻¹, with s the least shift that Cholesky accepts."""
     shift = 0.0
     for _ in range(60):
@@ -184,7 +196,7 @@ def _smallest(kernel: Tensor, k: int, scale: float, tolerance: float) -> tuple[N
     raise NumericalError("the kernel is far from positive semidefinite", "check the model")
 
 
-def _bottom(solve: Solve, like: Tensor, k: int, tolerance: float) -> NDArray[np.float64]:
+def _bottom(solve: Solve, like: Tensor | TiledMatrix, k: int, tolerance: float) -> NDArray[np.float64]:
     """Unit eigenvectors to the k largest eigenvalues of the inverse that ``solve`` applies, (N, k)."""
     count = len(like)
 
@@ -208,7 +220,7 @@ def _bottom(solve: Solve, like: Tensor, k: int, tolerance: float) -> NDArray[np.
     return unit
 
 
-def _rayleigh(kernel: Tensor, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def _rayleigh(kernel: Tensor | TiledMatrix, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Rayleigh quotients of unit vectors, ascending, and the residual of the smallest.
 
     Their error is quadratic in that of the vectors.

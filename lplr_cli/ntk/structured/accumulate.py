@@ -58,6 +58,14 @@ def accumulate(
         rounding.add({form: [a for a, _ in pairs] for form, pairs in forms.items()})
 
 
+def account(rounding: Rounding, parts: list[Part]) -> None:
+    """Account for what :func:`accumulate` does with the parts of some samples as rows of K."""
+    forms: dict[Form, list[Term]] = {form: [] for form in Form}
+    for term in terms_of(parts):
+        forms[term.form(len(parts[0].b))].append(term)
+    rounding.add(forms)
+
+
 def tiles(count: int, step: int, first: int = 0) -> list[slice]:
     """``first`` to ``count`` in slices of ``step``."""
     return [slice(i, min(count, i + step)) for i in range(first, count, step)]

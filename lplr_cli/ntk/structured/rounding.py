@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from lplr_cli.linalg.verified import gamma
 from lplr_cli.ntk.structured.factors import Form, Key, Part, Term
 
 # Samples whose magnitudes are taken together.
@@ -69,6 +71,22 @@ class Rounding:
         """
         self.magnitude += float(diagonal.double().sum())
         self._note(None, parameters)
+
+    def join(self, other: Rounding) -> None:
+        """Take in what was accounted for on other samples."""
+        self.magnitude += other.magnitude
+        self.reach = max(self.reach, other.reach)
+        for what, chain in other._chains.items():
+            self._note(what, chain)
+
+    def formation_error(self, rows: int, dtype: torch.dtype, samples: int) -> float:
+        """Bound of the rounding of K = J Jᵀ/``samples`` (rows, rows) in operator norm, what underflows included.
+
+        Each of the products that underflow loses at most the smallest normal number, times what it is multiplied with.
+        """
+        # The magnitude is itself computed in floating point, to far better than a part in a thousand.
+        bound = gamma(self.length, dtype) * self.magnitude / samples * 1.001
+        return bound + rows * max(1, self.products) * (torch.finfo(dtype).smallest_normal * self.reach)
 
     def _note(self, what: Key | Form | None, chain: int) -> None:
         self._chains[what] = max(chain, self._chains.get(what, 0))
