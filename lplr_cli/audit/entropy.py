@@ -17,39 +17,39 @@ _NEAR = (0.8, 1.25)
 
 
 def lojasiewicz(e: Evidence) -> Finding | None:
-    """E1; None for other losses."""
+    """CE1; None for other losses."""
     if not _applies(e):
         return None
     measured = _smallest(e)
     if measured is None:
-        return Finding("E1", Status.UNKNOWN, None, None, "no gradient norms are logged")
+        return Finding("CE1", Status.UNKNOWN, None, None, "no gradient norms are logged")
     where = f"is {measured:.4g} here" if e.scope.no_path else f"is at least {measured:.4g} along the run"
     seen = f"½‖∇L‖²/L² {where}"
     if not e.exact:
-        return Finding("E1", Status.UNKNOWN, measured, None, f"{seen}: an estimate, biased upward by noise, no bound")
+        return Finding("CE1", Status.UNKNOWN, measured, None, f"{seen}: an estimate, biased upward by noise, no bound")
     found = _constant(e)
     if isinstance(found, str):
-        return Finding("E1", Status.UNKNOWN, measured, None, f"{seen}; c is not known: {found}")
+        return Finding("CE1", Status.UNKNOWN, measured, None, f"{seen}; c is not known: {found}")
     c, how = found
     if measured < c * (1 - 1e-9):
         reason = f"{seen}, below c = {c:.4g} {how}: the data, the loss or the labels are others than named"
-        return Finding("E1", Status.FAILS, measured, c, reason)
-    return Finding("E1", Status.ESTIMATED, measured, c, f"{seen}; c = {c:.4g} {how}")
+        return Finding("CE1", Status.FAILS, measured, c, reason)
+    return Finding("CE1", Status.ESTIMATED, measured, c, f"{seen}; c = {c:.4g} {how}")
 
 
 def law(e: Evidence) -> Finding | None:
-    """E2; None for other losses."""
+    """CE2; None for other losses."""
     if not _applies(e):
         return None
     if e.rate is None:
-        return Finding("E2", Status.UNKNOWN, None, 1.0, "too few rows to fit a law")
+        return Finding("CE2", Status.UNKNOWN, None, 1.0, "too few rows to fit a law")
     fit = e.rate.fit
     about = f"; expected of gradient descent, and {e.scope.other_steps_short}" if e.scope.other_steps_short else ""
     if fit.verdict != "sublinear" or fit.alpha is None:
-        return Finding("E2", Status.UNKNOWN, fit.rate, 1.0, f"{fit.about}{about}")
+        return Finding("CE2", Status.UNKNOWN, fit.rate, 1.0, f"{fit.about}{about}")
     near = _NEAR[0] <= fit.alpha <= _NEAR[1] or (fit.alpha_low or 0.0) <= 1 <= (fit.alpha_high or math.inf)
     reason = f"sublinear, exponent {fit.alpha:.3g}, {fit.reason}{about}"
-    return Finding("E2", Status.ESTIMATED if near else Status.UNKNOWN, fit.alpha, 1.0, reason)
+    return Finding("CE2", Status.ESTIMATED if near else Status.UNKNOWN, fit.alpha, 1.0, reason)
 
 
 def _applies(e: Evidence) -> bool:

@@ -37,8 +37,8 @@ TITLES = {
     "H5": "containment: every iterate stays in the ball",
     "C1": "the ball is locally PL with μ > 0",
     "C2": "linear rate: L_t − L* ≤ (1 − ημ)^t (L_0 − L*)",
-    "E1": "Łojasiewicz with exponent 1: ½‖∇L‖² ≥ c L²",
-    "E2": "the loss falls like 1/t",
+    "CE1": "Łojasiewicz with exponent 1: ½‖∇L‖² ≥ c L²",
+    "CE2": "the loss falls like 1/t",
     "P1": "smooth along the path: η β < 2 on every step",
     "P2": "the tube around the path is locally PL with μ > 0",
     "P3": "linear rate proved along the path",
@@ -58,7 +58,7 @@ class Finding:
     """What is found of one hypothesis, conclusion or check.
 
     Attributes:
-        key: H1 to H5, C1, C2, E1 and E2, P1 to P3, or the name of a check of the run.
+        key: H1 to H5, C1, C2, CE1 and CE2, P1 to P3, or the name of a check of the run.
         status: holds (verified), holds (estimated), fails or unknown.
         value: the figure it rests on; None when there is none.
         threshold: what the figure is compared with.

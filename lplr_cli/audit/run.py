@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Statements of cross-entropy alone, and checks that not every log gives occasion for.
-ENTROPY, OPTIONAL = ("E1", "E2"), ("window", "interpolation", "descent", "spikes", "noise")
+ENTROPY, OPTIONAL = ("CE1", "CE2"), ("window", "interpolation", "descent", "spikes", "noise", "lazy")
 _LOCAL_PL = {Verdict.YES: True, Verdict.NO: False, Verdict.UNDETERMINED: None}
 
 
@@ -42,7 +42,7 @@ class Audit(Shown):
         verdict: ``yes``, ``no`` or ``undetermined``: whether the run lies in a locally PL ball around its start.
         explanation: one sentence.
         along: the same of the region around its own path.
-        findings: hypotheses and conclusions, H1 to C2, E1 and E2 of cross-entropy, and P1 to P3 along the path.
+        findings: hypotheses and conclusions, H1 to C2, CE1 and CE2 of cross-entropy, and P1 to P3 along the path.
         sanity: checks of the run itself.
         figures: PL ratio, rate, drift and constants.
         baseline: comparison with an earlier run, by figure.

@@ -41,7 +41,10 @@ def stable_step(e: Evidence) -> Finding:
         return Finding("step_size", Status.UNKNOWN, None, 1.0, why)
     sharp = e.probes.sharpness
     if sharp is None or e.lr is None:
-        return Finding("step_size", Status.UNKNOWN, None, 1.0, "no probe measured the sharpness")
+        what = "no probe measured the sharpness"
+        if sharp is not None:
+            what = f"the sharpness is {sharp:.4g}: stable up to η = {2 / sharp:.4g}; the step size is not known"
+        return Finding("step_size", Status.UNKNOWN, None, 1.0, what)
     if e.stable is None:
         reason = "the momentum may be heavy-ball or Nesterov's, which bear different curvatures"
         return Finding("step_size", Status.UNKNOWN, None, 1.0, reason)
@@ -131,9 +134,15 @@ def noise(e: Evidence) -> Finding | None:
     return Finding("noise", status, found.end.snr, 1.0, reason)
 
 
-def lazy(e: Evidence) -> Finding:
-    """The laziness error of the loss that the kernel at the start predicts (theory.md section 11)."""
+def lazy(e: Evidence) -> Finding | None:
+    """The laziness error of the loss that the kernel at the start predicts (theory.md section 11).
+
+    None where nothing predicts it: for a log or a checkpoint alone, another loss, Adam and mini-batches.
+    """
     found = e.prediction
+    scope = e.scope
+    if found is None and (e.manifest is None or scope.no_path or scope.other_loss or scope.adaptive):
+        return None
     if found is None or found.error is None:
         return Finding("lazy", Status.UNKNOWN, None, LAZY, e.no_prediction or "no finite loss to compare")
     answer, status = ("yes", Status.ESTIMATED) if found.lazy else ("no", Status.FAILS)

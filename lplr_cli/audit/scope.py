@@ -47,7 +47,8 @@ class Scope:
         reasons = ball if self.other_loss else {}
         reasons = {**{k: v for k, v in steps.items() if v}, **reasons}
         if self.no_path:
-            reasons |= dict.fromkeys(("H2", "H3", "H4", "H5", "C1", "C2", "E2", *ALONG), self.no_path)
+            reasons |= dict.fromkeys(("H2", "H3", "H4", "H5", "C1", "C2", *ALONG), self.no_path)
+            reasons |= {"CE2": self.no_path} if self.other_loss else {}
         return {key: reason for key, reason in reasons.items() if reason}
 
     @property
@@ -63,7 +64,7 @@ class Scope:
         if not refused:
             return f"{what}. All statements can be asked" + ("" if not self.open else f", but {', '.join(self.open)}")
         asked, why = ", ".join(self.asked), "; ".join(dict.fromkeys(refused.values()))
-        cannot = ", ".join(k for k in (*STATEMENTS, "E2", *ALONG) if k in refused)
+        cannot = ", ".join(k for k in (*STATEMENTS, "CE2", *ALONG) if k in refused)
         return f"{what}. {asked} can be asked; {cannot} cannot: {why}"
 
     @property

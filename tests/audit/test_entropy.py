@@ -58,7 +58,7 @@ def test_gradient_descent_on_separable_classes(tmp_path: Path) -> None:
     )  # fmt: skip
     train(config, tmp_path / "r")
     result = audit(str(tmp_path / "r"), certificate=False)
-    one, two = result["E1"], result["E2"]
+    one, two = result["CE1"], result["CE2"]
     assert one.status is Status.ESTIMATED
     assert one.value is not None
     assert one.threshold is not None
@@ -66,13 +66,13 @@ def test_gradient_descent_on_separable_classes(tmp_path: Path) -> None:
     assert two.value == pytest.approx(1.0, abs=0.25)
     assert [result[k].reason.startswith("not asked") for k in ("H2", "H3", "H4", "H5", "C1", "C2")] == [True] * 6
     record = result.to_dict()
-    assert record["E1"]["holds"] is True
+    assert record["CE1"]["holds"] is True
     # The same keys for every run.
     squared = TrainConfig(DataSpec("mnist", samples=6), ModelSpec(width=4, depth=1), steps=3)
     train(squared, tmp_path / "s")
     other = audit(str(tmp_path / "s"), certificate=False).to_dict()
     assert other.keys() == record.keys()
-    assert other["E1"] is None
+    assert other["CE1"] is None
     assert other["sanity"].keys() == record["sanity"].keys()
 
 
@@ -89,8 +89,8 @@ def test_findings_that_apply_come_first_and_one_reason_is_said_once(tmp_path: Pa
             optimizer.step()
     found = command("audit", "r", "--fail-on", "never", "--no-certificate", cwd=tmp_path)
     lines = found.stdout.splitlines()
-    rows = [line.split()[0] for line in lines if line.startswith((" H", " C", " E", " P"))]
-    assert rows == ["H1", "E1", "E2"]
+    rows = [line.split()[0] for line in lines if line.startswith((" H", " C", " P"))]
+    assert rows == ["H1", "CE1", "CE2"]
     assert [line for line in lines if line.startswith("H2, H3, H4, H5, C1, C2 not asked:")]
     assert [line for line in lines if line.startswith("P2 unknown: no certificate")]
 
@@ -160,15 +160,15 @@ def test_a_checkpoint_alone(tmp_path: Path) -> None:
     source = Source(data=DataSpec("tests.audit.test_entropy:points"))
     found = audit(str(tmp_path / "c.ckpt"), foreign=source, loss=Loss("cross-entropy"))
     assert found.figures.loss.first == pytest.approx(float(loss), rel=1e-12)
-    assert found["E1"].value == pytest.approx(0.5 * square / float(loss) ** 2, rel=1e-9)
+    assert found["CE1"].value == pytest.approx(0.5 * square / float(loss) ** 2, rel=1e-9)
     assert found["H1"].holds
     assert found["step_size"].holds
     assert "as Adam sees it" in found["step_size"].reason
-    assert {f.key for f in found.findings if "has no path" in f.reason} >= {"C1", "C2", "P2", "E2"}
+    assert {f.key for f in found.findings if "has no path" in f.reason} >= {"C1", "C2", "P2", "CE2"}
     assert found.verdict == "undetermined"
     unknown = audit(str(tmp_path / "c.ckpt"), foreign=source).to_dict()
     assert unknown["loss"]["first"] is None
-    assert unknown["E1"] is None
+    assert unknown["CE1"] is None
     assert unknown.keys() == found.to_dict().keys()
     with pytest.raises(InputError, match="is of a checkpoint"):
         audit_of_a_log(tmp_path)
