@@ -59,7 +59,7 @@ def ratio(lowest: float, star: float) -> SimpleNamespace:
 
 def fit(verdict: str) -> SimpleNamespace:
     told = {"verdict": verdict, "rate": 0.9, "alpha": 1.5, "reason": "by a margin", "about": "it bends"}
-    return SimpleNamespace(fit=SimpleNamespace(**told), theory={"rate_a": 0.95, "rate_b": None, "eta": 2.0})
+    return SimpleNamespace(fit=SimpleNamespace(**told), theory={"rate_a": 0.95, "rate_b": None, "rate_c": 0.93, "eta": 2.0})
 
 
 UNCONFIRMED = proof(confirmed=False)
@@ -102,6 +102,7 @@ CASES: list[Case] = [
     ("compatibility", evidence(proof=proof(low=0.2 * (1 + 4e-12))), YES, 0.2, 0.2 * (1 + 4e-12)),
     ("compatibility", evidence(proof=proof(low=0.1), estimates=constants()), SEEN, 0.2, 0.5),
     ("compatibility", evidence(proof=proof(ball=False), estimates=constants(compatible=False)), FAILS, 0.2, 0.5),
+    ("compatibility", evidence(proof=proof(ball=False)), UNKNOWN, None, None),
     ("compatibility", evidence(estimates=constants(radius=None)), UNKNOWN, None, None),
     ("compatibility", evidence(estimates=constants(lambda_0=None)), UNKNOWN, None, None),
     ("compatibility", evidence(estimates=constants(l_k=None)), UNKNOWN, None, None),
@@ -155,6 +156,7 @@ def test_what_is_said(number: int) -> None:
     assert found.status is status, found.reason
     assert [found.value, found.threshold] == [pytest.approx(value), pytest.approx(threshold)]
     assert found.reason
+    assert "None" not in found.reason
     keys = {v.__name__: k for k, v in judge.STATEMENTS.items()}
     assert found.key == keys[name]
 
