@@ -59,7 +59,9 @@ def ratio(lowest: float, star: float) -> SimpleNamespace:
 
 def fit(verdict: str) -> SimpleNamespace:
     told = {"verdict": verdict, "rate": 0.9, "alpha": 1.5, "reason": "by a margin", "about": "it bends"}
-    return SimpleNamespace(fit=SimpleNamespace(**told), theory={"rate_a": 0.95, "rate_b": None, "rate_c": 0.93, "eta": 2.0})
+    return SimpleNamespace(
+        fit=SimpleNamespace(**told), theory={"rate_a": 0.95, "rate_b": None, "rate_c": 0.93, "eta": 2.0}
+    )
 
 
 UNCONFIRMED = proof(confirmed=False)
@@ -233,11 +235,19 @@ def test_what_is_said_along_the_path(number: int) -> None:
     e = evidence(path=None if changes is None else figures(**cast(dict[str, Any], changes)))
     found = of(e)
     assert (found.status, found.value) == (status, value)
+    assert found.threshold == {smooth_along: 2.0, local_pl_along: 0.0, rate_along: 1.0}[of]
+    if changes is None:
+        assert "lplr certify RUN --path" in found.reason
+    elif value is None:
+        assert found.reason in ("no descent", "no step of the path has a region")
     doubted = changes is not None and "confirmed" in changes and of is not smooth_along
     assert ("another log" in found.reason) == doubted
     if of is smooth_along and value == 2.0:
         assert "on 1 of 40 steps" in found.reason
     if of is local_pl_along:
+        share = "μ ≥ 0.5 on 99.9 % of the path; 2 steps" if changes == {"share": 0.999} else ""
+        assert share in found.reason
+        assert status is UNKNOWN or f"μ ≥ {value:.4g} within 0.001 of the whole path, measured 0.6" in found.reason
         along = along_of(e, found)
         assert along.verdict is (Verdict.UNDETERMINED if status is UNKNOWN else Verdict.YES)
         assert along.explanation.startswith("certified, ") == (status is YES)
