@@ -17,6 +17,7 @@ from lplr_cli.certificate import CERTIFIED, Aim, Region, Smoothness, Walk
 from lplr_cli.certificate import path as module
 from lplr_cli.certificate.path import _descent, _distance, _groups, _node, _piece
 from lplr_cli.certificate.pieces import Piece
+from lplr_cli.errors import InputError
 
 SLOPES = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
 
@@ -198,3 +199,10 @@ def test_descents_are_those_of_gradient_descent_alone() -> None:
         walk.add(step, theta, *parabola(theta), None if step == 2 else 0.1)
     assert [d.step for d in walk._descents] == [0, 1, 3, 4, 5]
     assert (walk.steps, walk.region().steps) == (6, 6)
+
+
+@pytest.mark.parametrize("radius", [-1.0, math.nan, math.inf, -1e-300])
+def test_a_radius_that_is_none_is_refused_at_once(radius: float) -> None:
+    with pytest.raises(InputError, match=r"the radius .* of a path is none"):
+        Walk(Placed(0.0), parabola, radius=radius)
+    assert Walk(Placed(0.0), parabola, radius=0.0).region().radius is None
