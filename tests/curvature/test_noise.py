@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.noise_floor import case, predicted, run, tail_floor
+from lplr_cli.analysis.noise import NoiseFloor, _read
 from lplr_cli.batches import REPLACEMENT, Batches
 from lplr_cli.curvature import GradientNoise, StepRule, excess
 from lplr_cli.curvature.noise import EPOCHS, OWN_BATCH, STEPS
@@ -193,3 +195,15 @@ def test_batches_of_different_curvature(rule: StepRule) -> None:
     assert plain is not None
     assert found == pytest.approx(exact, rel=0.3)
     assert abs(plain - exact) > abs(found - exact)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"trace": 10**400}, {"trace": math.nan}, {"trace": "1"}, {"batch_size": 0}, {"batch_size": 2**70}, {"steps": True},
+     {"steps": None}, {"sampling": []}, {"at": {}}],
+)  # fmt: skip
+def test_a_damaged_record_is_none(wrong: dict[str, object]) -> None:
+    good = {"floor": 0.1, "at": "epochs", "trace": 2.0, "batch_size": 4, "sampling": "reshuffled", "steps": 9}
+    assert _read(good) == NoiseFloor(0.1, "epochs", 2.0, 4, "reshuffled", 9)
+    assert _read({**good, "floor": 10**400}) == NoiseFloor(None, "epochs", 2.0, 4, "reshuffled", 9)
+    assert _read({**good, **wrong}) is None
