@@ -48,6 +48,14 @@ class Batches:
         return 0.0 if self.size >= self.n else (self.n / self.size - 1) / (self.n - 1)
 
     @property
+    def neighbour_share(self) -> float:
+        """The variance of a batch's gradient over half the mean square distance of two batches in a row.
+
+        Disjoint batches of one epoch differ by more than independent ones: by Σ n/(b (n − 1)) each.
+        """
+        return 1.0 if self.sampling == REPLACEMENT else max(1 - self.size / self.n, 0.0)
+
+    @property
     def last(self) -> int:
         """Samples of an epoch's last batch."""
         return self.n - (self.count - 1) * self.size

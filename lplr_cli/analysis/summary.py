@@ -364,6 +364,7 @@ def noise_facts(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
     return {
         "batch_size": size,
         "batch_variance": variance if batches is None else batches.variance,
+        "neighbour_share": 1.0 if batches is None else batches.neighbour_share,
         "noise_floor": None if floor is None else floor.floor,
         "noise_read_at": None if floor is None else floor.at,
     }

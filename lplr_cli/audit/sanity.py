@@ -37,7 +37,7 @@ def stable_step(e: Evidence) -> Finding:
     if e.scope.no_path and e.scope.unknown_loss:
         return Finding("step_size", Status.UNKNOWN, None, 1.0, e.scope.unknown_loss)
     if e.scope.adaptive:
-        why = f"{e.scope.adaptive}, and no probe tells the curvature that it sees"
+        why = f"{e.scope.adaptive}, and no probe tells the curvature that it sees: record with data and probe_every"
         return Finding("step_size", Status.UNKNOWN, None, 1.0, why)
     sharp = e.probes.sharpness
     if sharp is None or e.lr is None:

@@ -166,6 +166,8 @@ def _noise_rows(result: PLRatio) -> list[list[str]]:
     rows = []
     if result.pl_ratio_corrected.count:
         meaning = "½(‖g‖² − its noise)/L over moving windows: estimate, the bias taken off"
+        if not result.pl_ratio_corrected.median:
+            meaning += "; no signal is resolved in most of them"
         rows.append(_envelope_row("pl_ratio_corrected", result.pl_ratio_corrected, meaning))
     if result.noise is not None:
         rows.append(["signal to noise, end", number(result.noise.end.snr), "", "", noise_meaning(result.noise)])

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lplr_cli.diagnostics.facts import RunFacts
+from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
 from lplr_cli.diagnostics.series import LossSeries
 
 Array = NDArray[np.float64]
@@ -65,7 +65,7 @@ def batch_noise(series: LossSeries, facts: RunFacts) -> BatchNoise | None:
     if not len(rows):
         return None
     # The variance of a batch's gradient, in the rows that tell.
-    variance = series.batch_noise
+    variance = facts.neighbour_share * series.batch_noise
     if samples.any():
         variance = series.sample_noise * (np.nan if facts.batch_variance is None else facts.batch_variance)
     count = max(_LEAST, len(rows) // 10)
@@ -74,11 +74,14 @@ def batch_noise(series: LossSeries, facts: RunFacts) -> BatchNoise | None:
     if not samples.any():
         first, last = max(first, length // 10), min(last, length - length // 10)
 
+    # tr Σ in multiples of a batch's variance.
+    size = (facts.batch_size or np.nan) / (facts.neighbour_share or np.nan)
+
     def level(part: slice) -> Level:
         square = float(np.nanmean(series.grad_norm_sq[part]))
         noise = float(np.nanmean(variance[part])) if np.isfinite(variance[part]).any() else np.nan
         signal = square if samples.any() else max(square - noise, 0.0)
-        trace = float(np.nanmean(series.sample_noise[part])) if samples.any() else noise * (facts.batch_size or np.nan)
+        trace = float(np.nanmean(series.sample_noise[part])) if samples.any() else noise * size
         snr = signal / noise if noise > 0 else np.nan
         scale = trace / signal if signal > 0 else np.nan
         return Level(*(float(v) if np.isfinite(v) else None for v in (snr, scale)))
@@ -92,7 +95,7 @@ def batch_noise(series: LossSeries, facts: RunFacts) -> BatchNoise | None:
     )
 
 
-def corrected_ratio(series: LossSeries) -> Array:
+def corrected_ratio(series: LossSeries, facts: RunFacts = NO_FACTS) -> Array:
     """½ (||g||² − tr Cov(g))/L with the means of moving windows for each, NaN where the log tells no noise, (T,).
 
     The mean of ||g||² over batches is ||∇L||² + tr Cov(g); what is left after the subtraction has no bias, and is 0
@@ -107,7 +110,7 @@ def corrected_ratio(series: LossSeries) -> Array:
         found = pd.Series(values).rolling(4 * span, min_periods=1, center=True).mean()
         return np.asarray(found.ffill().bfill(), dtype=np.float64)
 
-    signal = np.maximum(rolled(series.grad_norm_sq) - rolled(series.batch_noise), 0.0)
+    signal = np.maximum(rolled(series.grad_norm_sq) - facts.neighbour_share * rolled(series.batch_noise), 0.0)
     ratio = 0.5 * signal / rolled(series.loss)
     ratio[~known] = np.nan
     return ratio

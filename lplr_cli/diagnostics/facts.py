@@ -26,6 +26,8 @@ class RunFacts:
         eta: constant step size of full-batch gradient descent without momentum, else None: theory's rate is for that.
         momentum: of the optimiser, None when unknown.
         batch_size: of mini-batches. batch_variance: of a batch's gradient, in multiples of tr Σ.
+        neighbour_share: the variance of a batch's gradient in parts of what two neighbouring batches tell of it: 1 −
+            b/n in reshuffled epochs (theory.md section 13), 1 where n is not known.
         noise_floor: predicted E[L − L*] that the noise of the batches keeps up. noise_read_at: for which losses.
     """
 
@@ -47,6 +49,7 @@ class RunFacts:
     momentum: float | None = None
     batch_size: int | None = None
     batch_variance: float | None = None
+    neighbour_share: float = 1.0
     noise_floor: float | None = None
     noise_read_at: str | None = None
 

@@ -192,7 +192,7 @@ def analyse_pl_ratio(
         }
     )
     table.loc[table.index[rows], "in_window"] = True
-    corrected = corrected_ratio(series)
+    corrected = corrected_ratio(series, facts)
     if np.isfinite(corrected).any():
         table["pl_ratio_corrected"] = corrected
     if facts.path:

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lplr_cli.analysis import OWN, Source, open_subject, probe_checkpoints, read_log, recompute_gradients
 from lplr_cli.audit.run import audit
 from lplr_cli.data import DataSpec
-from lplr_cli.diagnostics import analyse_pl_ratio
+from lplr_cli.diagnostics import analyse_pl_ratio, batch_noise
 from lplr_cli.errors import InputError
 from lplr_cli.losses import SQUARED
 from lplr_cli.ntk import Network
@@ -471,11 +471,14 @@ def _noisy(path: Path, steps: int = 400, **options: Any) -> tuple[pd.DataFrame, 
     gradients = torch.cat([residual * x, residual], dim=1)
     trace = float((gradients - gradients.mean(dim=0)).square().sum() / 12)
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-9)
+    reshuffled = options.get("optimizer", {}).get("sampling") == "reshuffled"
     if options.pop("whole", False):
         options["data"] = (x, y)
     with Recorder(module, path, norms_every=1, **options) as recorder:
-        for _ in range(steps):
-            chosen = torch.randint(12, (2,))
+        for step in range(steps):
+            if step % 6 == 0:
+                order = torch.randperm(12)
+            chosen = order[2 * (step % 6) : 2 * (step % 6) + 2] if reshuffled else torch.randint(12, (2,))
             optimizer.zero_grad()
             loss = (module(x[chosen]) - y[chosen]).square().mean()
             loss.backward()
@@ -498,6 +501,23 @@ def test_noise_of_mini_batches_from_neighbouring_steps(tmp_path: Path) -> None:
     assert result.pl_ratio_star.median is not None
     manifest = RunDirectory.open(tmp_path / "r").manifest()
     assert (manifest.optimizer.batch_size, manifest.optimizer.sampling) == (2, "replacement")
+
+
+def test_neighbours_of_one_epoch_differ_by_more(tmp_path: Path) -> None:
+    """Disjoint batches: the variance is the part 1 − b/n of what they tell, where n is known."""
+    told = {"batch_size": 2, "sampling": "reshuffled"}
+    log, trace = _noisy(tmp_path / "r", 2400, whole=True, optimizer=told)
+    known = log["grad_noise_sq"].dropna()
+    facts = read_log(tmp_path / "r").facts()
+    assert facts.neighbour_share == pytest.approx(1 - 2 / 12)
+    expected = trace * (12 / 2 - 1) / 11
+    found = facts.neighbour_share * known.mean()
+    assert found == pytest.approx(expected, rel=4 * known.std() / np.sqrt(len(known)) / known.mean())
+    found_noise = batch_noise(read_log(tmp_path / "r").series(), facts)
+    assert found_noise is not None
+    assert found_noise.middle.scale is not None
+    square = float(log["grad_norm_sq"].mean()) - found
+    assert found_noise.middle.scale == pytest.approx(trace / square, rel=0.5)
 
 
 def test_noise_of_samples_beside_exact_values(tmp_path: Path) -> None:
