@@ -89,8 +89,8 @@ def _softplus(fast: bool) -> TrainConfig:
 
 
 def _paper_mnist(fast: bool) -> Preset:
-    width, lr, steps = (8, 1e-2, 12) if fast else (128, 1.6e-3, 160)
-    base = _softplus(fast).with_(width=width, lr=lr, steps=steps, probe_every=4 if fast else 2)
+    width, lr, steps = (8, 1e-2, 12) if fast else (128, 1.6e-3, 420)
+    base = _softplus(fast).with_(width=width, lr=lr, steps=steps, probe_every=4 if fast else 20)
     return Preset("paper-mnist", base, (Cell(f"width{width}"),), False, judge_mnist, _extras_full, True)
 
 

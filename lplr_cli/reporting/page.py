@@ -180,7 +180,8 @@ def _along(report: RunReport, figure: Figure) -> str:
     assert path is not None
     caption = (
         f"{_proved(path)} Dashed: what is {'proved' if path.certified else 'estimated'} of every point within "
-        f"ρ = {number(path.radius)} of the step; solid: what was measured at its iterate. {path.agreement}."
+        f"ρ = {number(path.radius)} of the step; solid: what was measured at its iterate. "
+        f"{path.agreement[:1].upper()}{path.agreement[1:]}."
     )
     table = _behind("Path", path_series(run, path))
     rows = [[f"{s.first}" if s.first == s.last else f"{s.first} to {s.last}", s.reason] for s in path.without_proof]
@@ -199,7 +200,7 @@ def _proved(path: PathFigures) -> str:
     rate = path.rate_proved if path.certified else path.rate_estimated
     if rate is None:
         return f"{said}; no rate: {path.rate_reason or 'none'}."
-    return f"{said}; L − L* shrinks by {number(rate, 7)} or more a step from step {path.rate_from_step} on."
+    return f"{said}; L − L* shrinks by the factor {number(rate, 7)} or more a step from step {path.rate_from_step} on."
 
 
 def _rate(rate: Convergence, figure: Figure) -> str:
