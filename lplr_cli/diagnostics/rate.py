@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lplr_cli.diagnostics.decay import LABELS, LAWS, LINEAR, LOGARITHM, STRETCHED, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
-from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, RESOLUTION, CurveFit, fit_all, scaled
+from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, RESOLUTION, CurveFit, fit_all, price, scaled
 from lplr_cli.diagnostics.grain import grain_of
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import fine_noise, whiten
@@ -230,7 +230,7 @@ def _constant_bic(fit: CurveFit) -> float:
     white, level = both[:, 0], both[:, 1]
     white = white - level * float(level @ white) / float(level @ level)
     n = len(white)
-    return n * math.log(max(float(white @ white), n * NEGLIGIBLE**2) / n) + math.log(n)
+    return n * math.log(max(float(white @ white), n * NEGLIGIBLE**2) / n) + price(1, n)
 
 
 def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: float | None = None) -> Reading | None:

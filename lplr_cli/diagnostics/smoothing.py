@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from lplr_cli.diagnostics.decay import LAWS
-from lplr_cli.diagnostics.fits import CurveFit, fit_one, scaled
+from lplr_cli.diagnostics.fits import CurveFit, fit_one, price, scaled
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import Noise
 
@@ -51,7 +51,7 @@ def recognise(steps: Array, loss: Array, fit: CurveFit) -> list[float]:
     if not tried or fit.noise.additive:
         return []
     # A factor stands for the memory of the noise.
-    plain = n * math.log(fit.cost / n) + math.log(fit.noise.spread**2) + len(fit.p) * math.log(n)
+    plain = n * math.log(fit.cost / n) + math.log(fit.noise.spread**2) + price(len(fit.p), n)
     return [phi for cost, phi in tried if cost < min(plain - _EVIDENCE, tried[0][0] + _EVIDENCE)]
 
 

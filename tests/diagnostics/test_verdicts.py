@@ -12,6 +12,7 @@ from benchmarks.rate_cases import CASES, Sample
 from benchmarks.rates import log_of, sample_of
 from lplr_cli.diagnostics import Convergence, analyse_pl_ratio, analyse_rate, clean_series, settled_row
 from lplr_cli.diagnostics.faults import excursions, shifts, spikes
+from lplr_cli.diagnostics.fits import price
 from lplr_cli.diagnostics.noise import restricted_correlation, whiten
 from lplr_cli.diagnostics.shape import describe, stretches
 from lplr_cli.diagnostics.smoothing import unsmoothed
@@ -125,6 +126,19 @@ def test_a_smoothed_power_law_is_never_called_linear() -> None:
         assert fit.smoothing is not None
         assert fit.verdict in ("sublinear", "undecided")
         assert fit.verdict == "sublinear" or "sublinear with" in fit.reason
+
+
+def test_a_dozen_rows_of_a_power_law_are_not_called_linear() -> None:
+    """Five parameters fit a dozen rows of anything: they must earn more there."""
+    said = []
+    for name in ("power law", "power law, α = 0.5"):
+        found = next(c for c in CASES if (c.group, c.name, c.rows) == ("short", name, (12,)))
+        logs = [clean_series(log_of(sample_of(found, 12, seed))) for seed in range(8)]
+        said += [analyse_rate(log).fit.verdict for log in logs]
+    assert "linear" not in said
+    assert said.count("two_rate") == 0
+    assert price(5, 12) == pytest.approx(2 * 5 * np.log(12))
+    assert price(5, 10_000) == pytest.approx(5 * np.log(10_000), rel=1e-3)
 
 
 def test_piecewise_rates_stand_in_a_table_where_the_step_size_jumps() -> None:
