@@ -75,7 +75,7 @@ def test_lists_looks_and_reports(trained: Path, tmp_path: Path, capsys: pytest.C
     assert list(lplr.watch(trained)) == [capsys.readouterr().out]
     page = lplr.report(trained, out=tmp_path / "page.html", certificate=False)
     assert page.to_dict()["written"] == [str(tmp_path / "page.html")]
-    assert "Local PL regime" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Local PL regime around its start" in (tmp_path / "page.html").read_text(encoding="utf-8")
     with pytest.raises(InputError, match="exists"):
         lplr.report(trained, out=tmp_path / "page.html")
     figures = lplr.report(trained, out=tmp_path / "f", formats=("svg",), certificate=False)

@@ -98,10 +98,10 @@ def _section(report: RunReport, index: int) -> str:
     drawn = all_figures(report)
     parts = [
         f'<section id="run{index}"><h2>{escape.html(report.name)}</h2>',
-        f'<p class="verdict {a.verdict}"><strong>Local PL regime: {a.verdict}.</strong> '
-        f"{escape.html(a.explanation)}.</p>",
         f'<p class="verdict {a.along.verdict}"><strong>Locally PL along the run: {a.along.verdict}.</strong> '
         f"{escape.html(a.along.explanation)}.</p>",
+        f'<p class="verdict {a.verdict}"><strong>Local PL regime around its start: {a.verdict}.</strong> '
+        f"{escape.html(a.explanation)}.</p>",
         f'<p class="scope">{escape.html(a.scope.line)}.</p>',
         "<h3>Did it converge?</h3>",
         _checks(report, _CONVERGED),
@@ -256,6 +256,7 @@ def _comparison(reports: Sequence[RunReport]) -> str:
         rows.append(
             [
                 _Raw(f'<a href="#run{i}">{escape.html(r.name)}</a>'),
+                r.audit.along.verdict,
                 r.audit.verdict,
                 number(f.loss.last),
                 number(f.pl_ratio.min if f.pl_ratio else None),
@@ -266,17 +267,24 @@ def _comparison(reports: Sequence[RunReport]) -> str:
                 number(f.sharpness.lr_over_stable),
             ]
         )
-    columns = ("run", "local PL", "loss", "PL min", "PL* min", "rate ρ", "drift", "certified R", "η·sharpness/2")
-    return "<h2>Comparison</h2>" + _table(columns, rows, range(2, 9))
+    verdicts = ("run", "PL along the run", "PL around its start")
+    figures = ("loss", "PL min", "PL* min", "rate ρ", "drift", "certified R", "η·sharpness/2")
+    return "<h2>Comparison</h2>" + _table((*verdicts, *figures), rows, range(3, 10))
+
+
+def _counted(verdicts: Sequence[str]) -> str:
+    """The verdict of one run, or how many runs have which."""
+    counts = {v: verdicts.count(v) for v in ("yes", "no", "undetermined") if v in verdicts}
+    return verdicts[0] if len(verdicts) == 1 else ", ".join(f"{n} {v}" for v, n in counts.items())
 
 
 def html_report(reports: Sequence[RunReport], title: str) -> str:
     """The page: verdicts first, then each run's figures and tables."""
-    counts = {v: sum(r.audit.verdict == v for r in reports) for v in ("yes", "no", "undetermined")}
-    lead = ", ".join(f"{n} {v}" for v, n in counts.items() if n)
+    along = _counted([r.audit.along.verdict for r in reports])
+    start = _counted([r.audit.verdict for r in reports])
     body = [
         f"<h1>{escape.html(title)}</h1>",
-        f"<p>Local PL regime of {len(reports)} run{'s' if len(reports) > 1 else ''}: {lead}. "
+        f"<p>Locally PL along the run: {along}; local PL regime around its start: {start}. "
         "<em>Verified</em> is proved given the arithmetic used; <em>estimated</em> is measured and proves nothing.</p>",
         _comparison(reports) if len(reports) > 1 else "",
         *(_section(r, i) for i, r in enumerate(reports)),

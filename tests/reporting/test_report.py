@@ -108,7 +108,13 @@ def test_the_page_is_self_contained_and_accessible(folder: Path, capsys: pytest.
     text = re.sub(r"\s+", " ", page.text)
     (verdict,) = record["verdicts"].values()
     questions = ("Did it converge?", "How fast?", "Why?", "Was the step size sane?", "What is proved?")
-    order = [f"Local PL regime: {verdict}.", "Locally PL along the run", *questions, "Hypotheses and conclusions", "H5"]
+    order = [
+        "Locally PL along the run: ",
+        f"regime around its start: {verdict}.",
+        *questions,
+        "Hypotheses and conclusions",
+        "H5",
+    ]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     for word in ("eigenvalues of K", "laziness error", "Configuration and versions", "sha256", "torch"):
         assert word in text
