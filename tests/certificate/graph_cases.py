@@ -63,6 +63,46 @@ class Branches(nn.Module):
         return out
 
 
+class Squared(nn.Module):
+    """A product of two layers, one of them with itself beside it, and a multiple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, 2) to (n, 1)."""
+        a, b = self.one(x), self.two(x)
+        y = torch.matmul(a, b.transpose(1, 2)) + 0.5 * (a @ a.transpose(-1, -2))
+        out: Tensor = self.head((y / 3).flatten(1))
+        return out
+
+
+class Transformer(nn.Module):
+    """One block on patches: two heads of attention and a hidden layer, normalised before and added to what came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(2, 4)
+        self.query, self.key, self.value = (nn.Linear(4, 4, bias=False) for _ in range(3))
+        self.out, self.up, self.down, self.head = nn.Linear(4, 4), nn.Linear(4, 5), nn.Linear(5, 4), nn.Linear(4, 1)
+        self.first, self.second = nn.LayerNorm(4), nn.LayerNorm(4)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], 2, 2).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, T, 2) to (n, 1)."""
+        x = self.embed(x)
+        y = self.first(x)
+        q, k, v = self._heads(self.query(y)), self._heads(self.key(y)), self._heads(self.value(y))
+        y = torch.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5, dim=-1) @ v
+        x = x + self.out(y.permute(0, 2, 1, 3).reshape(x.size(0), -1, 4))
+        x = x + self.down(F.gelu(self.up(self.second(x))))
+        out: Tensor = self.head(x.mean(dim=1))
+        return out
+
+
 @dataclass(frozen=True)
 class Case:
     """How to build a module, the shape of a sample, and the parameters that are frozen."""
@@ -126,6 +166,13 @@ CASES = {
         ),
         (3, 3),
     ),
+    "softmax-alone": Case(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Softmax(dim=-1), nn.Flatten(), nn.Linear(8, 1)),
+        (2, 3),
+        ("3.weight", "3.bias"),
+    ),
+    "product-alone": Case(Squared, (3, 2), ("head.weight", "head.bias")),
+    "transformer": Case(Transformer, (3, 2)),
     "positions": Case(
         lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Flatten(), nn.Linear(6, 1)), (3, 3)
     ),

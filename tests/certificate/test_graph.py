@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate.graph import PUSHED, GraphNetwork, GraphOver, norms, worthwhile
+from lplr_cli.certificate.graph import PUSHED, GraphNetwork, GraphOver, attention, norms, worthwhile
 from lplr_cli.certificate.graph.bounds import nonnegative_norm
 from lplr_cli.certificate.graph.nodes import Activation, Add, Average, Node
 from lplr_cli.certificate.graph.norms import Normalise
@@ -98,7 +98,9 @@ def violated_seconds(point: Point, over: GraphOver, theta: Tensor) -> list[str]:
 
 
 @pytest.mark.parametrize("directions", [0, 1, 64])
-@pytest.mark.parametrize("name", [pytest.param(k, marks=[pytest.mark.slow] * k.startswith("resnet")) for k in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(k, marks=[pytest.mark.slow] * k.startswith(("resnet", "transformer"))) for k in CASES]
+)
 def test_bounds_hold_at_points_of_the_ball(name: str, directions: int) -> None:
     """With nothing pushed, one direction for each output of a layer, and nearly all of them."""
     point = Point(*CASES[name].make(), directions)
@@ -210,6 +212,8 @@ PLANTED: dict[str, tuple[Callable[[Patch], None], int]] = {
     "derivatives do not drift": (no_drift, 64),
     "normalisation does not bend": (lambda patch: patch.setattr(norms, "_SECOND", 0.05), 0),
     "normalisation does not amplify": (small_norms, 0),
+    "softmax does not bend": (lambda patch: patch.setattr(attention, "_SECOND", 0.02), 0),
+    "products do not meet": (lambda patch: patch.setattr(attention.Product, "form", lambda *_: None), 0),
 }
 
 
@@ -218,7 +222,7 @@ def test_a_rule_that_is_too_small_is_found_out(what: str, monkeypatch: pytest.Mo
     change, directions = PLANTED[what]
     change(monkeypatch)
     broken = []
-    for name in ("pooled", "residual", "conv-frozen-head", "norm-alone"):
+    for name in ("pooled", "residual", "conv-frozen-head", "norm-alone", "softmax-alone", "product-alone"):
         point = Point(*CASES[name].make(), directions)
         over = point.bounds.over(0.1)
         broken += violated(point, over, point.worst_points(0.1, 1, 0))
@@ -238,6 +242,14 @@ def test_norms_of_non_negative_matrices(kind: str) -> None:
         assert truth * (1 - 1e-14) <= float(nonnegative_norm(matrix[None])[0]) <= truth * 1.01 + 1e-100
 
 
+def derivatives(node: Node, x: Tensor, h: Tensor, order: int) -> Tensor:
+    """The derivative of this order along h, (n, …)."""
+    if order == 0:
+        return node.value({}, x)
+    found: Tensor = torch.func.jvp(lambda v: derivatives(node, v, h, order - 1), (x,), (h,))[1]
+    return found
+
+
 def test_derivatives_of_normalisation_reach_their_bounds_and_no_more() -> None:
     """D²y and D³y along one direction, in units of 1/(√m s²) and 1/(m s³), at thousands of points."""
     m, epsilon = 6, 0.3
@@ -252,13 +264,22 @@ def test_derivatives_of_normalisation_reach_their_bounds_and_no_more() -> None:
     h[::2] = p[::2] / p[::2].norm(dim=1, keepdim=True) + 1.2 * torch.rand(2000, 1, generator=generator) * h[::2]
     h = h / h.norm(dim=1, keepdim=True)
 
-    def along(order: int, t: Tensor) -> Tensor:
-        if order == 0:
-            return node.value({}, t)
-        found: Tensor = torch.func.jvp(lambda v: along(order - 1, v), (t,), (h,))[1]
-        return found
-
     s = (p.square().mean(dim=1) + epsilon).sqrt()
     for order, most in ((1, 1.0), (2, norms._SECOND), (3, norms._THIRD)):
-        sizes = along(order, x).norm(dim=1) * s**order * m ** ((order - 1) / 2)
+        sizes = derivatives(node, x, h, order).norm(dim=1) * s**order * m ** ((order - 1) / 2)
         assert 0.99 * most <= float(sizes.max()) <= most * SLACK
+
+
+def test_derivatives_of_softmax_stay_below_their_bounds() -> None:
+    """At thousands of points and directions, those of two entries among them; the first two are nearly reached."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6000, 5, generator=generator, dtype=torch.float64) * 3
+    x[::2, 2:] -= 30.0
+    h = torch.randn(6000, 5, generator=generator, dtype=torch.float64)
+    h[::2, 2:] = 0.0
+    h[::4, 1] = -h[::4, 0]
+    h = h / h.norm(dim=1, keepdim=True)
+    node = attention.Softmax((0,), "softmax", 5, 1)
+    for order, most, near in ((1, 0.5, 0.99), (2, attention._SECOND, 0.3), (3, attention._THIRD, 0.25)):
+        sizes = derivatives(node, x, h, order).norm(dim=1)
+        assert near * most <= float(sizes.max()) <= most * SLACK

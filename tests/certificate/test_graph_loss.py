@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lplr_cli.certificate import CERTIFIED, CertifiedCurvature, NoCertificateError, Walk, certify
+from lplr_cli.certificate.graph import GraphBounds, GraphNetwork
 from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
 from lplr_cli.training.objective import Objective
@@ -209,3 +211,32 @@ def test_the_ball_of_a_residual_network_is_certified() -> None:
         certify(module, x, y, method="both")
     with pytest.raises(NoCertificateError, match="magnitude"):
         certify(module, 1e200 * x, y)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rounding_of_every_operation_is_covered(name: str) -> None:
+    """Roundings of float32 are 2²⁹ times as large, and so are their bounds: against the same numbers in float64."""
+    module, x = CASES[name].make(n=3)
+    module, x = module.float(), 3 * x.float()
+    exact, exactly = copy.deepcopy(module).double(), x.double()
+    bounds = GraphBounds(GraphNetwork.from_module(exact, x.shape[1:]), exactly)
+    over = bounds.over(0.0)
+    q = torch.randn(bounds.f.shape)
+    found = []
+    for net, inputs in ((module, x), (exact, exactly)):
+        f = net(inputs)
+        trained = [p for p in net.parameters() if p.requires_grad]
+        grads = torch.autograd.grad((f * q).sum() / len(x), trained, materialize_grads=True)
+        found.append((f.detach().double(), torch.cat([g.reshape(-1) for g in grads]).double()))
+    (f, g), (true_f, true_g) = found
+    wrong = (f - true_f).norm(dim=1)
+    assert bool((wrong <= 2**29 * bounds.forward_error(over)).all())
+    claimed = 2**29 * bounds.gradient_error(over, q.double().norm(dim=1), torch.zeros(3, dtype=torch.float64))
+    assert 0 < float((g - true_g).norm()) <= claimed
+    jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(module, p, (x,)))(dict(module.named_parameters()))
+    exact_jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(exact, p, (exactly,)))(
+        dict(exact.named_parameters())
+    )
+    names = [k for k, p in module.named_parameters() if p.requires_grad]
+    apart = torch.stack([(jacobian[k].double() - exact_jacobian[k]).detach().square().sum() for k in names])
+    assert float(apart.sum().sqrt()) / math.sqrt(3) <= 2**29 * bounds.jacobian_error

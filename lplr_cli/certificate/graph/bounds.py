@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lplr_cli.certificate.graph.builder import refuse
 from lplr_cli.certificate.graph.centre import measure
 from lplr_cli.certificate.graph.network import GraphNetwork
 from lplr_cli.certificate.graph.pushed import Pusher
-from lplr_cli.certificate.graph.reader import refuse
 from lplr_cli.certificate.graph.state import EPS, Ahead, Behind, Here, Pushed, up
 from lplr_cli.certificate.network import MARGIN, euclidean
 from lplr_cli.certificate.norms import frobenius_upper
