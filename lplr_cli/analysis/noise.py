@@ -12,7 +12,7 @@ from lplr_cli.analysis.step_rule import rule_of_run
 from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.batches import SAMPLINGS, Batches
 from lplr_cli.curvature import EPOCHS, OWN_BATCH, STEPS, GradientNoise, StepRule
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.models import DTYPES
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import Manifest, RunDirectory, plain
@@ -91,7 +91,7 @@ def floor_while_cheap(run: RunDirectory, source: Source = OWN) -> NoiseFloor | N
         return None
     try:
         return noise_floor(run, source)
-    except InputError:
+    except (InputError, NumericalError):
         return None
 
 

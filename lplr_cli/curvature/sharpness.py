@@ -100,13 +100,18 @@ def largest(
     return Sharpness(float(ritz.high[-1]), float(ritz.high_residuals[-1]), ritz.steps, ritz.converged)
 
 
-def check_symmetric(ritz: Ritz) -> None:
+def check_symmetric(ritz: Ritz, scale: float = 0.0) -> None:
     """Refuse products that are no Hessian's: autograd was misled somewhere in the model.
+
+    Args:
+        ritz: of the operator.
+        scale: norm of what the operator is a difference of, whose rounding is in it.
 
     Raises:
         InputError: the asymmetry is far above rounding.
     """
-    if ritz.asymmetry > _ASYMMETRY:
+    own = float(np.abs(np.concatenate([ritz.low, ritz.high])).max())
+    if ritz.asymmetry * own > _ASYMMETRY * max(own, scale):
         raise InputError(
             f"products with the Hessian are not symmetric (relative {ritz.asymmetry:.1g})",
             "an operation of the model hides derivatives from autograd (detach, once_differentiable)",

@@ -178,6 +178,7 @@ def _extremes(
     *,
     k: int | None = None,
     low_too: bool = True,
+    scale: float = 0.0,
 ) -> Ritz:
     most = max(1, (min(room, size) - 3) // 2)
     found = lanczos(
@@ -191,7 +192,7 @@ def _extremes(
         basis=room,
         progress=progress,
     )
-    check_symmetric(found)
+    check_symmetric(found, scale)
     return found
 
 
@@ -233,5 +234,5 @@ def _parts(curvature: LossCurvature, effort: Effort, room: int, tell: Report) ->
         low_too=False,
     )
     trace = _trace(curvature.gauss_newton, size, effort, room, lambda d, m: tell("its trace", d, m))
-    inner = _extremes(rest, size, effort, room, lambda d, m: tell("the rest", d, m), k=1)
+    inner = _extremes(rest, size, effort, room, lambda d, m: tell("the rest", d, m), k=1, scale=float(outer.high[-1]))
     return Parts(outer, trace, inner)
