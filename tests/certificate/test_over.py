@@ -208,6 +208,8 @@ def check_gradients(ball: BallBounds, radius: float, hessians: Tensor) -> None:
     through = (own + (last.scale * (centre.weight_norms[3] + moved) * ahead[2].da) ** 2).sqrt()
     assert close(found.forward[-1], torch.minimum(through, gradients.square().sum(dim=1).sqrt()))
     assert close(found.reach[-1], gradients * radius + ball.f_error)
+    assert found.f_reach is found.reach[-1]
+    assert found.jacobians is found.forward[-1]
     assert found.radius == radius
     assert torch.equal(found.backward[-1], torch.ones((5, 2), dtype=torch.float64))
     for k in range(3):

@@ -127,3 +127,16 @@ def test_names() -> None:
     assert made("softplus", 0.5).name == "softplus(0.5)"
     assert [made(n).name for n in NAMES[1:]] == NAMES[1:]
     assert math.isclose(made("tanh").turns_second[1], 0.6584789484624084)
+
+
+@pytest.mark.parametrize(
+    ("name", "beta"),
+    [("softplus", 0.3), ("softplus", 1.0), ("softplus", 7.0), ("tanh", 1.0), ("gelu", 1.0), ("silu", 1.0)],
+)
+def test_the_third_derivative_stays_below_its_bound(name: str, beta: float) -> None:
+    """By differences of the second over a fine grid, within three percent where the bound is the supremum."""
+    phi = smooth_activation(name, beta)
+    assert phi is not None
+    z = torch.linspace(-12, 12, 400_001, dtype=torch.float64) / beta
+    slopes = (phi.second(z).diff() / z.diff()).abs()
+    assert (0.59 if name == "silu" else 0.97) * phi.third <= float(slopes.max()) <= phi.third

@@ -32,12 +32,15 @@ class Placed:
     """Bounds of a parabola that are looser on larger balls, with the ball that each of them is of."""
 
     loose: float
+    steep: float | None = None
     kind: str = CERTIFIED
     largest: float = math.inf
     at_balls: dict[int, tuple[Tensor, float]] = field(default_factory=dict)
     kept: list[Smoothness] = field(default_factory=list)
+    balls: int = 0
 
     def ball(self, centre: Tensor) -> PlacedBall:
+        self.balls += 1
         return PlacedBall(self, centre.clone())
 
 
@@ -49,7 +52,11 @@ class PlacedBall:
     centre: Tensor
 
     def at(self, radius: float) -> Smoothness:
-        found = Smoothness(2.0 * (1 + self.of.loose * radius), self.of.loose * radius, 0.0, 1.0)
+        beta = 2.0 * (1 + self.of.loose * radius)
+        if self.of.steep is None:
+            found = Smoothness(beta, self.of.loose * radius, 0.0, 1.0)
+        else:  # by Lemma A alone, so that segments deviate and are cut
+            found = Smoothness(beta, self.of.steep * radius)
         self.of.kept.append(found)  # so that no other has its identity
         self.of.at_balls[id(found)] = (self.centre, radius)
         return found
@@ -63,6 +70,13 @@ def zigzag(steps: int, stride: float, seed: int) -> list[Tensor]:
     return found
 
 
+def route(stride: float, seed: int) -> list[Tensor]:
+    """25 steps of about this length; or of minus this factor towards the minimum, where balls must be smaller."""
+    if stride > 0:
+        return zigzag(25, stride, seed)
+    return [torch.tensor([3.0, -2.0, 4.0], dtype=torch.float64) * (-stride) ** k for k in range(26)]
+
+
 @dataclass
 class Walked:
     """A walk, its region, and the ends of every piece."""
@@ -73,7 +87,9 @@ class Walked:
     curvature: Placed
 
 
-def walked(path: list[Tensor], monkeypatch: pytest.MonkeyPatch, loose: float = 3.0, **options: Any) -> Walked:
+def walked(
+    path: list[Tensor], monkeypatch: pytest.MonkeyPatch, loose: float = 3.0, steep: float | None = None, **options: Any
+) -> Walked:
     made: dict[int, tuple[Piece, Tensor, Tensor]] = {}
 
     def watched(a: module._Node, b: module._Node, allowed: float, smoothness: Smoothness) -> Piece:
@@ -82,7 +98,7 @@ def walked(path: list[Tensor], monkeypatch: pytest.MonkeyPatch, loose: float = 3
         return found
 
     monkeypatch.setattr(module, "_piece", watched)
-    curvature = Placed(loose)
+    curvature = Placed(loose, steep)
     walk = Walk(curvature, parabola, **options)
     for step, theta in enumerate(path):
         walk.add(step, theta, *parabola(theta))
@@ -100,12 +116,23 @@ HARD = Aim(1e3, 1e3, 0.0)
 @pytest.mark.parametrize(
     "options", [{}, {"aim": HARD}, {"radius": 0.02}, {"memory": 16 * 3 * 3}, {"aim": HARD, "budget": 60}]
 )
-@pytest.mark.parametrize(("stride", "loose"), [(0.02, 3.0), (0.5, 3.0), (0.5, 0.0), (3.0, 0.3)])
+@pytest.mark.parametrize(
+    ("stride", "loose", "steep"),
+    [
+        (0.02, 3.0, None),
+        (0.5, 3.0, None),
+        (0.5, 0.0, None),
+        (3.0, 0.3, None),
+        (2.0, 0.0, 0.5),
+        (-0.93, 0.0, 30.0),
+        (-0.85, 1.0, 8.0),
+    ],
+)
 def test_every_piece_and_its_tube_lie_in_the_ball_of_its_bounds(
-    stride: float, loose: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    stride: float, loose: float, steep: float | None, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = zigzag(25, stride, 1)
-    found = walked(path, monkeypatch, loose, **options)
+    path = route(stride, 1)
+    found = walked(path, monkeypatch, loose, steep, **options)
     with mpmath.workdps(40):
         for piece, (a, b) in zip(found.pieces, found.ends, strict=True):
             centre, radius = found.curvature.at_balls[id(piece.smoothness)]
@@ -118,13 +145,24 @@ def test_every_piece_and_its_tube_lie_in_the_ball_of_its_bounds(
 
 
 @pytest.mark.parametrize("options", [{}, {"aim": HARD}, {"memory": 1}, {"aim": HARD, "budget": 40}, {"budget": 26}])
-@pytest.mark.parametrize("stride", [0.02, 0.5, 3.0])
+@pytest.mark.parametrize(
+    ("stride", "loose", "steep"),
+    [
+        (0.02, 3.0, None),
+        (0.5, 3.0, None),
+        (3.0, 3.0, None),
+        (1.0, 0.02, 8.0),
+        (2.0, 0.0, 0.5),
+        (-0.93, 0.0, 30.0),
+        (-0.85, 1.0, 8.0),
+    ],
+)
 def test_no_part_of_the_path_is_left_out(
-    stride: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    stride: float, loose: float, steep: float | None, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces join from end to end, and what lies between the others is named as lost."""
-    path = zigzag(25, stride, 2)
-    found = walked(path, monkeypatch, **options)
+    path = route(stride, 2)
+    found = walked(path, monkeypatch, loose, steep, **options)
     lost = {row.step for row in found.region.rows if row.pieces == 0}
     assert {row.step for row in found.region.rows} == set(range(25))
     left = {step: path[step] for step in range(25)}
@@ -135,7 +173,32 @@ def test_no_part_of_the_path_is_left_out(
         assert torch.equal(end, path[step + 1] if step not in lost else path[step])
     assert found.region.length == pytest.approx(sum(float((b - a).norm()) for a, b in pairwise(path)))
     assert not lost or "budget" in options
-    assert lost or options != {"budget": 26} or stride < 1
+    assert lost or options != {"budget": 26} or loose < 1 or stride < 1
+    region = found.region
+    assert (region.steps, region.balls, region.pieces) == (25, found.curvature.balls, len(found.pieces))
+    # What was measured is measured at every iterate, and where the path was cut.
+    ratios = [float(g @ g) / (2 * loss) for loss, g in map(parabola, path)]
+    assert region.measured_star is not None
+    assert region.measured_star <= min(ratios) * (1 + 1e-12)
+    assert region.measured_star == pytest.approx(min(ratios), rel=0.5)
+
+
+def test_all_ways_of_a_walk_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paths above meet balls that are too large, and segments that are cut in their ball and in others."""
+    taken = set()
+    for name in ("_closer", "_cut", "_grow"):
+        original = getattr(Walk, name)
+
+        def watched(self: Walk, *arguments: Any, name: str = name, original: Any = original) -> Any:
+            found = original(self, *arguments)
+            taken.add((name, found is None, arguments[-1] if name == "_cut" else 0))
+            return found
+
+        monkeypatch.setattr(Walk, name, watched)
+    for stride, loose, steep in ((1.0, 0.02, 8.0), (2.0, 0.0, 0.5), (-0.93, 0.0, 30.0), (-0.85, 1.0, 8.0)):
+        walked(route(stride, 2), monkeypatch, loose, steep)
+    assert {("_closer", False, 0), ("_closer", True, 0), ("_grow", True, 0)} <= taken
+    assert {depth for name, _, depth in taken if name == "_cut"} >= {0, 1, 2}
 
 
 def test_groups_share_their_ends() -> None:
@@ -206,3 +269,41 @@ def test_a_radius_that_is_none_is_refused_at_once(radius: float) -> None:
     with pytest.raises(InputError, match=r"the radius .* of a path is none"):
         Walk(Placed(0.0), parabola, radius=radius)
     assert Walk(Placed(0.0), parabola, radius=0.0).region().radius is None
+
+
+def test_margins_grow_with_the_number_of_parameters() -> None:
+    count, u = 5000, 2.0**-53
+    generator = torch.Generator().manual_seed(2)
+    theta, gradient = (torch.randn(count, generator=generator, dtype=torch.float64) for _ in range(2))
+    a, b = _node(0, theta, 1.0, gradient, 0.1), _node(1, theta + gradient, 1.0, theta, 0.1)
+    with mpmath.workdps(40):
+        assert _distance(a.theta, b.theta) >= float(apart(a.theta, b.theta)) * (1 + (count - 500) * u)
+        off = [mpmath.mpf(x) * mpmath.mpf(1.1) for x in gradient.tolist()]
+        assert _descent(a, b).error >= float(mpmath.norm(off)) * (1 + (count - 500) * u)
+    assert _piece(a, b, 0.0, Smoothness(1.0, 1.0)).dot_error >= count * u
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6, 1e12])
+def test_a_ball_has_room_for_the_rounding_of_cuts(size: float) -> None:
+    placed = Placed(0.0)
+    walk = Walk(placed, parabola, radius=0.25)
+    path = [torch.full((3,), size, dtype=torch.float64) + k for k in range(3)]
+    walk._bounded([_node(k, theta, *parabola(theta), None) for k, theta in enumerate(path)], placed.ball(path[1]), 2.0)
+    ((_, radius),) = placed.at_balls.values()
+    assert Fraction(radius) >= Fraction(2.25) + Fraction(2) ** -50 * Fraction(size) * Fraction(1732, 1000)
+
+
+def test_no_balls_where_a_loss_is_no_number() -> None:
+    for broken in (math.nan, math.inf):
+        for where in ("loss", "gradient"):
+            walk = Walk(Placed(0.0), parabola)
+            for step, theta in enumerate(zigzag(6, 0.1, 5)):
+                loss, gradient = parabola(theta)
+                bad = step == 3
+                wrong = gradient * broken if bad and where == "gradient" else gradient
+                walk.add(step, theta, broken if bad and where == "loss" else loss, wrong, 0.1)
+            region = walk.region()
+            assert {row.step for row in region.rows if row.pieces == 0} == {2, 3}
+            assert [row.certified for row in region.rows] == [True, True, False, False, True, True]
+            assert region.measured is not None
+            assert math.isfinite(region.measured)
