@@ -58,12 +58,12 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(config: TrainConfig, first: int, root: Path, source: Source = OWN) -> dict[str, Any]:
+def measure(config: TrainConfig, first: int, root: Path, source: Source = OWN, method: str = "auto") -> dict[str, Any]:
     """Figures of the path with seconds (passed, computed) and MiB of training and certificate."""
     clock = _Clock()
     run = train(config, root).run
     trained, before = clock.read(), _peak()
-    figures = certify_path(run, first=first, source=source, kernel=False).figures
+    figures = certify_path(run, first=first, source=source, method=method, kernel=False).figures
     certified = clock.read()
     own = {"trained": trained, "certified": certified, "training_mib": before, "more_mib": _peak() - before}
     return {**figures.to_dict(), **own}
