@@ -107,8 +107,8 @@ def probe_hessian(
     with stages_progress() as report:
         if every is None:
             probe = analysis.probe_hessian(checkpoint, report=report, **shared)
-            if noise:
-                probe.record["noise_floor"] = _noise_floor(checkpoint, shared["source"], shared["memory"])
+            found = _noise_floor(checkpoint, shared["source"], shared["memory"]) if noise else None
+            probe.record["noise_floor"] = found
             result = _one(probe, plot)
         else:
             series = analysis.hessian_along(checkpoint, every=every, report=report, **shared)

@@ -341,8 +341,10 @@ class GradientNoise:
         total = np.zeros(self._curvature.size)
         w = torch.as_tensor(weights).to(self._network.device, self._network.dtype)
         with evaluation_mode(self._network.module), torch.enable_grad():
-            for i in range(0, len(self._x), _MICRO_BATCH):
-                part = slice(i, i + _MICRO_BATCH)
+            # What a product with the Hessian has room for, a gradient has.
+            step = min(_MICRO_BATCH, self._curvature.batch)
+            for i in range(0, len(self._x), step):
+                part = slice(i, i + step)
                 value = (w[part] * self._loss(self._network.forward(self._x[part]), self._y[part])).sum()
                 total += _numbers(torch.autograd.grad(value, self._leaves, materialize_grads=True))
         return total
