@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check mutants bench docs coverage clean
+.PHONY: demo test test-all test-gpu check mutants bench docs coverage clean
 
 # One stamp an extra, so that a demo need not wait for the test tools.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -28,6 +28,10 @@ test: $(VENV)/.installed-test
 # One after another: some of the slow ones measure time and memory.
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# What needs a GPU; elsewhere each test says why it is skipped.
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m cuda -rs
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -161,11 +161,13 @@ class Loss:
 
     def accuracy(self, outputs: Tensor, targets: Tensor) -> float:
         """Share of samples whose likeliest class is right: the largest logit, or for ``bce`` the sign of each."""
+        return float(self.right(outputs, targets).double().mean())
+
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Whether the likeliest class is right (n,), as in :meth:`accuracy`."""
         if self.name == "bce":
-            right = ((outputs > 0) == (targets > 0.5)).all(dim=1)
-        else:
-            right = outputs.argmax(dim=1) == targets.argmax(dim=1)
-        return float(right.double().mean())
+            return ((outputs > 0) == (targets > 0.5)).all(dim=1)
+        return outputs.argmax(dim=1) == targets.argmax(dim=1)
 
 
 SQUARED = Loss()

@@ -129,7 +129,7 @@ class Iterates:
     def _opened(self, step: int) -> IterateFile:
         """The file of every step, which must have the parameters of a checkpoint in the order of this network."""
         file = IterateFile(self.run.path, [tuple(p.shape) for p in self._trained])
-        if step not in file.steps or not np.array_equal(file.at(step), self._here().numpy(), equal_nan=True):
+        if step not in file.steps or not np.array_equal(file.at(step), self._here().cpu().numpy(), equal_nan=True):
             raise InputError(
                 f"{file.path} and the checkpoint of step {step} differ", "give the network that was recorded"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lplr_cli.losses import Loss
@@ -31,14 +32,20 @@ class Total:
 
 
 def accumulate_gradient(loss: Loss, module: nn.Module, inputs: Tensor, targets: Tensor, micro_batch: int) -> Total:
-    """Add ∇L over all samples to the parameters' gradients. Micro-batches bound the memory."""
-    total, right = 0.0, 0.0
+    """Add ∇L over all samples to the parameters' gradients. Micro-batches bound the memory.
+
+    An accelerator is waited for once, at the end.
+    """
+    shares: list[Tensor] = []
+    right: list[Tensor] = []
     for i in range(0, len(inputs), micro_batch):
         part = slice(i, i + micro_batch)
         outputs = module(inputs[part]).reshape(len(inputs[part]), -1)
         share = loss.total(outputs, targets[part], len(inputs))
         share.backward()  # type: ignore[no-untyped-call]
-        total += float(share.detach())
+        shares.append(share.detach())
         if loss.classifies:
-            right += loss.accuracy(outputs.detach(), targets[part]) * len(outputs)
-    return Total(total, right / len(inputs) if loss.classifies else None)
+            right.append(loss.right(outputs.detach(), targets[part]).sum())
+    # Summed in float64.
+    total = sum(torch.stack(shares).tolist(), 0.0)
+    return Total(total, int(torch.stack(right).sum()) / len(inputs) if loss.classifies else None)
