@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-gpu check mutants bench docs coverage clean
+.PHONY: demo test test-all test-gpu check mutants bench bench-peers docs coverage clean
 
 # One stamp an extra, so that a demo need not wait for the test tools.
 $(VENV)/.installed-%: pyproject.toml constraints.txt
@@ -51,11 +51,33 @@ coverage: $(VENV)/.installed-dev
 mutants: $(VENV)/.installed-test
 	$(BIN)/python -m tools.mutants
 
+# Half an hour at most; the tables on stdout, in benchmarks.json, and against those of docs/benchmarks.md.
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
+
+# Other libraries in environments of their own, pinned, and the tables that they stand in.
+PEERS := .venv-peers
+TANGENTS := .venv-tangents
+
+$(PEERS)/.installed: constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		nngeometry==0.4 curvlinops-for-pytorch==3.0.1 pyhessian==0.1 hessian-eigenthings==1.0.0a5 -e .
+	touch $@
+
+$(TANGENTS)/.installed:
+	test -x $(TANGENTS)/bin/python || $(PYTHON) -m venv $(TANGENTS)
+	$(TANGENTS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		jax==0.4.20 jaxlib==0.4.20 neural-tangents==0.6.5 'numpy<2' 'scipy<1.13'
+	touch $@
+
+bench-peers: $(VENV)/.installed-test $(PEERS)/.installed $(TANGENTS)/.installed
+	LPLR_BENCH_PEERS_PYTHON=$(PEERS)/bin/python LPLR_BENCH_HESSIAN_PYTHON=$(PEERS)/bin/python \
+	LPLR_BENCH_NT_PYTHON=$(TANGENTS)/bin/python \
+	$(BIN)/python -m benchmarks Kernel Peers "Hessian products" --json benchmarks-peers.json
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) $(PEERS) $(TANGENTS) build dist site *.egg-info
