@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -92,3 +94,16 @@ def test_closer_groups_make_tighter_bounds() -> None:
 def test_groups_are_few(samples: int, expected: int) -> None:
     assert group_count(samples, [32, 32, 32], 1e12) == expected
     assert group_count(samples, [32, 32, 32], 1.0) == 1
+
+
+def test_groups_without_curvature_have_none() -> None:
+    """Weights that are all zero, of one output or of all samples of a group, are bounded by zero and no chance."""
+    found = layers([4, 5], 6, 2, 0.1, 3)
+    flat = [replace(layer, bend=layer.bend * torch.tensor([0.0, 1.0], dtype=torch.float64)[:, None]) for layer in found]
+    for (_, _, weighted), (_, _, before) in zip(
+        shared_curvature(flat, torch.tensor([0, 0, 1, 1, 1, 0])),
+        shared_curvature(found, torch.tensor([0, 0, 1, 1, 1, 0])),
+        strict=True,
+    ):
+        assert bool((weighted[:, 0] <= 1e-140).all())
+        assert torch.equal(weighted[:, 1], before[:, 1])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lplr_cli.ntk import Network, jacobian, structured
 from lplr_cli.ntk.structured import collect
+from lplr_cli.ntk.structured.rounding import _reach
 from tests.cases import CASES, make
 from tests.ntk.roundings import RoundingCounter
 
@@ -75,3 +79,28 @@ def test_groups_of_a_convolution_are_summed(monkeypatch: pytest.MonkeyPatch) -> 
     network = Network.from_module(module, names=["0.weight"])
     longest, stated = counted(network, torch.randn(4, 16, 1, 1).double(), monkeypatch, "full", 1 << 30)
     assert 16 < longest <= stated <= longest + 4
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e80, 1e-200])
+def test_reach_is_above_what_an_underflowed_product_meets(scale: float) -> None:
+    """1 + ||a||² + ||b||² of the parameter where it is largest, by the largest entries; infinite beyond float64."""
+    generator = torch.Generator().manual_seed(0)
+    first, last = nn.Linear(5, 3, bias=False).double(), nn.Linear(3, 2, bias=False).double()
+    x = scale * torch.randn(4, 5, generator=generator, dtype=torch.float64)
+    network = Network.from_module(nn.Sequential(first, last))
+    formed = structured.gram(network, x, None, bound_rounding=True)
+    assert formed.rounding is not None
+    met, back = float(x.abs().max()), float(last.weight.detach().abs().max())
+    between = float(first(x).detach().abs().max())
+    wanted = max(1 + 5 * met * met + 6 * back * back, 1 + 3 * between * between + 4)
+    assert wanted <= formed.rounding.reach <= wanted * (1 + 2**-19)
+    inner = [float((x @ x.T).abs().max()), float((last.weight @ last.weight.T).detach().abs().max())]
+    assert all(1 + v <= formed.rounding.reach for v in inner)
+
+
+@pytest.mark.parametrize("value", [1e200, math.inf, math.nan])
+def test_reach_beyond_float64_is_infinite(value: float) -> None:
+    part = SimpleNamespace(a=None, b=torch.full((2, 1, 1, 3), value, dtype=torch.float64))
+    assert _reach(part) == math.inf  # type: ignore[arg-type]
+    empty = SimpleNamespace(a=torch.zeros(0, 3), b=torch.zeros(2, 0))
+    assert _reach(empty) == pytest.approx(1.0)  # type: ignore[arg-type]
