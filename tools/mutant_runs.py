@@ -70,6 +70,16 @@ class _Record:
         beside.replace(self.path)
 
 
+def _key(mutant: Mutant) -> str:
+    return hashlib.sha256(f"{mutant.digest} {mutant.name}".encode()).hexdigest()[:20]
+
+
+def survivors(file: str, chosen: Sequence[Mutant]) -> list[Mutant]:
+    """Those that were tried before and not killed."""
+    found = _Record.of(file).found
+    return [m for m in chosen if found.get(_key(m), {}).get("outcome") in ("survived", "not tried")]
+
+
 def judge(file: str, chosen: Sequence[Mutant], tests: Sequence[str], budget: float) -> int:
     """Run them, print the survivors and a count; 1 when there are any, 2 when the tests fail without a change.
 
@@ -125,7 +135,7 @@ class _Session:
 
     def _outcome(self, module: ModuleType, mutant: Mutant, every: list[_Test]) -> str:
         """``killed``, ``survived``, ``timeout`` (an endless loop: killed as well) or ``not tried``."""
-        key = hashlib.sha256(f"{mutant.digest} {mutant.name}".encode()).hexdigest()[:20]
+        key = _key(mutant)
         known = self.record.found.get(key)
         if known is None or known["outcome"] not in ("killed", "timeout"):
             if known is None or known["tests"] != self.tests_digest:

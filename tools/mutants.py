@@ -26,6 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tools.mutant_runs import judge, survivors
+
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tests" / "mutants.toml"
 _BOUNDARY: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -230,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", default=":", help="a slice of the mutants of each file, START:STOP or START:STOP:STEP"
     )
     parser.add_argument("--functions", default="", help="a regular expression that the function's name must match")
+    parser.add_argument("--survivors", action="store_true", help="only those that survived when they were tried last")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests a mutant must survive")
     parser.add_argument("--list", action="store_true", help="name the mutants and run none")
     parser.add_argument("--named", action="store_true", help="run only those that the table spells out")
@@ -242,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         part = slice(*(int(v) if v else None for v in given.only.split(":")))
         chosen = {f: _open(table, f, given.functions)[part] for f in given.files or table["file"]}
+        if given.survivors:
+            chosen = {f: left for f, every in chosen.items() if (left := survivors(f, every))}
     if given.list:
         for left in chosen.values():
             print("\n".join(m.name for m in left))
@@ -268,8 +273,6 @@ def _open(table: dict[str, Any], file: str, functions: str) -> list[Mutant]:
 
 def _apart(file: str, chosen: Sequence[Mutant], tests: Sequence[str], budget: float) -> int:
     """One file in a process of its own, as pytest collects once a process; 1 when a mutant survives."""
-    from tools.mutant_runs import judge
-
     child = os.fork()
     if child == 0:
         try:
