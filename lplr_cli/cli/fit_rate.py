@@ -180,7 +180,7 @@ def _theory(result: Convergence) -> Iterator[list[str]]:
 
     theory = result.theory
     for name, key, meaning in (
-        ("rate proved", "rate_path", f"1 − ημ along the path, at every step from {theory['rate_path_from']} on"),
+        ("rate proved", "rate_path", f"1 − ημ along the path, at every step from {theory['path_from_step']} on"),
         ("rate proved", "rate_certified", "1 − ημ, μ certified on the ball around the start"),
         ("theory's rate", "rate_estimated", "1 − ημ, μ estimated"),
         ("theory's rate", "rate_from_pl_ratio", "1 − ημ with the smallest PL ratio measured on the stable window"),

@@ -246,7 +246,7 @@ def _theory(series: LossSeries, fit: RateFit, window: Window, facts: RunFacts) -
         "mu_estimated": facts.mu_estimated,
         "rate_estimated": rate(facts.mu_estimated),
         "rate_path": facts.rate_path,
-        "rate_path_from": facts.rate_path_from,
+        "path_from_step": facts.rate_path_from,
         "pl_ratio_min": lowest,
         "rate_from_pl_ratio": rate(lowest),
         "noise_floor": facts.noise_floor,

@@ -60,7 +60,14 @@ def ratio(lowest: float, star: float) -> SimpleNamespace:
 def fit(verdict: str) -> SimpleNamespace:
     told = {"verdict": verdict, "rate": 0.9, "alpha": 1.5, "reason": "by a margin", "about": "it bends"}
     return SimpleNamespace(
-        fit=SimpleNamespace(**told), theory={"rate_a": 0.95, "rate_b": None, "rate_c": 0.93, "eta": 2.0}
+        fit=SimpleNamespace(**told),
+        theory={
+            "rate_path": 0.95,
+            "rate_certified": None,
+            "rate_estimated": 0.93,
+            "rate_from_pl_ratio": None,
+            "eta": 2.0,
+        },
     )
 
 
