@@ -19,6 +19,8 @@ from lplr_cli.linalg import gamma
 MAX_GROUPS = 12
 # Steps of Lloyd's algorithm: better groups make better bounds, and any groups make valid ones.
 _LLOYD_STEPS = 8
+# Numbers of Gram matrices whose norms are bounded together, at most, where one alone has fewer.
+_TOGETHER = 1 << 19
 # Outward, above the rounding of the few operations that make a middle and half a range.
 _OUTWARD = 1 + 1e-12
 
@@ -65,12 +67,29 @@ class _Chain:
         error = 1.01 * gamma(matrix.shape[2] + 8, matrix.dtype) * size
         return cls(source, matrix, matrix @ matrix.mT, error, away)
 
-    def norm(self, scale: Tensor | None = None) -> Tensor:
-        """An upper bound of ||diag(scale) · matrix||, (g,), scale (g, m) and not negative."""
-        if scale is None:
-            return torch.sqrt(largest_eigenvalue_upper(self.gram) + self.error) * _OUTWARD
-        scaled = self.gram * scale[:, :, None] * scale[:, None, :]
-        return torch.sqrt(largest_eigenvalue_upper(scaled) + self.error * scale.amax(dim=1).square()) * _OUTWARD
+    def norm(self) -> Tensor:
+        """An upper bound of ||matrix||, (g,)."""
+        return torch.sqrt(largest_eigenvalue_upper(self.gram) + self.error) * _OUTWARD
+
+    def scaled(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Gram matrix, and the bound of its rounding, of diag(scale) · matrix, scale (g, m) and not negative."""
+        return self.gram * scale[:, :, None] * scale[:, None, :], self.error * scale.amax(dim=1).square()
+
+
+def _norms(matrices: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Upper bounds of norms (g,) from Gram matrices (g, m, m) and the bounds of their rounding, m the same for all.
+
+    Small ones go together: what a call costs is then most of it.
+    """
+    found: list[Tensor] = []
+    size = max((gram.numel() for gram, _ in matrices), default=1)
+    step = max(1, _TOGETHER // size)
+    for at in range(0, len(matrices), step):
+        part = matrices[at : at + step]
+        top = largest_eigenvalue_upper(torch.cat([gram for gram, _ in part]))
+        parts = torch.split(top, [len(gram) for gram, _ in part])
+        found += [torch.sqrt(t + error) * _OUTWARD for t, (_, error) in zip(parts, part, strict=True)]
+    return found
 
 
 def group_count(samples: int, widths: Sequence[int], operations: float) -> int:
@@ -126,16 +145,21 @@ def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Te
         dz, da = layer.own.clone(), layer.own * steepest.square()
         weighted = layer.own[:, None] * layer.bend.amax(dim=2)
         product: Tensor | None = None
-        for chain in chains:
+        scales = [top, *(widest[:, c].sqrt() for c in range(widest.shape[1]))]
+        every = _norms(
+            [pair for chain in chains for pair in ((chain.gram, chain.error), *(chain.scaled(s) for s in scales))]
+        )
+        for at, chain in enumerate(chains):
+            plain, steep, *bent = every[at * (1 + len(scales)) : (at + 1) * (1 + len(scales))]
             block = layers[chain.source].own
-            reach = (chain.norm() + chain.away)[groups]
+            reach = (plain + chain.away)[groups]
             if chain.source == level - 1:
                 # One layer at a time: the better bound where the slopes of a group differ much.
                 product = layer.own + (reach * found[-1][0]).square()
             dz += block * reach.square()
-            da += block * (chain.norm(top)[groups] + steepest * chain.away[groups]).square()
+            da += block * (steep[groups] + steepest * chain.away[groups]).square()
             for c in range(widest.shape[1]):
-                near = share[:, c].sqrt() * chain.norm(widest[:, c].sqrt())[groups]
+                near = share[:, c].sqrt() * bent[c][groups]
                 far = layer.bend[:, c].amax(dim=1).sqrt() * chain.away[groups]
                 weighted[:, c] += block * (near + far).square()
         dz = (dz if product is None else torch.minimum(dz, product)).sqrt()
@@ -167,9 +191,10 @@ def _longer(
         spread = _Chain.of(level, ranged, torch.zeros_like(gain)).norm()
         step = w * middle[:, None]
         grown = 1.01 * gamma(w.shape[1] + 4, w.dtype) * torch.linalg.matrix_norm(step)
-        for chain in chains:
+        root = half.sqrt()
+        for chain, reach in zip(chains, _norms([chain.scaled(root) for chain in chains]), strict=True):
             rounding = grown * torch.linalg.matrix_norm(chain.matrix)
-            away = gain * chain.away + spread * chain.norm(half.sqrt()) + rounding
+            away = gain * chain.away + spread * reach + rounding
             longer.append(_Chain.of(chain.source, step @ chain.matrix, away * _OUTWARD))
     return [*longer, fresh]
 
