@@ -99,18 +99,19 @@ FORMULA = re.compile(r"\$\$[^$]+\$\$|\$[^$\n]+\$")
 
 
 class Words(HTMLParser):
-    """What a page says outside of code, and how many drawings of formulas stand between."""
+    """What a page says outside of code, how many formulas are drawn there, and how many proofs folded."""
 
     SILENT = ("script", "style", "pre", "code", "title")
 
     def __init__(self) -> None:
         super().__init__()
         self.inside: list[str] = []
-        self.words, self.formulas = "", 0
+        self.words, self.formulas, self.folded = "", 0, 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.inside += [tag] if tag in self.SILENT else []
         self.formulas += tag == "svg" and dict(attrs).get("role") == "img"
+        self.folded += (tag, attrs) == ("details", [])
 
     def handle_endtag(self, tag: str) -> None:
         if self.inside and self.inside[-1] == tag:
@@ -127,6 +128,7 @@ def test_every_formula_is_drawn(site: Path) -> None:
         assert not re.findall(r".*[$\\].*", page.words), path
         source = re.sub(r"`[^`]*`", "", path.read_text(encoding="utf-8"))
         assert page.formulas == len(FORMULA.findall(source)), path
+        assert page.folded == source.count("<details markdown>\n<summary>"), path
         if path.name == "theory.md":
             assert page.formulas > 200
             assert "Proof of Lemma A" in page.words
