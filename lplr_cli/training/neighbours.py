@@ -18,10 +18,11 @@ class Neighbours:
     Args:
         tracked: whose parameters and gradients.
         every: steps between two measurements of the noise, each of which costs a copy of the gradient; 0 for none.
+        updates: steps between two measured updates, each of which costs a copy of the parameters.
     """
 
-    def __init__(self, tracked: TrackedParameters, every: int) -> None:
-        self._tracked, self._every = tracked, every
+    def __init__(self, tracked: TrackedParameters, every: int, updates: int) -> None:
+        self._tracked, self._every, self._updates = tracked, every, updates
         self._gradients: list[Tensor] | None = None
         self._noise: float | None = None
         self._update: float | None = None
@@ -31,10 +32,10 @@ class Neighbours:
         """Those of the log that :meth:`row` fills."""
         return (UPDATE, BATCH_NOISE) if self._every else (UPDATE,)
 
-    def see(self, step: int, norms: bool) -> None:
-        """``step`` before its update; ``norms`` where the update is to be measured."""
+    def see(self, step: int) -> None:
+        """``step`` before its update."""
         self._update = self._tracked.moved()
-        if norms:
+        if step % self._updates == 0:
             self._tracked.mark()
         if self._gradients is not None:
             self._noise = self._tracked.half_square_distance(self._gradients)

@@ -172,7 +172,7 @@ class Recorder:
         self._prober: Prober | None = None
         self._steps: torch.optim.Optimizer | None = None
         near = NOISE_EVERY * norms_every if self._has_batches and self._exact is None else 0
-        self._near = Neighbours(self._tracked, near)
+        self._near = Neighbours(self._tracked, near, norms_every if norms_every == 1 else 2 * norms_every)
         if self._writes:
             self._begin(probe_size, probe_sharpness, keep_path)
 
@@ -258,7 +258,7 @@ class Recorder:
         self._held = {"step": step, "logged": self._is_logged(step)}
         self._steps = optimizer or self._steps
         if self._writes:
-            self._near.see(step, norms)
+            self._near.see(step)
         if self._held["logged"] and self._writes:
             self._held |= self._measured(step, optimizer, norms)
         if self._writes:
