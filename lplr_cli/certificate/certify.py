@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lplr_cli.certificate.ball import BallBounds
 from lplr_cli.certificate.graph import GraphBounds
-from lplr_cli.certificate.network import SmoothMLP
+from lplr_cli.certificate.network import NoCertificateError, SmoothMLP
 from lplr_cli.certificate.networks import directions_of, graph_bounds, read_network
 from lplr_cli.certificate.norms import frobenius_upper, kernel_norm_upper
 from lplr_cli.errors import InputError, NumericalError
@@ -146,7 +146,9 @@ def certify(
     if radius is not None and not 0 <= radius < math.inf:
         raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
     chosen = Network.from_module(module, names=names)
-    network = read_network(module, inputs.shape[1:], names) if graphs else SmoothMLP.from_module(module, names)
+    network = read_network(module, inputs.shape[1:], names)
+    if not graphs and not isinstance(network, SmoothMLP):
+        raise NoCertificateError("not computed for a network that is no MLP", "lplr certify RUN does it")
     if inputs.dim() < 2 or not len(inputs):
         raise InputError(f"inputs of shape {tuple(inputs.shape)} hold no samples", "give the whole training set")
     x = inputs.double()

@@ -205,7 +205,7 @@ def test_the_ball_of_a_residual_network_is_certified() -> None:
         away = torch.randn(len(case.theta), generator=generator, dtype=torch.float64)
         jacobian = torch.func.jacrev(case.outputs_at)(case.theta + radius * away / away.norm()).detach()[:, 0]
         assert 2 * float(torch.linalg.svdvals(jacobian)[-1]) ** 2 / 3 >= at.mu_jacobian
-    with pytest.raises(NoCertificateError):
+    with pytest.raises(NoCertificateError, match="no MLP"):
         certify(module, x, y, graphs=False)
     with pytest.raises(InputError, match="method 'both' is unknown"):
         certify(module, x, y, method="both")

@@ -41,6 +41,8 @@ class Reader(Builder):
 
     def __init__(self, module: nn.Module, trained: set[str], probe: Tensor) -> None:
         inspect_module(module)
+        if type(module).__module__.startswith("torch.nn") and type(module) is not nn.Sequential:
+            raise refuse(f"{type(module).__name__} alone", "put it into a torch.nn.Sequential")
         super().__init__(module, trained, probe)
         self._module = module
         self._known: dict[fx.Node, Any] = {}
