@@ -26,7 +26,7 @@ def tiled(matrix: Tensor, step: int) -> TiledMatrix:
     for i, down in enumerate(rows):
         for j, across in list(enumerate(rows))[i:]:
             tiles[i, j] = matrix[down, across].numpy().copy()
-            tiles[i, j].flags.writeable = False  # as those of an object store are
+            tiles[i, j].setflags(write=False)  # as those of an object store are
     return TiledMatrix(Here(), rows, tiles, matrix.dtype)
 
 
