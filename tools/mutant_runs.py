@@ -149,7 +149,9 @@ class _Session:
 
     def _run(self, module: ModuleType, mutant: Mutant, every: list[_Test]) -> tuple[str, str]:
         """The outcome, and the test that killed it."""
-        passing = [t for t in every if any(mutant.line <= line <= mutant.last for line in t.lines)]
+        # What stands in a class itself runs when it is imported.
+        whole = isinstance(getattr(module, mutant.function, None), type)
+        passing = [t for t in every if whole or any(mutant.line <= line <= mutant.last for line in t.lines)]
         passing.sort(key=lambda t: t.worth, reverse=True)
         taken: list[_Test] = []
         for test in passing:

@@ -211,20 +211,22 @@ def test_no_rounding_makes_a_bound_better(seed: int) -> None:
     rng = np.random.default_rng(seed)
     turn = float(10.0 ** -rng.integers(0, 8))
     g = rng.standard_normal(3)
-    k = g + turn * rng.standard_normal(3)
+    # Nearly the same, or nearly the opposite, with a chord that comes near to zero.
+    k = (1 if seed % 2 else -1 - turn) * g + turn * rng.standard_normal(3)
     length = float(10.0 ** -rng.integers(0, 6))
     alpha = rng.random() * (seed // 3 % 3)
     along = length * rng.random() * float(np.linalg.norm(k - g))
     # Two of them may be above the change of the gradient.
     error = (0.0, 1e-9, 0.2)[seed % 3]
-    smooth = Smoothness(alpha + rng.random(), alpha, rng.random(), rng.random(), error, error)
+    size = (1.0, 1e8, 1e-8)[seed % 3]
+    smooth = Smoothness(alpha + rng.random(), alpha, rng.random(), rng.random(), error * size, error)
     piece = Piece(
         seed, length, float(g @ g), float(k @ k), float(g @ k), float((k - g) @ (k - g)), along,
-        1 + rng.random(), 1 + rng.random(), min(error, 1e-9), 0.1, smooth,
+        size * (1 + rng.random()), size * (1 + rng.random()), min(error, 1e-9), 0.1, smooth,
     )  # fmt: skip
     pieces = Pieces([piece])
     with mpmath.workdps(40):
-        for rho, floor in ((0.0, 0.0), (1e-3, 0.9)):
+        for rho, floor in ((0.0, 0.0), (1e-3, 0.9 * size)):
             want = exact(in_digits(piece), mpmath.mpf(rho), mpmath.mpf(floor), mpmath.sqrt)
             lower, above = pieces.gradient(rho)[0].tolist(), pieces.loss_above(rho)[0].tolist()
             assert all(x <= y for x, y in zip(lower, want["gradient"], strict=True))
@@ -235,7 +237,7 @@ def test_no_rounding_makes_a_bound_better(seed: int) -> None:
             for loss, slope in ((piece.loss_start, pieces.chord_low[0, 0]), (piece.loss_end, pieces.chord_low[0, -1])):
                 low, beta, r = (mpmath.mpf(float(v)) for v in (slope, smooth.beta, rho))
                 down = low * r - beta * r**2 / 2 if beta * r <= low else mpmath.mpf(0)
-                ends.append(mpmath.mpf(loss) + mpmath.mpf(error) - down)
+                ends.append(mpmath.mpf(loss) + mpmath.mpf(smooth.loss_error) - down)
             assert float(pieces.lowest_seen(rho)[0]) >= min(ends)
 
 
