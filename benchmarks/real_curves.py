@@ -172,12 +172,13 @@ def draw(run: Run, log: pd.DataFrame, result: Convergence, path: Path) -> None:
         figure = Figure(figsize=(5.2, 4.4), layout="constrained")
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         top.plot(log["step"], log["loss"], color=figures.BLACK, lw=0.7, label="L")
-        top.plot(result.table["step"], result.table["fitted"], color=figures.VERMILION, ls="--", label="law")
+        figures.curve(top, result.table, "fitted", color=figures.VERMILION, ls="--", label="law")
         for segment in result.segments[1:]:
             top.axvline(segment.start, color=figures.GREEN, lw=0.8)
         if result.fit.part is not None:
             top.axvspan(result.fit.part["start"], result.fit.part["stop"], color=figures.SKY, alpha=0.2, lw=0)
         top.set_yscale("log")
+        figures.readable_ticks(top)
         figures.legend(top)
         figures.effective_axes(below, result)
         rate = "" if result.fit.rate is None else f" ρ = {result.fit.rate:.5f}"

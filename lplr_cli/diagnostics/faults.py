@@ -12,7 +12,8 @@ Array = NDArray[np.float64]
 _SIZE = 6.0
 _SHARE = 0.01
 JUMP_FACTOR = 12.0
-_GOES_ON = 0.3
+# Where the log begins, a step is that of a smooth decay when the next two go on, each by this share of the first.
+_FIRST, _GOES_ON = 5, 0.15
 # A spike has recovered after this share of the rows, or it is part of the course; so it is when spikes fill a third.
 _LONGEST = 1 / 15
 _LONGEST_ROWS = 20
@@ -82,13 +83,21 @@ def excursions(log_loss: Array) -> NDArray[np.bool_]:
     return found
 
 
+def _decays(change: Array) -> bool:
+    """Whether three steps are those of a decay that slows smoothly."""
+    if len(change) < 3:
+        return False
+    follows = change / change[0]
+    return bool(1 > follows[1] > follows[2] > _GOES_ON)
+
+
 def shifts(log_loss: Array, least: float = 0.05) -> NDArray[np.intp]:
     """Rows at which the level changes at once and stays changed, largest change first; spikes must be gone.
 
     Row i is one when the step to it differs from the median of the ten steps around by more than ``least`` and
     :data:`JUMP_FACTOR` times the noise, and the medians of the five rows before and after it, less that trend, differ
-    by six tenths of it. The beginning of a smooth decay is none: the next two steps go the same way, by three tenths of
-    it and more.
+    by six tenths of it. The first steps of a smooth decay are none: the next two go the same way, ever less, by a share
+    of :data:`_GOES_ON` at least.
     """
     count = len(log_loss)
     if count < 12:
@@ -105,8 +114,7 @@ def shifts(log_loss: Array, least: float = 0.05) -> NDArray[np.intp]:
         before, after = log_loss[max(i - 4, 0) : i + 1], log_loss[i + 1 : i + 6]
         apart = 0.5 * (len(before) + len(after))
         stays = float(np.median(after) - np.median(before)) - trend * apart
-        # A smooth decay begins with its longest steps, each of which is followed by some of the same kind.
-        if len(change) > i + 2 and min(change[i + 1 : i + 3] / change[i]) > _GOES_ON:
+        if i < _FIRST and _decays(change[i : i + 3]):
             continue
         if abs(jump) > threshold and stays * jump > 0 and abs(stays) > 0.6 * abs(jump):
             sizes.append((abs(jump), i + 1))

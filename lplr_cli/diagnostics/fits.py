@@ -34,6 +34,8 @@ NEGLIGIBLE = 1e-9
 # more certain than this.
 _SMALL, _HOPELESS = 0.5, 1e-12
 _THINNED = 150
+# Part of the loss below which a curve has vanished.
+_VANISHED = 1e-3
 # Level shifts that the free curve may have.
 _STEPS = 6
 
@@ -406,7 +408,8 @@ def _noise_beside(fit: CurveFit, scale: Array, free: bool = True) -> Noise:
     data = fit.data
     m, jacobian = fit.curve.value(fit.p, data.s)
     additive = float(scale.max()) > 1.5 * float(scale.min())
-    noise = Noise(scale * m if additive else scale, additive)
+    # A curve that vanishes below the loss still has errors.
+    noise = Noise(scale * np.maximum(m, _VANISHED * np.exp(data.log_y)) if additive else scale, additive)
     noise = replace(noise, scale=noise.scale / float(np.exp(np.log(noise.scale).mean())))
     error, tangent = noise.residual(m, jacobian, data.log_y)
     design = np.column_stack([tangent, replace(fit, noise=noise)._free()]) if free else tangent
