@@ -6,7 +6,7 @@ A statement that does not hold is reported so, and one that the runs do not tell
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,36 +88,40 @@ def along(rows: Sequence[Row]) -> list[Statement]:
     Args:
         rows: of the table of results.
     """
-    stayed = [r for r in rows if r["status"] == "finished" and r["regime"] in ("stayed", "recovered")]
-    left = [r for r in rows if r["status"] == "finished" and r["regime"] in ("left", "left again")]
-    found = []
-    if stayed:
-        known = [not math.isnan(r["path_share_certified"]) for r in stayed]
-        proved = [
-            r["path_share_certified"] == 1 and r["path_rate"] < 1 and r["path_rate_from_step"] <= 5 for r in stayed
-        ]
-        found.append(
-            Statement(
-                "T1",
-                "beyond the paper: the conclusion of its Theorem 5.7 is proved along the path of each run that stays "
-                "(share 1, a rate from step 5 or before on)",
-                None if not all(known) else all(proved),
-                "; ".join(
-                    f"{r['run']}: share {r['path_share_certified']:.4g}, mu {r['mu_path']:.4g}, rate "
-                    f"{r['path_rate']:.6g} from step {r['path_rate_from_step']:.0f}"
-                    for r in stayed
-                ),
-            )
-        )
-    if left:
-        found.append(
-            Statement(
-                "T2",
-                "beyond the paper: for the run that leaves, the proof breaks at a step that is named",
-                None
-                if any(math.isnan(r["path_share_certified"]) for r in left)
-                else all(r["path_breaks"] for r in left),
-                "; ".join(f"{r['run']}: {r['path_breaks']}; share {r['path_share_certified']:.4g}" for r in left),
-            )
-        )
-    return found
+    finished = [r for r in rows if r["status"] == "finished"]
+    stayed = [r for r in finished if r["regime"] in ("stayed", "recovered")]
+    left = [r for r in finished if r["regime"] in ("left", "left again")]
+    return [*([_proved(stayed)] if stayed else []), *([_broken(left)] if left else [])]
+
+
+def _all_or_unknown(rows: Sequence[Row], holds: Callable[[Row], bool]) -> bool | None:
+    """Whether it holds for every run; None where the path of one has no certificate."""
+    return None if any(math.isnan(r["path_share_certified"]) for r in rows) else all(map(holds, rows))
+
+
+def _proved(stayed: Sequence[Row]) -> Statement:
+    def whole(r: Row) -> bool:
+        return bool(r["path_share_certified"] == 1 and r["path_rate"] < 1 and r["path_rate_from_step"] <= 5)
+
+    figures = (
+        f"{r['run']}: share {r['path_share_certified']:.4g}, mu {r['mu_path']:.4g}, rate {r['path_rate']:.6g} from step "
+        f"{r['path_rate_from_step']:.0f}"
+        for r in stayed
+    )
+    return Statement(
+        "T1",
+        "beyond the paper: the conclusion of its Theorem 5.7 is proved along the path of each run that stays "
+        "(share 1, a rate from step 5 or before on)",
+        _all_or_unknown(stayed, whole),
+        "; ".join(figures),
+    )
+
+
+def _broken(left: Sequence[Row]) -> Statement:
+    figures = (f"{r['run']}: {r['path_breaks']}; share {r['path_share_certified']:.4g}" for r in left)
+    return Statement(
+        "T2",
+        "beyond the paper: for the run that leaves, the proof breaks at a step that is named",
+        _all_or_unknown(left, lambda r: bool(r["path_breaks"])),
+        "; ".join(figures),
+    )

@@ -402,15 +402,20 @@ COLUMNS = {
 def _results_grid(cells: list[dict[str, Any]], path: Path) -> Grid:
     from lplr_cli.reporting import Grid, number
 
-    plain = all(c["status"] == "finished" for c in cells)
-    shown = {
-        k: v for k, v in COLUMNS.items() if any(c.get(k) is not None for c in cells) and not (k == "status" and plain)
-    }
+    known = {k for c in cells for k, value in c.items() if value is not None}
+    if all(c["status"] == "finished" for c in cells):
+        known.discard("status")
+    shown = {k: v for k, v in COLUMNS.items() if k in known}
     rows = [[number(c.get(k), 7 if k == "parameters" else 3) for k in shown] for c in cells]
     right = tuple(i for i, k in enumerate(shown) if k not in ("run", "status", "regime"))
-    notes = [f"{c['run']} {c['regime']}: {c['departures']}." for c in cells if c.get("departures")]
-    notes += [f"{c['run']}, proof along the path: none at {c['path_breaks']}." for c in cells if c.get("path_breaks")]
-    return Grid(f"Sweep {path}", tuple(shown.values()), rows, right, tuple(notes))
+    return Grid(f"Sweep {path}", tuple(shown.values()), rows, right, _departures(cells))
+
+
+def _departures(cells: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Which runs left, and where a proof breaks."""
+    left = [f"{c['run']} {c['regime']}: {c['departures']}." for c in cells if c.get("departures")]
+    broken = [f"{c['run']}, proof along the path: none at {c['path_breaks']}." for c in cells if c.get("path_breaks")]
+    return (*left, *broken)
 
 
 def _checklist(statements: list[Statement]) -> Grid:
