@@ -171,7 +171,7 @@ def _read(
     other = lr_clock(steps, lr)
     if other is None:
         return plain, reading
-    again = read(other.time, loss, (), smoothing)
+    again = read(other.time, loss, known, smoothing)
     if again is not None and again.verdict not in ("none", "undecided") and again.first == 0:
         return other, again
     return plain, reading

@@ -8,7 +8,7 @@ long memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,13 +69,14 @@ class Data:
         return replace(self, s=self.s[keep], log_y=self.log_y[keep], free=self.free[keep], grain=grain)
 
 
-def scaled(steps: Array, loss: Array, grain: Array | None = None) -> Data:
+def scaled(steps: Array, loss: Array, grain: Array | None = None, changes: Sequence[int] = ()) -> Data:
     """Scale a series, thinned evenly to :data:`MAX_POINTS` rows.
 
     Args:
         steps: increasing, shape (T,), T ≥ :data:`MIN_POINTS`.
         loss: positive, shape (T,).
         grain: relative noise of each row where it is known, shape (T,).
+        changes: rows where something is known to change, for the free curve.
     """
     keep = np.arange(len(loss))
     if len(loss) > MAX_POINTS:
@@ -87,7 +88,8 @@ def scaled(steps: Array, loss: Array, grain: Array | None = None) -> Data:
     stretches = np.array_split(log_y, min(10, len(log_y) // 4))
     ceiling = min(float(np.quantile(part, 0.75)) for part in stretches)
     s = (t - t[0]) / span
-    free = smooth_columns(s, shifts(log_y)[:_STEPS])
+    known = np.searchsorted(keep, np.asarray(changes[:_STEPS], dtype=np.intp))
+    free = smooth_columns(s, shifts(log_y)[:_STEPS], known)
     return Data(
         s,
         log_y,
@@ -249,8 +251,8 @@ def _free_test(error: Array, tangent: Array, free: Array) -> tuple[float, Array]
     return float(stats.f.sf(gained / k / (rest / degrees), k, degrees)), left
 
 
-def smooth_columns(s: Array, steps: NDArray[np.intp]) -> Array:
-    """A free curve on the logarithm: cosines in time and in log time, and level shifts at rows ``steps``.
+def smooth_columns(s: Array, steps: NDArray[np.intp], changes: NDArray[np.intp]) -> Array:
+    """A free curve on the logarithm: cosines in time and log time, shifts at rows ``steps``, kinks at ``changes``.
 
     Returns:
         shape (n, K); K is smaller for short series.
@@ -261,6 +263,8 @@ def smooth_columns(s: Array, steps: NDArray[np.intp]) -> Array:
     waves = [np.cos(math.pi * j * s) for j in range(1, even + 1)]
     waves += [np.cos(math.pi * j * log_time) for j in range(1, early + 1)]
     waves += [(np.arange(n) >= row).astype(np.float64) for row in steps]
+    inside = [row for row in changes.tolist() if 0 < row < n - 1]
+    waves += [np.maximum(s - s[row], 0.0) for row in inside]
     return np.column_stack(waves) if waves else np.empty((n, 0))
 
 

@@ -117,15 +117,16 @@ class Reading:
         return self.weighed.chosen.floor if self.tail is None else self.tail.floor
 
 
-def weigh(steps: Array, loss: Array, grain: Array | None = None) -> Weighed:
+def weigh(steps: Array, loss: Array, grain: Array | None = None, changes: Sequence[int] = ()) -> Weighed:
     """Fit every curve and weigh the evidence.
 
     Args:
         steps: increasing, shape (T,), T ≥ :data:`MIN_POINTS`; any unit of time.
         loss: positive and finite, without spikes, shape (T,).
         grain: relative noise of each row where it is known, shape (T,).
+        changes: rows where something is known to change: a law must hold across them.
     """
-    fits = fit_all(scaled(steps, loss, grain))
+    fits = fit_all(scaled(steps, loss, grain, changes))
     one, two, power = (fits[c.name] for c in LAWS)
     straight = two if two.bic < one.bic - EVIDENCE and _resolved(two) else one
     law, rival = (straight, power) if straight.bic <= power.bic else (power, straight)
@@ -259,7 +260,8 @@ def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: floa
     steps, kept, grain = _coarse(steps, loss)
     if kept.sum() < MIN_POINTS:
         return None
-    whole = weigh(steps[kept], loss[kept], None if grain is None else grain[kept])
+    known = np.searchsorted(np.flatnonzero(kept), changes).tolist()
+    whole = weigh(steps[kept], loss[kept], None if grain is None else grain[kept], known)
     if grain is not None:
         return _read(steps, loss, changes, kept, whole, grain)
     if kept.all():
