@@ -349,7 +349,7 @@ def test_rounding_of_the_kernel_is_in_its_formation_error(monkeypatch: pytest.Mo
     assert plain.formation_error is not None
     trace = float(plain.matrix.trace())
     assert plain.formation_error >= gamma(1, torch.float64) * trace
-    monkeypatch.setattr("lplr_cli.ntk.kernel.gamma", lambda k, dtype: 1e6 * gamma(k, dtype))
+    monkeypatch.setattr("lplr_cli.ntk.structured.rounding.gamma", lambda k, dtype: 1e6 * gamma(k, dtype))
     for engine in ("structured", "jacobian"):
         inflated = empirical_ntk(network, x, engine=engine, bound_rounding=True)
         assert inflated.formation_error is not None

@@ -127,7 +127,7 @@ def test_no_factor_from_a_gradient_within_its_error_or_a_step_of_nothing() -> No
 
 
 def test_a_gradient_of_zero_is_no_region() -> None:
-    for still in (piece(1, slope=0.0), replace(piece(1, slope=0.0, smooth=Smoothness(4.0, 0.5)), length=0.0)):
+    for still in (piece(1, slope=0.0), replace(piece(1, slope=0.0, smooth=Smoothness(4.0, 0.5, 0.0, 0.0)), length=0.0)):
         found = region([PIECES[0], still, *PIECES[2:]], radius=0.0)
         assert [row.certified for row in found.rows] == [True, False, True]
 
