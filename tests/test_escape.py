@@ -286,7 +286,13 @@ def test_errors_keep_their_text_for_programs() -> None:
 
 
 # JSON that lplr writes for itself to read.
-INSIDE = {"ablation/sweep.py", "ablation/cell.py", "ablation/executors.py", "runs/exported.py"}
+INSIDE = {
+    "ablation/sweep.py",
+    "ablation/cell.py",
+    "ablation/executors.py",
+    "runs/exported.py",
+    "analysis/path_figures.py",
+}
 # Where text leaves; everything else hands it to these.
 ALLOWED = {
     "print": {"cli/output.py"},  # of a Rich console, for Grid alone

@@ -174,7 +174,9 @@ class Walk:
         The mean curvature along a step is known from its ends. From 2/η on any β there is larger, so that no descent
         can be proved, and the slope along the step changes its sign on it.
         """
-        along = float(torch.dot(b.theta - a.theta, b.gradient - a.gradient)) / max(length, 1e-300) ** 2
+        # A step that does not move, or less than squares can tell, has no curvature along it.
+        square = length * length
+        along = float(torch.dot(b.theta - a.theta, b.gradient - a.gradient)) / square if square > 0 else 0.0
         if a.lr is not None and count > _LEAP and a.lr * along >= 2:
             return f"beyond the edge of stability: curvature {along:.3g} along the step, 2/eta = {2 / a.lr:.3g}"
         if self._spent(count):

@@ -107,7 +107,7 @@ def test_a_directory_that_may_not_be_written_is_read_all_the_same(
 ) -> None:
     path = copy(whole, tmp_path / "r")
 
-    def refuse(self: RunDirectory, record: Any) -> None:
+    def refuse(self: RunDirectory, record: Any, *, replace: bool = True) -> None:
         raise OutputError("cannot write", "no")
 
     monkeypatch.setattr(RunDirectory, "write_summary", refuse)
