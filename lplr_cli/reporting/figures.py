@@ -114,10 +114,12 @@ def readable_ticks(axes: Axes) -> None:
 
 def legend(axes: Axes) -> None:
     """What is drawn, in rows above the axes, where it covers no curve."""
+    from matplotlib.figure import Figure
+
     labels = axes.get_legend_handles_labels()[1]
     if not labels:
         return
-    assert axes.figure is not None
+    assert isinstance(axes.figure, Figure)
     room = axes.get_position().width * axes.figure.get_size_inches()[0]
     wide = sum(_HANDLE + _CHARACTER * len(label) for label in labels)
     axes.legend(

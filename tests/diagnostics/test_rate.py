@@ -330,7 +330,7 @@ def test_the_last_digit_of_a_log() -> None:
     rng = np.random.default_rng(0)
     loss = np.exp(-rng.uniform(0, 9, 300))
     assert last_digit(loss) is None
-    found = last_digit(np.round(loss, 5))
+    found = last_digit(np.asarray(np.round(loss, 5), dtype=np.float64))
     assert found is not None
     assert np.unique(found).tolist() == [1e-5]
     short = np.array([float(f"{v:.4g}") for v in loss])
@@ -338,4 +338,6 @@ def test_the_last_digit_of_a_log() -> None:
     assert found is not None
     np.testing.assert_allclose(found, 10.0 ** (np.floor(np.log10(short)) - 3))
     # Noise far above the last digit is noise.
-    assert grain_of(np.arange(300.0), np.round(np.exp(rng.normal(0, 0.01, 300)), 5)) is None
+    assert (
+        grain_of(np.arange(300.0), np.asarray(np.round(np.exp(rng.normal(0, 0.01, 300)), 5), dtype=np.float64)) is None
+    )
