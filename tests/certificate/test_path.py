@@ -273,6 +273,9 @@ def alive(numel: int) -> int:
 def most_alive(case: Case, steps: int) -> int:
     """Vectors like θ that a walk holds at the worst of its steps; room is for five iterates and their gradients."""
     numel = case.start.numel()
+    # What is there already need not be looked through at every step.
+    gc.collect()
+    gc.freeze()
     walk = Walk(case.curvature, case.objective, memory=5 * 16 * numel)
     before, most, theta, lr = alive(numel), 0, case.start.clone(), step_size(case)
     for step in range(steps):
@@ -281,6 +284,7 @@ def most_alive(case: Case, steps: int) -> int:
         if step % 4 == 0:
             most = max(most, alive(numel) - before)
         theta = theta - lr * gradient
+    gc.unfreeze()
     assert walk.region().steps_certified == steps - 1
     return most
 

@@ -226,7 +226,7 @@ def test_a_product_that_is_not_finite_is_no_eigenvalue() -> None:
     ("case", "n", "mebibytes", "method"),
     [
         ("mlp", 3000, 220, "kept graph"),
-        ("mlp", 3000, 160, "forward over reverse"),
+        pytest.param("mlp", 3000, 160, "forward over reverse", marks=pytest.mark.slow),
         pytest.param("resnet", 24, 95, "kept graph", marks=pytest.mark.slow),
         pytest.param("resnet", 24, 80, "forward over reverse", marks=pytest.mark.slow),
     ],
