@@ -98,8 +98,7 @@ class Recorder:
         loss_scale: s of that loss, of the squared one where none is named: (s/n) Σ ||f(x_i) − y_i||² (theory.md section
             1), 1/C for torch's MSELoss; None when unknown.
         log_every: steps between rows of the log.
-        norms_every: steps between gradient norms and drifts. Each costs about as much as the update of a plain
-            optimiser; 1 has them in every row.
+        norms_every: steps between gradient norms and drifts, each of which costs about a plain optimiser's update.
         checkpoint_every: steps between checkpoints; 0 keeps the first and last. Step 0 is always kept.
         keep_path: keep the parameters of every step in one file, 8 bytes each, for ``lplr certify RUN --path``.
         probe_every: steps between NTK probes on ``data``; 0 for none. Checkpoints allow probes later, offline.
@@ -236,8 +235,7 @@ class Recorder:
         """The first half of :meth:`record`, for loops that learn the loss after the update: measures this step.
 
         Args:
-            optimizer: as in :meth:`record`.
-            scaler: as in :meth:`record`.
+            optimizer, scaler: as in :meth:`record`.
             norms: measure gradient norm and drift of this step, whatever ``norms_every`` says.
 
         Returns:
