@@ -82,8 +82,7 @@ class Recorder:
 
     Wrappers of ``torch.compile``, DataParallel and DistributedDataParallel are looked through. With several processes
     only rank 0 writes; every rank must call :meth:`record`, as the logged loss is the mean over ranks. With gradient
-    accumulation call :meth:`record` once an optimiser step, with the loss of the whole step. With AMP pass the scaler:
-    the gradients are unscaled as before clipping.
+    accumulation call :meth:`record` once an optimiser step, with the loss of the whole step; with AMP pass the scaler.
 
     Args:
         module: the network that is trained.
@@ -235,7 +234,8 @@ class Recorder:
         """The first half of :meth:`record`, for loops that learn the loss after the update: measures this step.
 
         Args:
-            optimizer, scaler: as in :meth:`record`.
+            optimizer: as in :meth:`record`.
+            scaler: as in :meth:`record`.
             norms: measure gradient norm and drift of this step, whatever ``norms_every`` says.
 
         Returns:
