@@ -117,6 +117,11 @@ class PathFigures:
         return self.kind == CERTIFIED
 
     @property
+    def covered(self) -> str:
+        """What part of the run lies in the certified region, for people."""
+        return "the whole run" if self.certified_share == 1 else f"{100 * self.certified_share:.3g} % of the run's path"
+
+    @property
     def without_proof(self) -> list[Stretch]:
         """What ``not_certified`` has, steps in a row for the same reason together."""
         found: list[Stretch] = []

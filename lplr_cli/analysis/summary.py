@@ -212,10 +212,9 @@ class Summary:
             return f"not certified: {self.path_reason}"
         if not path.certified or path.mu_path is None:
             return f"not certified: {path.why_estimate or 'no piece of the path has a positive bound'}"
-        where = "the whole run" if path.certified_share == 1 else f"{100 * path.certified_share:.3g} % of its path"
         rate = "" if path.rate_proved is None else f", linear rate proved from step {path.rate_from_step} on"
         whose = "" if path.confirmed else " (a path that is not known to be that of the run)"
-        return f"{where} is certified locally PL{whose}, mu = {path.mu_path:.4g}{rate}"
+        return f"{path.covered} is certified locally PL{whose}, mu = {path.mu_path:.4g}{rate}"
 
     def to_dict(self) -> dict[str, Any]:
         """summary.json, and the JSON of ``lplr train``; a missing value is None."""
@@ -284,12 +283,12 @@ def summarize(run: RunDirectory, certified: Certified | None = None, path_reason
         InputError: no readable log or manifest.
     """
     manifest, log, probes, path = run.manifest(), run.log(), run.probes(), kept_path(run)
-    series = clean_series(log)
+    series, floor = clean_series(log), kept_floor(run)
     facts = RunFacts(
         loss_scale=manifest.loss.squared_scale,
         exact=manifest.exact,
         sharpness=_pairs(probes, "sharpness"),
-        **noise_facts(run, manifest),
+        **_noise_facts(manifest, floor),
     )
     ratio, rate = _diagnosed(series, facts)
     steps = int(log["step"].iloc[-1]) if len(log) else 0
@@ -313,7 +312,7 @@ def summarize(run: RunDirectory, certified: Certified | None = None, path_reason
         pl_ratio_star=_EMPTY if ratio is None else ratio.pl_ratio_star,
         rate=None if rate is None else rate.fit,
         noise=batch_noise(series, facts),
-        noise_floor=kept_floor(run),
+        noise_floor=floor,
         sharpness=_sharpness([v for _, v in facts.sharpness], manifest.optimizer.lr),
         dropped_rows=series.dropped,
     )
@@ -353,13 +352,13 @@ def run_facts(run: RunDirectory, summary: Summary) -> RunFacts:
         residual_rayleigh=[] if summary.probe.subset else _pairs(probes, "residual_rayleigh"),
         eta=eta,
         momentum=manifest.optimizer.momentum,
-        **noise_facts(run, manifest),
+        **_noise_facts(manifest, summary.noise_floor),
     )
 
 
-def noise_facts(run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
+def _noise_facts(manifest: Manifest, floor: NoiseFloor | None) -> dict[str, Any]:
     """What is known of the mini-batches and of their noise."""
-    batches, size, floor = manifest.batches, manifest.optimizer.batch_size, kept_floor(run)
+    batches, size = manifest.batches, manifest.optimizer.batch_size
     variance = None if size is None else 1 / size
     return {
         "batch_size": size,

@@ -94,13 +94,12 @@ def _path_rows(s: Summary) -> list[Row]:
     if not p.certified:
         meaning = f"no proof: {p.why_estimate}; measured {number(p.measured)}"
         return [("μ along the path, estimate", p.mu_path_estimated, "estimate", meaning)]
-    share = "the whole run" if p.certified_share == 1 else f"{100 * p.certified_share:.3g} % of the run's path"
     rows: list[Row] = [
         (
             "μ certified along the path",
             p.mu_path,
             "certified",
-            f"½‖∇L‖² ≥ μ (L − L*) within {number(p.radius, 2)} of {share}; measured {number(p.measured)}",
+            f"½‖∇L‖² ≥ μ (L − L*) within {number(p.radius, 2)} of {p.covered}; measured {number(p.measured)}",
         ),
         ("the same with L* = 0", p.mu_path_star, "certified", f"½‖∇L‖² ≥ μ L; measured {number(p.measured_star)}"),
     ]
