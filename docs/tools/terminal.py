@@ -29,7 +29,7 @@ def main() -> None:
         grid = summary_grid(summarize(directory))
     console = Console(record=True, width=132, file=io.StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "bold green"), ("lplr train mnist --width 64", "bold")))
-    console.print(grid.to_rich())
+    console.print(grid.to_rich(console.width))
     for line in grid.note[:2]:
         console.print(line, highlight=False, markup=False)
     picture = console.export_svg(title="lplr")

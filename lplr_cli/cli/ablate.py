@@ -377,25 +377,26 @@ def _mean(frame: pd.DataFrame) -> dict[str, Any]:
     return {"run": "mean", "status": "finished", **{str(k): float(v) for k, v in numbers.items() if v == v}}
 
 
+# The main things first: where a terminal is narrow, the rest stands below.
 COLUMNS = {
     "run": "run",
-    "parameters": "parameters",
+    "status": "status",
+    "regime": "regime",
     "lr": "lr",
-    "lambda_min_start": "λ_min start",
-    "lambda_min_end": "λ_min end",
-    "lambda_min_full_lower": "full λ_min ≥",
-    "ntk_drift_percent": "NTK drift %",
-    "drift": "drift",
-    "certified_radius": "certified R",
     "loss_final": "loss",
     "pl_ratio_min": "PL min",
     "pl_ratio_median": "PL median",
-    "lr_over_stable": "η·sharp/2",
     "mu_path": "μ along path",
     "path_share_certified": "share certified",
     "path_rate": "rate proved",
-    "status": "status",
-    "regime": "regime",
+    "drift": "drift",
+    "ntk_drift_percent": "NTK drift %",
+    "lambda_min_start": "λ_min start",
+    "lambda_min_end": "λ_min end",
+    "lambda_min_full_lower": "full λ_min ≥",
+    "certified_radius": "certified R",
+    "lr_over_stable": "η·sharp/2",
+    "parameters": "parameters",
 }
 
 

@@ -110,21 +110,7 @@ class Sink:
         """
         failures = [*map(str, self.check(result.record)), *extra_failures]
         if self.format == "table":
-            from lplr_cli.reporting.text import plain_text
-
-            console = stdout_console()
-            for above, grid in zip([None, *result.grids], result.grids, strict=False):
-                if above is not None and above.note:
-                    console.print()
-                table = grid.to_rich()
-                if not sys.stdout.isatty():
-                    # A file or a pipe has no edge: numbers and names are never broken.
-                    console.width = max(PIPE_WIDTH, console.measure(table).minimum)
-                console.print(table)
-                for line in grid.note:
-                    console.print(plain_text(line))
-            for chart in result.charts:
-                sys.stdout.write("\n" + chart)
+            _show(result)
             sys.stdout.flush()
         else:
             sys.stdout.write(_render(self.format, result, ascii=not unicode_stdout()))
@@ -145,6 +131,25 @@ class Sink:
             write_parquet(path, result.frame)
         else:
             write_text(path, _render({".csv": "csv", ".json": "json", ".md": "markdown"}[path.suffix], result))
+
+
+def _show(result: Result) -> None:
+    """The tables, each whole: where a terminal is too narrow, its columns stand in parts below each other."""
+    from lplr_cli.reporting.text import plain_text
+
+    console = stdout_console()
+    for above, grid in zip([None, *result.grids], result.grids, strict=False):
+        if above is not None and above.note:
+            console.print()
+        if not sys.stdout.isatty():
+            # A file or a pipe has no edge.
+            console.width = max(PIPE_WIDTH, grid.width)
+        for part in grid.fitting(console.width):
+            console.print(part.to_rich(console.width))
+        for line in grid.note:
+            console.print(plain_text(line))
+    for chart in result.charts:
+        sys.stdout.write("\n" + chart)
 
 
 def _check_target(option: str, path: Path | None, suffixes: tuple[str, ...], force: bool) -> None:

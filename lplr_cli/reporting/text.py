@@ -13,6 +13,9 @@ from rich.text import Text
 
 from lplr_cli import escape
 
+# A column of words is not set narrower than this, if its words go on that long; between columns Rich leaves this much.
+_WORDS, _GAP = 14, 3
+
 
 def number(value: Any, digits: int = 4) -> str:
     """A number for people: ``digits`` significant ones, an en dash for a missing value."""
@@ -50,19 +53,81 @@ class Grid:
     right: tuple[int, ...] = ()
     note: tuple[str, ...] = ()
 
-    def to_rich(self) -> Table:
-        """For a terminal."""
-        title = plain_text(self.title, "table.title")
+    def to_rich(self, width: int | None = None) -> Table:
+        """For a terminal.
+
+        Args:
+            width: of the terminal, at least :attr:`width`; None where there is no edge.
+        """
+        title = plain_text(self.title, "table.title") if self.title else None
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, column in enumerate(self.columns):
-            # Numbers and names are never broken, headings only between words.
-            whole = [escape.line(row[index]) for row in self.rows] if index in self.right or index == 0 else []
-            widest = max((cell_len(text) for text in [*whole, *escape.line(column).split()]), default=0)
+        for index, (column, chosen) in enumerate(zip(self.columns, self._chosen(width), strict=True)):
             justify: Literal["left", "right"] = "right" if index in self.right else "left"
-            table.add_column(plain_text(column), justify=justify, overflow="fold", min_width=widest)
+            table.add_column(plain_text(column), justify=justify, overflow="fold", width=chosen)
         for row in self.rows:
             table.add_row(*map(plain_text, row))
         return table
+
+    def _natural(self) -> list[int]:
+        """The width of each column without a break."""
+        lines = [self.columns, *self.rows]
+        return [max(cell_len(escape.line(row[i])) for row in lines) for i in range(len(self.columns))]
+
+    def _least(self) -> list[int]:
+        """The least width of each column: numbers and names are never broken, headings only between words."""
+        least = []
+        for index, column in enumerate(self.columns):
+            widest = max((cell_len(escape.line(row[index])) for row in self.rows), default=0)
+            words = max((cell_len(word) for word in escape.line(column).split()), default=1)
+            least.append(max(words, widest if index in self.right or index == 0 else min(widest, _WORDS)))
+        return least
+
+    def _chosen(self, width: int | None) -> list[int]:
+        """Widths of the columns within that of a terminal: what is left above the least goes first to those that lack
+        little.
+        """
+        natural, least = self._natural(), self._least()
+        if width is None:
+            return natural
+        left = max(0, width - self.width)
+        chosen = list(least)
+        lacking = sorted(range(len(natural)), key=lambda i: natural[i] - least[i])
+        for place, index in enumerate(lacking):
+            more = min(natural[index] - least[index], left // (len(lacking) - place))
+            chosen[index] += more
+            left -= more
+        return chosen
+
+    @property
+    def width(self) -> int:
+        """Of the narrowest rendering for a terminal."""
+        return sum(self._least()) + _GAP * (len(self.columns) - 1) + 2
+
+    def fitting(self, width: int) -> list[Grid]:
+        """The table as it is where it fits a terminal of that width, else cut between columns, each part with the first
+        column. The title stands above the first part, the note below the last.
+        """
+        if self.width <= width:
+            return [self]
+        first, *others = self._least()
+        parts: list[list[int]] = [[]]
+        used = first
+        for index, least in enumerate(others, start=1):
+            if parts[-1] and used + _GAP + least + 2 > width:
+                parts.append([])
+                used = first
+            parts[-1].append(index)
+            used += _GAP + least
+        return [self._part([0, *part], k == 0, k == len(parts) - 1) for k, part in enumerate(parts)]
+
+    def _part(self, indices: list[int], begins: bool, ends: bool) -> Grid:
+        return Grid(
+            self.title if begins else "",
+            tuple(self.columns[i] for i in indices),
+            [[row[i] for i in indices] for row in self.rows],
+            tuple(k for k, i in enumerate(indices) if i in self.right),
+            self.note if ends else (),
+        )
 
     def to_markdown(self) -> str:
         """As a GitHub-flavoured Markdown table."""
