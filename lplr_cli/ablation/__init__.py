@@ -1,6 +1,7 @@
 """Sweeps over grids of configurations, where they run, and the paper's experiments as presets."""
 
 from lplr_cli.ablation.executors import Executor, InProcess, LocalProcesses, RayCluster
+from lplr_cli.ablation.expected import expected_seconds
 from lplr_cli.ablation.grid import OPTIONS, Cell, grid_cells, read_grid
 from lplr_cli.ablation.presets import Preset, preset
 from lplr_cli.ablation.recover import departures, smaller_step
@@ -17,6 +18,7 @@ __all__ = [
     "RayCluster",
     "Statement",
     "departures",
+    "expected_seconds",
     "failures",
     "grid_cells",
     "preset",

@@ -153,6 +153,8 @@ def ablate(
             what = "leave out DATASET, --grid and the lists"
             raise InputError(f"--preset {choice.preset} fixes its own grid", what)
         plan = _of_preset(choice.preset, choice, shared, out, recover)
+        if choice.full and not resume:
+            _say_expected(plan)
     else:
         plan = _of_grid(dataset, lists.axes(), choice.grid, shared, out, recover)
     frame = _run(plan, _executor(where), resume, along or (plan.preset is not None and plan.preset.along))
@@ -172,6 +174,21 @@ class _Plan:
     recover: bool
     path: Path
     preset: Preset | None = None
+
+
+def _say_expected(plan: _Plan) -> None:
+    """What a preset at full size will take, before it begins."""
+    from lplr_cli import ablation
+
+    if plan.base.epochs is None:
+        return
+    out_.note("a short trial tells how long this will take")
+    hours = ablation.expected_seconds(plan.base, plan.single) / 3600
+    span = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    out_.note(
+        f"about {span} of training on {plan.base.device} for {len(plan.single)} runs (estimate; kernel probes apart). "
+        f"It may be stopped: go on with --resume --out {plan.path}"
+    )
 
 
 def _run(plan: _Plan, executor: Executor | None, resume: bool, along: bool) -> pd.DataFrame:
