@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mpmath  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
@@ -56,3 +57,35 @@ class Case:
             offset += p.numel()
         out: Tensor = torch.func.functional_call(self.module, values, (self.x,)).reshape(len(self.x), -1)
         return out
+
+
+def exactly(case: Case, theta: Tensor) -> tuple[mpmath.mpf, list[mpmath.mpf]]:
+    """L and ∇L of a softplus net and the squared loss in 50 digits."""
+    with mpmath.workdps(50):
+        layers, offset = [], 0
+        shapes = [p.shape for p in case.module.parameters()]
+        for shape in shapes:
+            flat = [mpmath.mpf(float(v)) for v in theta[offset : offset + shape.numel()]]
+            layers.append(mpmath.matrix(shape[0], shape[1] if len(shape) > 1 else 1))
+            for i, v in enumerate(flat):
+                layers[-1][i // layers[-1].cols, i % layers[-1].cols] = v
+            offset += shape.numel()
+        weights, biases = layers[0::2], layers[1::2]
+        grads = [mpmath.matrix(m.rows, m.cols) for m in layers]
+        total, n = mpmath.mpf(0), len(case.x)
+        for row, target in zip(case.x, case.y, strict=True):
+            a = [mpmath.matrix([mpmath.mpf(float(v)) for v in row])]
+            z = []
+            for k, (w, b) in enumerate(zip(weights, biases, strict=True)):
+                z.append(w * a[-1] + b)
+                a.append(z[-1] if k == len(weights) - 1 else z[-1].apply(lambda v: mpmath.log1p(mpmath.exp(v))))
+            r = a[-1] - mpmath.matrix([mpmath.mpf(float(v)) for v in target])
+            total += sum(v**2 for v in r) / n
+            s = 2 * r / n
+            for k in range(len(weights) - 1, -1, -1):
+                grads[2 * k] += s * a[k].T
+                grads[2 * k + 1] += s
+                if k:
+                    e = weights[k].T * s
+                    s = mpmath.matrix([e[i] / (1 + mpmath.exp(-z[k - 1][i])) for i in range(e.rows)])
+        return total, [v for g in grads for v in g]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+import mpmath  # type: ignore[import-untyped]
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from lplr_cli.certificate import CERTIFIED, Aim, CertifiedCurvature, Region, Smoothness, Walk
 from lplr_cli.certificate.pieces import Piece, Pieces
 from lplr_cli.losses import Loss
-from tests.certificate.path_case import LOSSES, Case
+from tests.certificate.path_case import LOSSES, Case, exactly
 
 
 def walked(case: Case, path: list[Tensor], lr: float | None, curvature: object = None, **options: object) -> Region:
@@ -157,6 +158,35 @@ def test_good_parts_of_the_measured_ratio() -> None:
     assert 0.85 * region.measured_star <= region.mu_star <= region.measured_star
     assert region.rate_from_step == 0
     assert region.eta_mu_t == pytest.approx(40 * lr * region.mu)
+
+
+@pytest.mark.parametrize("steps", [8, 60])
+def test_the_run_in_fifty_digits_does_what_is_proved(steps: int) -> None:
+    """The ratio at every iterate, the bracket and the factor of every step, with exact losses and gradients."""
+    case = Case(Loss(), width=4, n=4)
+    lr = step_size(case, 0.9)
+    path = case.path(steps, lr)
+    region = walked(case, path, lr)
+    assert region.certified_share == 1.0
+    exact = [exactly(case, theta) for theta in path]
+    with mpmath.workdps(50):
+        low, high = mpmath.mpf(region.l_star_lower), mpmath.mpf(region.l_star_upper)
+        assert low <= high
+        halves = [sum(v * v for v in gradient) / 2 for _, gradient in exact]
+        for (loss, _), half in zip(exact, halves, strict=True):
+            assert loss >= low
+            assert half >= region.mu_star * loss
+            # L*_D lies in the bracket, so that what holds of it holds of its upper end.
+            assert half >= region.mu * (loss - high)
+        proved = [row for row in region.rows if row.factor is not None]
+        assert len(proved) > steps / 2
+        for row in proved:
+            before, after = exact[row.step][0], exact[row.step + 1][0]
+            # With the infimum l in the bracket: after − l ≤ factor (before − l).
+            assert after - row.factor * before <= (1 - row.factor) * high
+    # The factors say something: at some step the proved part of the descent is near what the loss itself loses.
+    near = [(1 - row.factor) / (1 - (exact[row.step + 1][0] / exact[row.step][0])) for row in proved]
+    assert max(near) > 0.05
 
 
 def test_any_polygon_will_do() -> None:
