@@ -17,54 +17,31 @@ from torch import Tensor
 from lplr_cli.certificate.centre import Centre, Norms
 from lplr_cli.certificate.network import MARGIN, SmoothMLP, euclidean
 from lplr_cli.certificate.norms import frobenius_upper, norm_upper
+from lplr_cli.certificate.proved import TRIED, Proved, check_method, check_radius, finite, pays
 from lplr_cli.certificate.smooth import ELEMENTARY_ULPS
-from lplr_cli.errors import InputError
 
-METHODS = ("auto", "tight", "fast")
 # ``auto`` is tight while its matrix products stay below this many floating-point operations.
 _TIGHT_FLOPS = 2e10
-# Above that, and up to this many, it is tight where a few samples show that the fast bounds lose more than a factor.
+# Above that, and up to this many, it is tight where a few samples show that this pays.
 _TIGHT_MOST = 4e12
-_TRIED = 4
-_WORTH = 4.0
 _EPS = torch.finfo(torch.float64).eps
 
 
-@dataclass(frozen=True)
-class Over:
-    """What is proved on one ball; the lists have an entry for each layer l = 1 … L, z_L = f being the last.
+@dataclass(frozen=True, kw_only=True)
+class Over(Proved):
+    """What is proved on one ball of an MLP, of its layers too.
 
     Attributes:
-        radius: R.
-        hessians: h_ic ≥ sup ||∇²f_ic||_op, (n, C).
-        thirds: Lipschitz constants of ∇²f_ic on the ball, (n, C).
-        gradients: ≥ sup ||∇f_ic||, (n, C).
-        reach: ≥ sup |z_l - ẑ_l|, each (n, m); the last is that of f from ``BallBounds.f``.
-        forward: ≥ sup ||Dz_l||_op, each (n,); the last is that of ||J_i||_op, the Jacobian of sample i.
-        backward: ≥ sup ||∂f_c/∂z_l||, each (n, C).
-        activations: ≥ sup ||a_{l-1}||, what layer l meets, each (n,).
-        l_j: L_J with ||J̃(θ) - J̃(θ')||_op ≤ L_J ||θ - θ'|| on the ball; infinite beyond float64.
+        reach: ≥ sup |z_l - ẑ_l| of each hidden layer, (n, m).
+        forward: ≥ sup ||Dz_l||_op of each hidden layer, (n,).
+        backward: ≥ sup ||∂f_c/∂z_l|| of each layer l = 1 … L, z_L = f being the last, (n, C).
+        activations: ≥ sup ||a_{l-1}||, what layer l = 1 … L meets, each (n,).
     """
 
-    radius: float
-    hessians: Tensor
-    thirds: Tensor
-    gradients: Tensor
     reach: list[Tensor]
     forward: list[Tensor]
     backward: list[Tensor]
     activations: list[Tensor]
-    l_j: float
-
-    @property
-    def f_reach(self) -> Tensor:
-        """≥ sup |f − f̂(θ_0)|, (n, C)."""
-        return self.reach[-1]
-
-    @property
-    def jacobians(self) -> Tensor:
-        """≥ sup ||J_i||_op, (n,)."""
-        return self.forward[-1]
 
 
 @dataclass(frozen=True)
@@ -138,8 +115,7 @@ class BallBounds:
     """
 
     def __init__(self, network: SmoothMLP, inputs: Tensor, *, method: str = "auto") -> None:
-        if method not in METHODS:
-            raise InputError(f"method {method!r} is unknown", f"choose from {', '.join(METHODS)}")
+        check_method(method)
         x = inputs.flatten(1).cpu().double()
         self.network, self._centre = network, Centre(network, x)
         centre = self._centre
@@ -154,8 +130,8 @@ class BallBounds:
         self.method = ("tight" if flops <= _TIGHT_FLOPS else "fast") if method == "auto" else method
         self._norms = centre.norms(self.method)
         if method == "auto" and self.method == "fast" and flops <= _TIGHT_MOST:
-            few = BallBounds(network, inputs[:_TRIED], method="tight")
-            if bool((self.over(0.0).hessians[:_TRIED] > _WORTH * few.over(0.0).hessians).any()):
+            few = BallBounds(network, inputs[:TRIED], method="tight")
+            if pays(self.over(0.0).hessians[:TRIED], few.over(0.0).hessians):
                 self.method, self._norms = "tight", centre.norms("tight")
 
     def over(self, radius: float) -> Over:
@@ -164,23 +140,23 @@ class BallBounds:
         Raises:
             InputError: a radius that is negative or not finite.
         """
-        if not 0 <= radius < math.inf:
-            raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
+        check_radius(radius)
         ahead = self._forward_over(radius)
         behind = self._backward_over(radius, ahead)
-        hessians = _bound(self._assemble(ahead, behind))
+        hessians = finite(self._assemble(ahead, behind))
         gradients, jacobians = self._jacobian_over(radius, ahead, behind, hessians)
-        reach = (gradients * radius + self.f_error) * (1 + MARGIN)
         ones = torch.ones((self.n, self.outputs), dtype=torch.float64)
         return Over(
             radius=radius,
             hessians=hessians,
-            thirds=_bound(self._thirds(radius, ahead, behind)),
+            thirds=finite(self._thirds(radius, ahead, behind)),
             gradients=gradients,
-            reach=[*(_bound(a.reach) for a in ahead), reach],
-            forward=[*(_bound(a.dz) for a in ahead), jacobians],
-            backward=[*(_bound(b.sensitivity) for b in behind), ones],
-            activations=[_bound(self._centre.passes[0].a_norm), *(_bound(a) for a in self._activations(ahead))],
+            f_reach=(gradients * radius + self.f_error) * (1 + MARGIN),
+            jacobians=jacobians,
+            reach=[finite(a.reach) for a in ahead],
+            forward=[finite(a.dz) for a in ahead],
+            backward=[*(finite(b.sensitivity) for b in behind), ones],
+            activations=[finite(self._centre.passes[0].a_norm), *(finite(a) for a in self._activations(ahead))],
             l_j=self._joined(hessians, behind),
         )
 
@@ -318,17 +294,17 @@ class BallBounds:
         blocks = [a.own[:, None] * b.sensitivity.square() for a, b in zip(ahead, behind, strict=True)]
         squares = own[:, None] + sum(blocks, torch.zeros_like(hessians))
         near = centre.gradients + radius * hessians
-        gradients = torch.minimum(_bound(squares.sqrt()), _bound(near)) * (1 + MARGIN)
+        gradients = torch.minimum(finite(squares.sqrt()), finite(near)) * (1 + MARGIN)
         moved = radius if last.weight_trained else 0.0
         through = torch.sqrt(own + (last.scale * (centre.weight_norms[-1] + moved) * da).square())
-        return gradients, torch.minimum(_bound(through), euclidean(gradients)) * (1 + MARGIN)
+        return gradients, torch.minimum(finite(through), euclidean(gradients)) * (1 + MARGIN)
 
     def _joined(self, hessians: Tensor, behind: list[_Behind]) -> float:
         """L_J from the Hessians of all samples and outputs."""
         found = frobenius_upper(hessians) / math.sqrt(self.n)
         if self._joint is not None:
             # One hidden layer, trained alone: the samples share the direction that each neuron moves in.
-            found = min(found, frobenius_upper(_bound(behind[0].top).amax(dim=0)) * self._joint)
+            found = min(found, frobenius_upper(finite(behind[0].top).amax(dim=0)) * self._joint)
         return found * (1 + MARGIN)
 
     def _joint_moment(self, x: Tensor) -> float | None:
@@ -346,8 +322,3 @@ class BallBounds:
             return None
         moved = torch.cat(parts, dim=1)
         return norm_upper(moved * euclidean(moved)[:, None]) / math.sqrt(self.n) * (1 + MARGIN)
-
-
-def _bound(t: Tensor) -> Tensor:
-    """The bounds where float64 holds them, infinity where not."""
-    return torch.nan_to_num(t, nan=math.inf, posinf=math.inf)

@@ -18,6 +18,7 @@ from lplr_cli.certificate.graph import GraphBounds
 from lplr_cli.certificate.network import NoCertificateError, SmoothMLP
 from lplr_cli.certificate.networks import directions_of, graph_bounds, read_network
 from lplr_cli.certificate.norms import frobenius_upper, kernel_norm_upper
+from lplr_cli.certificate.proved import check_radius
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.ntk import DEFAULT_MEMORY, Network, empirical_ntk, spectrum
 
@@ -143,8 +144,8 @@ def certify(
         InputError: a radius that is no radius, nothing trained, targets that do not fit, or too little memory.
         NumericalError: a bound beyond float64.
     """
-    if radius is not None and not 0 <= radius < math.inf:
-        raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
+    if radius is not None:
+        check_radius(radius)
     chosen = Network.from_module(module, names=names)
     network = read_network(module, inputs.shape[1:], names)
     if not graphs and not isinstance(network, SmoothMLP):

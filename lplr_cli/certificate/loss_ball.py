@@ -18,6 +18,7 @@ from lplr_cli.certificate.networks import directions_of, graph_bounds, read_netw
 from lplr_cli.certificate.norms import kernel_norm_upper
 from lplr_cli.certificate.path import CERTIFIED
 from lplr_cli.certificate.pieces import Smoothness
+from lplr_cli.certificate.proved import Proved
 from lplr_cli.certificate.rounding import RoundedBounds
 from lplr_cli.certificate.smooth import ELEMENTARY_ULPS
 from lplr_cli.linalg import gamma
@@ -29,22 +30,6 @@ _U = 2.0**-53
 # ``auto`` is tight while the cubes of the widths, times the samples, stay below this: milliseconds a ball.
 _TIGHT = 3e7
 _NOTHING = Smoothness(math.inf, math.inf)
-
-
-class Proved(Protocol):
-    """What the loss needs of the bounds of a network on one ball; see :class:`lplr_cli.certificate.Over`."""
-
-    hessians: Tensor
-    thirds: Tensor
-    l_j: float
-
-    @property
-    def f_reach(self) -> Tensor:
-        """≥ sup |f − f̂(θ_0)|, (n, C)."""
-
-    @property
-    def jacobians(self) -> Tensor:
-        """≥ sup ||J_i||_op, (n,)."""
 
 
 class Bounds(Protocol):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lplr_cli.certificate.ball import METHODS
 from lplr_cli.certificate.graph import PUSHED, GraphBounds, GraphNetwork, worthwhile
 from lplr_cli.certificate.network import NoCertificateError, SmoothMLP
-from lplr_cli.errors import InputError
+from lplr_cli.certificate.proved import check_method
 from lplr_cli.models import MLP
 
 
@@ -37,8 +36,7 @@ def directions_of(method: str, network: GraphNetwork, x: Tensor) -> int:
     Raises:
         InputError: an unknown method.
     """
-    if method not in METHODS:
-        raise InputError(f"method {method!r} is unknown", f"choose from {', '.join(METHODS)}")
+    check_method(method)
     return worthwhile(network, x) if method == "auto" else {"fast": 0, "tight": PUSHED[-1]}[method]
 
 

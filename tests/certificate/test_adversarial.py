@@ -123,6 +123,7 @@ def test_scalar_networks_at_the_centre(names: list[str] | None, method: str) -> 
     module, x = chain(3), torch.tensor([[1.3], [-0.4]], dtype=torch.float64)
     bounds = BallBounds(SmoothMLP.from_module(module, names), x, method=method)
     found = bounds.over(0.0)
+    forward = [*found.forward, found.jacobians]
     a, slopes, inputs = x, [], []
     dz = torch.zeros_like(x)
     for k in range(4):
@@ -135,15 +136,15 @@ def test_scalar_networks_at_the_centre(names: list[str] | None, method: str) -> 
         below = (0.9 * slopes[k - 1] * dz).square() if k else torch.zeros_like(a)
         dz = torch.sqrt(own + below)
         tolerance = {"rtol": 0.03, "atol": 1e-9} if method == "fast" else {"rtol": 1e-6, "atol": 1e-9}
-        assert torch.allclose(found.forward[k][:, None], dz, **tolerance)  # type: ignore[arg-type]
-        assert bool((found.forward[k][:, None] >= dz * (1 - 1e-14)).all())
+        assert torch.allclose(forward[k][:, None], dz, **tolerance)  # type: ignore[arg-type]
+        assert bool((forward[k][:, None] >= dz * (1 - 1e-14)).all())
     s = torch.ones_like(a)
     for k in range(3, -1, -1):
         assert torch.allclose(found.backward[k], s, rtol=1e-6)
         assert bool((found.backward[k] >= s * (1 - 1e-14)).all())
         s = 0.9 * s * slopes[k - 1] if k else s
-    assert bool((found.gradients >= found.forward[-1][:, None] * 0.97).all())
-    assert bool((found.reach[-1] <= 1e-13).all())
+    assert bool((found.gradients >= found.jacobians[:, None] * 0.97).all())
+    assert bool((found.f_reach <= 1e-13).all())
 
 
 def behind(top: float, more: float) -> _Behind:
@@ -192,7 +193,7 @@ def test_first_layer_over_the_ball_is_attained(seed: int) -> None:
                 )
                 z = (w + dw) * 1.7 + b + db
                 change = abs(v * math.tanh(z) - v * math.tanh(w * 1.7 + b))
-                assert change <= float(found.reach[-1][0, 0]) + 1e-15
+                assert change <= float(found.f_reach[0, 0]) + 1e-15
                 assert abs(v) * (1 - math.tanh(z) ** 2) <= float(found.backward[0][0, 0]) * (1 + 1e-14)
 
 

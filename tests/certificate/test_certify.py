@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import mpmath  # type: ignore[import-untyped]
 import pytest
@@ -22,6 +23,7 @@ from lplr_cli.certificate import (
     sampled_constants,
 )
 from lplr_cli.certificate.norms import kernel_norm_upper, largest_eigenvalue_upper, norm_upper
+from lplr_cli.certificate.proved import pays
 from lplr_cli.errors import InputError
 from lplr_cli.models import MLP, ModelSpec, build_model
 from tests.cases import dense_jacobian
@@ -166,9 +168,9 @@ def test_forward_and_backward_bounds_hold(name: str, method: str, radius: float)
             assert bool((back <= over.backward[k] * (1 + 1e-9) + 1e-12).all())
         jacobian = case.jacobian(theta).view(len(case.x), -1, case.jacobian(theta).shape[1]) * math.sqrt(len(case.x))
         assert bool((torch.linalg.vector_norm(jacobian, dim=2) <= over.gradients * (1 + 1e-9)).all())
-        assert bool((torch.linalg.matrix_norm(jacobian, 2) <= over.forward[-1] * (1 + 1e-9)).all())
+        assert bool((torch.linalg.matrix_norm(jacobian, 2) <= over.jacobians * (1 + 1e-9)).all())
         f = functional_call(case.module, theta, (case.x,)).detach()
-        assert bool(((f - bounds.f).abs() <= over.reach[-1]).all())
+        assert bool(((f - bounds.f).abs() <= over.f_reach).all())
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -417,7 +419,7 @@ def test_norms_are_upper_bounds(shape: tuple[int, int]) -> None:
 def test_auto_is_fast_where_that_is_good_enough(worth: float, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few samples decide, by how much the fast bounds lose on them."""
     monkeypatch.setattr("lplr_cli.certificate.ball._TIGHT_FLOPS", 0.0)
-    monkeypatch.setattr("lplr_cli.certificate.ball._WORTH", worth)
+    monkeypatch.setattr("lplr_cli.certificate.ball.pays", partial(pays, factor=worth))
     case = net("gelu")
     network = SmoothMLP.from_module(case.module)
     chosen, tight, fast = (BallBounds(network, case.x, method=m) for m in ("auto", "tight", "fast"))

@@ -61,7 +61,7 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
     ball._formation, bounds.jacobian_error = formation, 2e-3
     found, over, s = ball.at(radius), bounds.over(radius), loss.scale
     f, y, n = bounds.f, case.y, len(case.x)
-    reach = over.reach[-1]
+    reach = over.f_reach
     weights = loss.curvature_over(f, reach)
     with mpmath.workdps(40):
 
@@ -88,7 +88,7 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
         plain += l_j * r
         gauss_newton = 2 * mpmath.sqrt(heaviest) * weighted * l_j
         if loss.classifies:
-            gauss_newton += loss.hessian_lipschitz * plain**2 * float(over.forward[-1].max())
+            gauss_newton += loss.hessian_lipschitz * plain**2 * float(over.jacobians.max())
         rest = sum(a * b for x, z in zip(q, over.thirds.tolist(), strict=True) for a, b in zip(x, z, strict=True)) / n
         rest += l_j * heaviest * plain
         for name, exact in (
@@ -159,7 +159,7 @@ def rounding(case: Case, ball: LossBall, radius: float) -> tuple[float, float]:
     spectral = [bounds.weight_norms[k] + moved[k] for k in range(len(layers))]
     frobenius = [float(layer.weight.norm()) + moved[k] for k, layer in enumerate(layers)]
     biases = [float(layer.bias.norm()) + radius for layer in layers]
-    q = loss.gradients(bounds.f, case.y).abs() + loss.gradient_change(over.reach[-1])
+    q = loss.gradients(bounds.f, case.y).abs() + loss.gradient_change(over.f_reach)
     q = q.clamp_max(loss.scale) if loss.classifies else q
     losses, blocks = 0.0, [[0.0, 0.0] for _ in layers]
     magnitude = 0.0
@@ -174,8 +174,8 @@ def rounding(case: Case, ball: LossBall, radius: float) -> tuple[float, float]:
             if k + 1 < len(layers):
                 values = math.sqrt(len(layer.weight)) + z[k] + z_error[k] + a[k + 1] + first * z_error[k]
                 a_error.append(first * z_error[k] + 64 * u * values)
-        norms = [float(v[i].norm()) for v in (bounds.f, over.reach[-1], case.y, q)]
-        largest = float((1 + bounds.f[i].abs() + over.reach[-1][i] + case.y[i].abs()).max())
+        norms = [float(v[i].norm()) for v in (bounds.f, over.f_reach, case.y, q)]
+        largest = float((1 + bounds.f[i].abs() + over.f_reach[i] + case.y[i].abs()).max())
         own = (64 + outputs) * 4 * u * loss.scale * largest
         size, error = norms[3], loss.smoothness * z_error[-1] + own * math.sqrt(outputs)
         losses += size * z_error[-1] + loss.smoothness * z_error[-1] ** 2

@@ -16,41 +16,27 @@ from lplr_cli.certificate.graph.pushed import Pusher
 from lplr_cli.certificate.graph.state import EPS, Ahead, Behind, Here, Pushed, up
 from lplr_cli.certificate.network import MARGIN, euclidean
 from lplr_cli.certificate.norms import frobenius_upper
-from lplr_cli.errors import InputError
+from lplr_cli.certificate.proved import TRIED, Proved, check_radius, finite, pays
 from lplr_cli.ntk import Network, evaluation_mode
 
 # Directions that ``auto`` chooses from.
 PUSHED = (64, 256)
-# Samples that it tries, the factor that pushing at all is worth, and that which more of it is.
-_TRIED, _WORTH, _MORE = 4, 4.0, 8.0
+# The factor that pushing more of them is worth.
+_MORE = 8.0
 # Steps of the power iteration behind the bound of a non-negative matrix, and its shift.
 _STEPS, _SHIFT = 24, 0.05
 
 
-@dataclass(frozen=True)
-class GraphOver:
-    """What is proved on one ball.
+@dataclass(frozen=True, kw_only=True)
+class GraphOver(Proved):
+    """What is proved on one ball of a graph, of its places too.
 
     Attributes:
-        radius: R.
-        hessians: h_ic ≥ sup ||∇²f_ic||_op, (n, C).
-        thirds: Lipschitz constants of ∇²f_ic on the ball, (n, C).
-        gradients: ≥ sup ||∇f_ic||, (n, C).
-        f_reach: ≥ sup |f − f̂(θ_0)|, (n, C).
-        jacobians: ≥ sup ||J_i||_op, (n,).
-        l_j: L_J with ||J̃(θ) − J̃(θ')||_op ≤ L_J ||θ − θ'|| on the ball.
         ahead: of each place.
         behind: of each place but the input.
         gathered: rounding of the sum of λ̂ of several users of a place but the input, (n, C) each.
     """
 
-    radius: float
-    hessians: Tensor
-    thirds: Tensor
-    gradients: Tensor
-    f_reach: Tensor
-    jacobians: Tensor
-    l_j: float
     ahead: list[Ahead]
     behind: list[Behind]
     gathered: list[Tensor]
@@ -100,8 +86,7 @@ class GraphBounds:
         Raises:
             InputError: a radius that is negative or not finite.
         """
-        if not 0 <= radius < math.inf:
-            raise InputError(f"radius {radius} is not finite and non-negative", "give a radius of at least 0")
+        check_radius(radius)
         ahead = self._ahead(radius)
         behind, gathered = self._behind(radius, ahead)
         hessians, thirds = self._second(radius, ahead, behind)
@@ -110,11 +95,19 @@ class GraphBounds:
             own = node.gradient(self._here(k, radius), behind[k], *self._below(ahead, k))
             squares = squares if own is None else squares + own.square()
         near = self._centre.gradient + self._jacobian_error + radius * hessians
-        gradients = _finite(up(torch.minimum(_finite(squares.sqrt()), _finite(near))))
-        reach = up(radius * gradients + self.f_error)
-        jacobians = up(torch.minimum(_finite(ahead[-1].norm), euclidean(gradients)))
-        l_j = frobenius_upper(hessians) / math.sqrt(self.n) * (1 + MARGIN)
-        return GraphOver(radius, hessians, thirds, gradients, reach, jacobians, l_j, ahead, behind, gathered)
+        gradients = finite(up(torch.minimum(finite(squares.sqrt()), finite(near))))
+        return GraphOver(
+            radius=radius,
+            hessians=hessians,
+            thirds=thirds,
+            gradients=gradients,
+            f_reach=up(radius * gradients + self.f_error),
+            jacobians=up(torch.minimum(finite(ahead[-1].norm), euclidean(gradients))),
+            l_j=frobenius_upper(hessians) / math.sqrt(self.n) * (1 + MARGIN),
+            ahead=ahead,
+            behind=behind,
+            gathered=gathered,
+        )
 
     def l_j(self, radius: float) -> float:
         """L_J alone, see :meth:`over`."""
@@ -225,7 +218,7 @@ class GraphBounds:
             form = node.form(self._here(place, radius), behind[place], *self._below(ahead, place))
             if form is not None:
                 matrix, third = matrix + form.matrix, third + form.third
-        return _finite(up(nonnegative_norm(matrix))), _finite(up(third))
+        return finite(up(nonnegative_norm(matrix))), finite(up(third))
 
 
 def worthwhile(network: GraphNetwork, inputs: Tensor) -> int:
@@ -235,15 +228,15 @@ def worthwhile(network: GraphNetwork, inputs: Tensor) -> int:
         network: at some θ.
         inputs: (n, …), of which the first few are tried.
     """
-    few = inputs[:_TRIED]
+    few = inputs[:TRIED]
 
     def bound(directions: int) -> Tensor:
         return GraphBounds(network, few, directions=directions).over(0.0).hessians
 
     none, some, many = (bound(directions) for directions in (0, *PUSHED))
-    if not bool((none > _WORTH * some).any()) and not bool((none > _WORTH * many).any()):
+    if not pays(none, some) and not pays(none, many):
         return 0
-    return PUSHED[int(bool((some > _MORE * many).any()))]
+    return PUSHED[int(pays(some, many, factor=_MORE))]
 
 
 def nonnegative_norm(matrix: Tensor) -> Tensor:
@@ -262,8 +255,3 @@ def nonnegative_norm(matrix: Tensor) -> Tensor:
         best = torch.fmin(best, ratio * (1 + MARGIN) - shift)
         v = image / image.amax(dim=-1, keepdim=True)
     return best
-
-
-def _finite(t: Tensor) -> Tensor:
-    """The bounds where float64 holds them, infinity where not."""
-    return torch.nan_to_num(t, nan=math.inf, posinf=math.inf)
