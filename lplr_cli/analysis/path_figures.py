@@ -175,10 +175,10 @@ def evidence(eta_mu_t: float | None) -> str | None:
         return None
     if eta_mu_t < EVIDENCE:
         return (
-            f"sum of eta mu = {eta_mu_t:.3g}, below about {EVIDENCE:g}: by this rate alone linear convergence cannot "
+            f"Σ ημ = {eta_mu_t:.3g}, below about {EVIDENCE:g}: by this rate alone linear convergence cannot "
             "be told from 1/t on so short a run"
         )
-    return f"sum of eta mu = {eta_mu_t:.3g}: no 1/t law decays like this, convergence along the run is linear"
+    return f"Σ ημ = {eta_mu_t:.3g}: no 1/t law decays like this, convergence along the run is linear"
 
 
 def keep(run: RunDirectory, figures: PathFigures, rows: pd.DataFrame) -> None:
@@ -217,7 +217,7 @@ def _refuted(figures: PathFigures, run: RunDirectory) -> str:
     with np.errstate(divide="ignore", invalid="ignore"):
         lowest = float(np.nanmin(square / (2 * loss), initial=math.inf))
     if mu is not None and figures.certified_share == 1 and mu > lowest * (1 + _SLACK):
-        return f"it claims mu >= {mu:.4g}, where the log has a ratio of {lowest:.4g}"
+        return f"it claims μ ≥ {mu:.4g}, where the log has a ratio of {lowest:.4g}"
     if rate is not None and floor is not None and figures.rate_from_step is not None:
         step = log["step"].to_numpy(dtype=float)
         near = (np.diff(step) == 1) & (step[:-1] >= figures.rate_from_step)

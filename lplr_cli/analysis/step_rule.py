@@ -55,12 +55,12 @@ def rule_name(run: RunDirectory | None) -> str:
 def formula(rule: StepRule) -> str:
     """The threshold of :mod:`lplr_cli.curvature.stability` in words."""
     if rule.adaptive:
-        decay = f" (2 - eta w)/2, w = {rule.weight_decay:g}" if rule.weight_decay else ""
-        return f"(2 + 2 beta)/((1 - beta) eta){decay}, beta = {rule.momentum:g}"
+        decay = f" (2 − ηw)/2, w = {rule.weight_decay:g}" if rule.weight_decay else ""
+        return f"(2 + 2β)/((1 − β)η){decay}, β = {rule.momentum:g}"
     decay = f" - {rule.weight_decay:g}" if rule.weight_decay else ""
     if rule.momentum == 0:
-        return f"2/eta{decay}"
+        return f"2/η{decay}"
     if rule.nesterov:
-        return f"(2 + 2 beta)/((1 + 2 beta) eta){decay}, beta = {rule.momentum:g}"
-    damped = f"((1 - {rule.dampening:g}) eta)" if rule.dampening else "eta"
-    return f"(2 + 2 beta)/{damped}{decay}, beta = {rule.momentum:g}"
+        return f"(2 + 2β)/((1 + 2β)η){decay}, β = {rule.momentum:g}"
+    damped = f"((1 − {rule.dampening:g})η)" if rule.dampening else "η"
+    return f"(2 + 2β)/{damped}{decay}, β = {rule.momentum:g}"

@@ -192,12 +192,12 @@ class Summary:
         holds, product, lambda_0 = self.estimates.compatible, self.l_k_r, self.estimates.lambda_0
         where = f"on a subset of {self.probe.size} samples, " if self.probe.subset else ""
         if holds is None or product is None or lambda_0 is None:
-            return "compatibility unknown: the probes do not tell lambda_0 and L_K"
+            return "compatibility unknown: the probes do not tell λ0 and L_K"
         if not holds:
             times = product / lambda_0 if lambda_0 > 0 else math.inf
             return (
-                f"{where}the compatibility condition L_K R < lambda_0 fails ({product:.3g} against {lambda_0:.3g}, "
-                f"a factor {times:.3g}): the bound mu = 2(lambda_0 - L_K R) is vacuous for this run"
+                f"{where}the compatibility condition L_K R < λ0 fails ({product:.3g} against {lambda_0:.3g}, "
+                f"a factor {times:.3g}): the bound μ = 2(λ0 − L_K R) is vacuous for this run"
             )
         return (
             f"{where}compatibility holds with the estimated L_K ({product:.3g} < {lambda_0:.3g}); "
@@ -214,7 +214,7 @@ class Summary:
             return f"not certified: {path.why_estimate or 'no piece of the path has a positive bound'}"
         rate = "" if path.rate_proved is None else f", linear rate proved from step {path.rate_from_step} on"
         whose = "" if path.confirmed else " (a path that is not known to be that of the run)"
-        return f"{path.covered} is certified locally PL{whose}, mu = {path.mu_path:.4g}{rate}"
+        return f"{path.covered} is certified locally PL{whose}, μ = {path.mu_path:.4g}{rate}"
 
     def to_dict(self) -> dict[str, Any]:
         """summary.json, and the JSON of ``lplr train``; a missing value is None."""

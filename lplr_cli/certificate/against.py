@@ -241,7 +241,7 @@ def check_run(certificate: Certificate, run: Trajectory) -> RunCheck:
     factor = math.sqrt(max(0.0, 1 - run.eta * at.mu_jacobian))
     outside = run.drift[known] > at.radius * (1 + tolerance)
     above = root > top * (factor ** run.steps[known] + tolerance)
-    reason = "every logged step against R and (1 - eta mu)^t L_0"
+    reason = "every logged step against R and (1 − ημ)^t L_0"
     return RunCheck(True, reason, int(known.sum()), int((outside | above).sum()))
 
 

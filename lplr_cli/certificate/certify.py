@@ -335,15 +335,15 @@ def contain(on: Callable[[float], AtRadius], sigma: float, root: float, limit: f
 def verdict_of(sigma: float, r_jacobian: float, containment: Containment) -> str:
     """One sentence on what is proved."""
     if sigma == 0:
-        return "no certificate: lambda_min(K) > 0 is not proved on the full training set"
+        return "no certificate: λ_min(K) > 0 is not proved on the full training set"
     if containment.holds and containment.at.mu_jacobian is not None:
         return (
             f"certified: every iterate stays within R = {containment.at.radius:.4g}, "
-            f"L_t <= (1 - eta mu)^t L_0 with mu = {containment.at.mu_jacobian:.4g}, "
-            f"for eta <= {containment.eta_max:.4g}"
+            f"L_t ≤ (1 − ημ)^t L_0 with μ = {containment.at.mu_jacobian:.4g}, "
+            f"for η ≤ {containment.eta_max:.4g}"
         )
     return (
         f"certified: the ball of radius {r_jacobian:.3g} is locally PL; "
-        f"containment is not: R (sigma_0 - L_J R) reaches {containment.reach:.3g} of 2 sqrt(L_0), "
+        f"containment is not: R (σ0 − L_J R) reaches {containment.reach:.3g} of 2√L_0, "
         "it needs more than half"
     )

@@ -35,6 +35,11 @@ def plain_text(text: str, style: str = "") -> Text:
     return Text(escape.line(text), style)
 
 
+def _total(widths: Sequence[int]) -> int:
+    """Of a line, with what Rich leaves between columns and at the edges."""
+    return sum(widths) + _GAP * (len(widths) - 1) + 2
+
+
 @dataclass(frozen=True)
 class Grid:
     """A table free of any output format: its texts may come from anywhere, each rendering makes them harmless.
@@ -57,7 +62,7 @@ class Grid:
         """For a terminal.
 
         Args:
-            width: of the terminal, at least :attr:`width`; None where there is no edge.
+            width: of the terminal; None where there is no edge.
         """
         title = plain_text(self.title, "table.title") if self.title else None
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -73,23 +78,26 @@ class Grid:
         lines = [self.columns, *self.rows]
         return [max(cell_len(escape.line(row[i])) for row in lines) for i in range(len(self.columns))]
 
-    def _least(self) -> list[int]:
-        """The least width of each column: numbers and names are never broken, headings only between words."""
+    def _least(self, width: int | None = None) -> list[int]:
+        """The least width of each column: numbers and names are never broken, headings only between words; but for
+        names in the first column that would take more than half of the terminal.
+        """
         least = []
         for index, column in enumerate(self.columns):
             widest = max((cell_len(escape.line(row[index])) for row in self.rows), default=0)
             words = max((cell_len(word) for word in escape.line(column).split()), default=1)
-            least.append(max(words, widest if index in self.right or index == 0 else min(widest, _WORDS)))
+            most = width // 2 if index == 0 and width else widest if index in (0, *self.right) else _WORDS
+            least.append(max(words, min(widest, most)))
         return least
 
     def _chosen(self, width: int | None) -> list[int]:
         """Widths of the columns within that of a terminal: what is left above the least goes first to those that lack
         little.
         """
-        natural, least = self._natural(), self._least()
+        natural, least = self._natural(), self._least(width)
         if width is None:
             return natural
-        left = max(0, width - self.width)
+        left = max(0, width - _total(least))
         chosen = list(least)
         lacking = sorted(range(len(natural)), key=lambda i: natural[i] - least[i])
         for place, index in enumerate(lacking):
@@ -100,24 +108,21 @@ class Grid:
 
     @property
     def width(self) -> int:
-        """Of the narrowest rendering for a terminal."""
-        return sum(self._least()) + _GAP * (len(self.columns) - 1) + 2
+        """From which on nothing but words is broken."""
+        return _total(self._least())
 
     def fitting(self, width: int) -> list[Grid]:
         """The table as it is where it fits a terminal of that width, else cut between columns, each part with the first
         column. The title stands above the first part, the note below the last.
         """
-        if self.width <= width:
+        first, *others = self._least(width)
+        if _total([first, *others]) <= width:
             return [self]
-        first, *others = self._least()
         parts: list[list[int]] = [[]]
-        used = first
-        for index, least in enumerate(others, start=1):
-            if parts[-1] and used + _GAP + least + 2 > width:
+        for index in range(1, len(others) + 1):
+            if parts[-1] and _total([first, *(others[i - 1] for i in [*parts[-1], index])]) > width:
                 parts.append([])
-                used = first
             parts[-1].append(index)
-            used += _GAP + least
         return [self._part([0, *part], k == 0, k == len(parts) - 1) for k, part in enumerate(parts)]
 
     def _part(self, indices: list[int], begins: bool, ends: bool) -> Grid:

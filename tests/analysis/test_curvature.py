@@ -67,7 +67,7 @@ def test_along_a_run_with_momentum_and_a_schedule(run: Path) -> None:
     assert table["threshold"][1] == pytest.approx((2 + 2 * 0.5) / eta, rel=1e-9)
     assert single["stability"]["threshold"] == pytest.approx(table["threshold"][1])
     assert table["ratio"][1] == pytest.approx(table["sharpness"][1] / table["threshold"][1])
-    assert series.record["rule"] == "(2 + 2 beta)/eta, beta = 0.5"
+    assert series.record["rule"] == "(2 + 2β)/η, β = 0.5"
     assert series.record["ratio"]["max"] == table["ratio"].max()
     assert json.loads(json.dumps(series.record))["rows"][1]["step"] == 20
 

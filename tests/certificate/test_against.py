@@ -81,7 +81,7 @@ def test_runs_of_every_scale_obey_their_certificate(scale: float) -> None:
     assert own.containment.eta_max <= 1 / (2 * scale * float(values[-1]))
     # The step of another scale is not proved for this one.
     assert not check_run(found, replace(run, eta=run.eta * 1.01, lr=run.lr * 1.01)).applies
-    assert f"mu = {mu:.4g}" in own.verdict
+    assert f"μ = {mu:.4g}" in own.verdict
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.3, 0.7, 1.1, 1 / 3, 3.3, 1e-5, 97.0])

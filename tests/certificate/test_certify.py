@@ -140,7 +140,7 @@ def test_forward_and_backward_bounds_hold(name: str, method: str, radius: float)
     case = NETS[name]()
     bounds = BallBounds(SmoothMLP.from_module(case.module, case.names), case.x, method=method)
     over = bounds.over(radius)
-    hidden = len(over.reach) - 1
+    hidden = len(over.reach)
 
     def preactivations(theta: Parameters, shifts: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
         whole = {k: p.detach() for k, p in case.module.named_parameters()} | theta

@@ -68,7 +68,7 @@ def test_the_threshold_of_sgd_in_a_file(tmp_path: Path) -> None:
     record = probe(tmp_path, "optimizer_states", module, [used.state_dict()])
     assert record["preconditioned"] is None
     assert record["stability"]["threshold"] == pytest.approx(3 / (2 * 0.02) - 0.1)
-    assert record["stability"]["rule"] == "(2 + 2 beta)/((1 + 2 beta) eta) - 0.1, beta = 0.5"
+    assert record["stability"]["rule"] == "(2 + 2β)/((1 + 2β)η) - 0.1, β = 0.5"
 
 
 def test_what_is_not_known_is_said() -> None:

@@ -48,6 +48,15 @@ def test_a_table_that_fits_is_one() -> None:
     assert len(grid.fitting(grid.width - 1)) == 1  # a single column beside the first cannot be cut further
 
 
+def test_names_longer_than_half_the_terminal_are_folded_and_nothing_else() -> None:
+    grid = Grid("t", ("run", "status", "loss"), [["/a/path/" + "x" * 100, "finished", "0.123456789"]], (2,))
+    text = rendered(grid, 60)
+    assert all(len(line) <= 60 for line in text.splitlines())
+    assert "finished" in text
+    assert "0.123456789" in text
+    assert text.count("x") == 100
+
+
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_parts_repeat_the_first_column_in_the_order_of_the_table(width: int) -> None:
     names = [f"column{i}" for i in range(9)]
