@@ -18,7 +18,7 @@ from lplr_cli.ablation.judge_cnn import judge_cnn
 from lplr_cli.ablation.judge_mnist import judge_mnist
 from lplr_cli.ablation.judge_width import judge_width
 from lplr_cli.ablation.statements import Statement
-from lplr_cli.analysis import certify_checkpoint
+from lplr_cli.analysis import certify_checkpoint, predict_run
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError, LplrError
 from lplr_cli.models import ModelSpec
@@ -28,6 +28,8 @@ from lplr_cli.training import TrainConfig
 Row = dict[str, Any]
 # Training images of five classes of CIFAR-10.
 _IMAGES = 25_000
+# Of K over all images and outputs, at most.
+_MOST_ROWS = 2000
 PRESETS = ("paper-mnist", "paper-width", "paper-cnn")
 
 
@@ -122,7 +124,7 @@ def _paper_cnn(fast: bool, full: bool) -> Preset:
     seeds = [Cell(f"seed{s}", {"seed": s}) for s in range(3)]
     # The paper's schedule ends with a step of zero, at which any drift saturates; half as long, this one moves as far.
     constant = Cell("constant-seed0", {"seed": 0, "schedule": "constant", "epochs": max(1, epochs // 2)})
-    return Preset("paper-cnn", base, (*seeds, constant), False, judge_cnn, lambda frame, out: {}, False)
+    return Preset("paper-cnn", base, (*seeds, constant), False, judge_cnn, _extras_lazy, False)
 
 
 def _extras_full(frame: pd.DataFrame, out: Path) -> dict[str, Row]:
@@ -140,3 +142,24 @@ def _extras_full(frame: pd.DataFrame, out: Path) -> dict[str, Row]:
         except LplrError:
             extras[str(name)] = dict.fromkeys(("lambda_min_full", "lambda_min_full_lower", "certified_radius"))
     return extras
+
+
+def _extras_lazy(frame: pd.DataFrame, out: Path) -> dict[str, Row]:
+    """Beyond the paper, of the first seed: how K of all outputs is aligned with the residual at the start, in the
+    middle and at the end, and how far the loss that it predicts from start and middle on is off.
+    """
+    name = str(frame["run"].iloc[0])
+    try:
+        found = predict_run(out / name, mean=True, pieces=2, most_rows=_MOST_ROWS)
+    except LplrError as why:
+        return {name: {"lazy_reason": str(why)}}
+    start, middle = found.pieces
+    return {
+        name: {
+            "alignment_start": start.alignment,
+            "alignment_middle": middle.alignment,
+            "alignment_end": found.end.alignment,
+            "laziness_error_start": start.error_to_end,
+            "laziness_error_middle": middle.error_to_end,
+        }
+    }

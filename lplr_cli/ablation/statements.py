@@ -27,8 +27,8 @@ class Statement:
     """One observation of the paper, judged on our runs.
 
     Attributes:
-        key: M1 to M5, W1 to W5, B (the boundary), R1 to R4 or C1 to C4 as in the paper's order; T1, T2 and C5 are
-            beyond the paper.
+        key: M1 to M5, W1 to W5, B (the boundary), R1 to R4 or C1 to C4 as in the paper's order; T1, T2, C5 and
+            C6 are beyond the paper.
         text: the observation, with the rule it is judged by.
         holds: None when the runs do not tell.
         figures: what it was judged on.

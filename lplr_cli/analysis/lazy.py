@@ -29,7 +29,7 @@ from lplr_cli.ntk import (
     memory_needed,
     operator_norm,
 )
-from lplr_cli.runs import RunDirectory, plain
+from lplr_cli.runs import Manifest, RunDirectory, plain
 from lplr_cli.shown import Shown
 
 Vector = NDArray[np.float64]
@@ -50,7 +50,7 @@ MOST_ROWS = 1500
 
 @dataclass(frozen=True)
 class Descent:
-    """Full-batch descent on a squared loss, as far as a prediction needs it.
+    """Descent on a squared loss, as far as a prediction needs it: of full batches, or the mean over mini-batches.
 
     Attributes:
         scale: s.
@@ -74,6 +74,7 @@ class Piece:
         until: of the next one, or the last step.
         predicted: L at ``step``, …, T (T − step + 1,).
         error: laziness error up to ``until``; error_to_end: up to T.
+        alignment: of K with the residual there.
     """
 
     step: int
@@ -81,6 +82,7 @@ class Piece:
     predicted: Vector
     error: float | None
     error_to_end: float | None
+    alignment: float | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -184,6 +186,7 @@ def predict_run(
     *,
     source: Source = OWN,
     pieces: int = 5,
+    mean: bool = False,
     memory: int = DEFAULT_MEMORY,
     most_rows: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -194,6 +197,8 @@ def predict_run(
         path: run directory with a checkpoint of its start.
         source: what the user says of a run that does not tell its model or data.
         pieces: checkpoints to predict from, at most; the start and the last are always examined.
+        mean: also of mini-batches, whose mean residual follows the recursion of full batches (docs/theory.md, section
+            11); the noise about it is left out.
         memory: bytes for a kernel and its eigenvectors.
         most_rows: refuse a kernel with more rows; None for no limit but memory.
         progress: called with (kernels done, kernels).
@@ -203,7 +208,7 @@ def predict_run(
             no checkpoint of the start; a kernel that does not fit.
     """
     run = RunDirectory.open(path)
-    descent = descent_of(run)
+    descent = descent_of(run, mean=mean)
     taken = [s for s in run.checkpoint_steps() if s <= len(descent.steps)]
     if not taken or taken[0] != 0:
         raise InputError(f"{path} has no checkpoint of its start", "record step 0")
@@ -261,32 +266,23 @@ def predict_outputs(
     return after.reshape(before.shape)
 
 
-def descent_of(run: RunDirectory) -> Descent:
+def descent_of(run: RunDirectory, *, mean: bool = False) -> Descent:
     """What a prediction needs of a run.
 
+    Args:
+        run: its directory.
+        mean: take mini-batches, too, as in :func:`predict_run`.
+
     Raises:
-        InputError: it is not full-batch descent on a squared loss of known scale, or its steps are not known.
+        InputError: it is not such descent on a squared loss of known scale, or its steps are not known.
     """
     manifest, log = run.manifest(), run.log()
     optimizer, scale = manifest.optimizer, manifest.loss.squared_scale
-    reasons = [
-        (scale is None, f"the loss is the {manifest.loss.label}" if manifest.loss.name else "the loss is not known"),
-        (optimizer.name != "gd", f"the optimiser is {optimizer.name or 'not known'}"),
-        (optimizer.momentum is None, "momentum is not known"),
-        (manifest.recorded and bool(optimizer.momentum), "a recorded momentum may be heavy-ball or Nesterov's"),
-        (optimizer.weight_decay is None, "weight decay is not known"),
-        (bool(optimizer.weight_decay), "weights decay"),
-    ]
-    why = next((reason for holds, reason in reasons if holds), None)
+    why = _why_no_descent(manifest, ("gd", "sgd") if mean else ("gd",))
     if why is not None or scale is None or optimizer.momentum is None:
         raise InputError(f"no prediction for {run.path}: {why}", "it needs full-batch descent on a squared loss")
-    last = int(log["step"].iloc[-1]) if len(log) else 0
-    if last < 1:
-        raise InputError(f"no prediction for {run.path}: it made no step", "train it first")
-    at = log["step"].to_numpy(dtype=np.int64)
-    if last > _MOST_STEPS or at.max() > last:
-        odd = f"its log ends at step {last:,}" if last > _MOST_STEPS else "the steps of its log are out of order"
-        raise InputError(f"no prediction for {run.path}: {odd}", f"up to {_MOST_STEPS:,} are predicted, one by one")
+    at = _steps_of(log, run.path)
+    last = int(at[-1])
     loss, steps = np.full(last + 1, np.nan), np.full(last + 1, np.nan)
     loss[at], steps[at] = log["loss"].to_numpy(dtype=np.float64), log["lr"].to_numpy(dtype=np.float64)
     if np.isnan(steps[:-1]).any():
@@ -294,6 +290,36 @@ def descent_of(run: RunDirectory) -> Descent:
             raise InputError(f"no prediction for {run.path}: its log lacks step sizes", "log every step")
         steps = np.full(last + 1, optimizer.lr)
     return Descent(scale, optimizer.momentum, steps[:-1], loss)
+
+
+def _why_no_descent(manifest: Manifest, optimizers: tuple[str, ...]) -> str | None:
+    """What keeps a run from being such descent on a squared loss of known scale; None for one that is."""
+    optimizer, loss = manifest.optimizer, manifest.loss
+    reasons = [
+        (loss.squared_scale is None, f"the loss is the {loss.label}" if loss.name else "the loss is not known"),
+        (optimizer.name not in optimizers, f"the optimiser is {optimizer.name or 'not known'}"),
+        (optimizer.momentum is None, "momentum is not known"),
+        (manifest.recorded and bool(optimizer.momentum), "a recorded momentum may be heavy-ball or Nesterov's"),
+        (optimizer.weight_decay is None, "weight decay is not known"),
+        (bool(optimizer.weight_decay), "weights decay"),
+    ]
+    return next((reason for holds, reason in reasons if holds), None)
+
+
+def _steps_of(log: pd.DataFrame, path: Path) -> NDArray[np.int64]:
+    """The steps of a log, of which the last is the largest, and few enough to go through one by one.
+
+    Raises:
+        InputError: they are not so.
+    """
+    at = log["step"].to_numpy(dtype=np.int64)
+    last = int(at[-1]) if len(at) else 0
+    if last < 1:
+        raise InputError(f"no prediction for {path}: it made no step", "train it first")
+    if last > _MOST_STEPS or at.max() > last:
+        odd = f"its log ends at step {last:,}" if last > _MOST_STEPS else "the steps of its log are out of order"
+        raise InputError(f"no prediction for {path}: {odd}", f"up to {_MOST_STEPS:,} are predicted, one by one")
+    return at
 
 
 def _spread(steps: list[int], most: int) -> list[int]:
@@ -353,4 +379,5 @@ def _piece(descent: Descent, linearised: Linearised, step: int, until: int) -> P
         predicted,
         laziness_error(measured[:up_to], predicted[:up_to]),
         laziness_error(measured, predicted),
+        linearised.modes.alignment,
     )

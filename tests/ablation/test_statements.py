@@ -34,8 +34,12 @@ def plant(run: Path, low: Series, **columns: Series) -> None:
     probes.to_csv(run / "probes.csv", index=False)
 
 
+LAZY_COLUMNS = [f"alignment_{w}" for w in ("start", "middle", "end")]
+LAZY_COLUMNS += ["laziness_error_start", "laziness_error_middle"]
+
+
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["run", "width", *RESULT_COLUMNS, "follows"])
+    return pd.DataFrame(rows).reindex(columns=["run", "width", *RESULT_COLUMNS, "follows", *LAZY_COLUMNS])
 
 
 def verdicts(statements: list[Statement]) -> dict[str, bool | None]:
@@ -167,16 +171,19 @@ def cnn(tmp_path: Path, change: Any = None) -> dict[str, bool | None]:
         drift = (2 + 0.1 * seed) * (1 - np.exp(-0.06 * epochs)) + max(2.0, MNIST_DRIFT)
         made = {"loss": loss, "grad_norm_sq": 40 * loss, "drift": drift, "low": np.array([0.06, 0.02, 0.01])}
         made |= {} if change is None else change(seed, made)
+        lazy = made.pop("lazy", 0.05)
         plant(tmp_path / f"seed{seed}", **made)
         rows.append({"run": f"seed{seed}", "status": "finished", "law": "linear", "pl_ratio_min": 18.0})
         rows[-1]["pl_ratio_median"] = 20.0
+        rows[-1] |= {"alignment_start": 0.9, "alignment_middle": 0.1, "alignment_end": 0.01}
+        rows[-1] |= {"laziness_error_start": 2.0, "laziness_error_middle": lazy}
     plant(tmp_path / "constant", **made)
     return verdicts(judge_cnn(table([*rows, {**rows[0], "run": "constant", "pl_ratio_min": 0.1}]), tmp_path))
 
 
 def test_the_papers_convolutional_net_holds(tmp_path: Path) -> None:
     found = cnn(tmp_path)
-    assert found == {"C1": True, "C2": True, "C3": True, "C4": True, "C5": True}
+    assert found == {"C1": True, "C2": True, "C3": True, "C4": True, "C5": True, "C6": True}
 
 
 def test_what_is_unlike_the_net_does_not(tmp_path: Path) -> None:
@@ -187,6 +194,7 @@ def test_what_is_unlike_the_net_does_not(tmp_path: Path) -> None:
     assert fails("plateau", lambda seed, m: {"loss": np.maximum(m["loss"], MNIST_LOSS)}) >= {"C1", "C3"}
     assert fails("drifts", lambda seed, m: {"drift": np.linspace(1, 30, 101)}) == {"C4"}
     assert fails("seeds", lambda seed, m: {"drift": m["drift"] * 2.0**seed}) == {"C4"}
+    assert fails("lazy", lambda seed, m: {"lazy": 0.1}) == {"C6"}
     assert fails("low", lambda seed, m: {"low": np.array([0.06, 0.0, 0.01])}) == {"C5"}
 
     def dip(seed: int, m: Any) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def test_presets_have_the_papers_parameter_counts() -> None:
         preset("paper")
 
 
-@pytest.mark.parametrize(("name", "keys"), [("paper-mnist", 6), ("paper-width", 12), ("paper-cnn", 5)])
+@pytest.mark.parametrize(("name", "keys"), [("paper-mnist", 6), ("paper-width", 12), ("paper-cnn", 6)])
 def test_the_fast_presets_judge_every_statement(
     name: str, keys: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +206,8 @@ def test_the_fast_presets_judge_every_statement(
         assert run(["ablate", "--preset", name, "--width", "3"]) == 2
     elif name == "paper-cnn":
         assert [r["run"] for r in record["results"]] == ["seed0", "seed1", "seed2", "constant-seed0"]
+        assert statements["C6"]["holds"] is not None
+        assert all(record["results"][0][f"alignment_{when}"] > 0 for when in ("start", "middle", "end"))
 
 
 @pytest.mark.slow

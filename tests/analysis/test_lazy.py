@@ -12,7 +12,7 @@ import lplr_cli as lplr
 from lplr_cli.analysis import open_subject, predict_run
 from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
-from lplr_cli.ntk import empirical_ntk
+from lplr_cli.ntk import Linearised, empirical_ntk, laziness_error
 from tests import foreign_nets
 from tests.command import command
 
@@ -40,6 +40,23 @@ def test_a_linear_model_is_lazy_to_the_last_digit(options: dict[str, Any], tmp_p
     with torch.no_grad():
         after = subject.module(torch.from_numpy(others)).numpy()
     np.testing.assert_allclose(lplr.predict_outputs(run, others), after, atol=1e-10)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_mini_batches_follow_the_full_ones_in_the_mean(momentum: float, tmp_path: Path) -> None:
+    """A linear model by small steps over shuffled batches: near the recursion, which half the steps would not be."""
+    options = {"optimizer": "sgd", "batch_size": 5, "steps": None, "epochs": 60, "lr": 2e-3, "momentum": momentum}
+    run = trained(tmp_path, depth=0, **options)
+    with pytest.raises(InputError, match="the optimiser is sgd"):
+        predict_run(run)
+    found = predict_run(run, mean=True, pieces=2)
+    losses = found.descent.loss[~np.isnan(found.descent.loss)]
+    assert len(losses) == 61
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(0 < (p.error_to_end or 0.0) < 0.01 for p in found.pieces)
+    half = Linearised(found.start, 1.0, momentum).losses(found.descent.steps / 2)
+    assert (laziness_error(found.descent.loss, half) or 0.0) > 0.1
+    assert found.pieces[0].alignment == found.start.alignment
 
 
 def test_a_network_against_the_recursion_by_hand(tmp_path: Path) -> None:
