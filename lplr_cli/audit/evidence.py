@@ -37,6 +37,7 @@ from lplr_cli.certificate import (
     why_not_of,
 )
 from lplr_cli.curvature import StepRule
+from lplr_cli.data import Dataset
 from lplr_cli.diagnostics import (
     MIN_POINTS,
     BatchNoise,
@@ -333,7 +334,12 @@ def _why_singular(run: RunDirectory | None, manifest: Manifest | None, foreign: 
     if not run.checkpoint_steps():
         return ""
     try:
-        pair = open_subject(run.path, foreign).dataset.duplicate()
+        return equal_inputs(open_subject(run.path, foreign).dataset)
     except (InputError, NumericalError):
         return ""
+
+
+def equal_inputs(dataset: Dataset) -> str:
+    """Which samples have equal inputs, so that K is singular; empty where none have."""
+    pair = dataset.duplicate()
     return "" if pair is None else f"samples {pair[0]} and {pair[1]} have equal inputs"

@@ -257,14 +257,20 @@ def verdict_of(e: Evidence, found: Mapping[str, Finding]) -> tuple[Verdict, str]
         e: the evidence.
         found: the findings, by key.
     """
-    if found["C1"].status is VERIFIED and found["H1"].status is VERIFIED:
+    if all(found[key].status is VERIFIED for key in ("C1", "H1")):
         return Verdict.YES, f"certified: {found['C1'].reason}"
-    if e.scope.no_path or e.scope.other_loss:
-        return Verdict.UNDETERMINED, e.scope.no_path or e.scope.other_loss
-    failing = [k for k in ("H1", "H3", "C1") if found[k].holds is False]
+    out_of_scope = e.scope.no_path or e.scope.other_loss
+    if out_of_scope:
+        return Verdict.UNDETERMINED, out_of_scope
+    return _by_estimates(found)
+
+
+def _by_estimates(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
+    """The verdict where no proof settles it."""
+    failing = [found[key] for key in ("H1", "H3", "C1") if found[key].holds is False]
     if failing:
-        return Verdict.NO, "; ".join(f"{k} fails: {found[k].reason}" for k in failing)
-    needed = [found[k] for k in ("H1", "H2", "H3", "C1")]
+        return Verdict.NO, "; ".join(f"{f.key} fails: {f.reason}" for f in failing)
+    needed = [found[key] for key in ("H1", "H2", "H3", "C1")]
     if all(f.holds for f in needed):
         return Verdict.YES, "by estimates, not by proof: " + "; ".join(f"{f.key}: {f.reason}" for f in needed)
     open_ = [f.key for f in needed if f.holds is None]

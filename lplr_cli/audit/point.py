@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lplr_cli.analysis import open_subject
-from lplr_cli.audit.evidence import Evidence, Examination, Probes
+from lplr_cli.analysis import Subject, open_subject
+from lplr_cli.audit.evidence import Evidence, Examination, Probes, equal_inputs
 from lplr_cli.audit.scope import Scope
 from lplr_cli.curvature import OptimizerState, optimizer_state
 from lplr_cli.diagnostics import LossSeries, RunFacts, analyse_pl_ratio
 from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
+from lplr_cli.models import parameter_count
 from lplr_cli.runs import EXACT, DataFacts, LossFacts, Manifest, OptimizerFacts
 from lplr_cli.runs.foreign_weights import read_file
 from lplr_cli.training import Prober, ProbeSettings
@@ -35,36 +36,20 @@ def gather_point(path: Path, how: Examination, loss: Loss | None) -> Evidence:
         InputError: what cannot be opened; a loss that is not that of the file.
     """
     subject = open_subject(path, how.foreign)
-    told = None if subject.loss_scale is None else Loss("squared", subject.loss_scale)
-    if told is not None and loss is not None and told != loss:
-        raise InputError(f"{path} tells its own loss, {told.formula}", "leave out --loss")
-    loss = told or loss
-    state = optimizer_state(read_file(path), subject.module)
-    inputs, targets = subject.dataset.tensors()
-    size = min(how.probe_size or subject.dataset.n, subject.dataset.n)
-    network = {k: p.detach() for k, p in subject.module.named_parameters() if p.requires_grad}
-    settings = ProbeSettings(size, loss=loss, memory=how.memory)
-    prober = Prober(subject.module.double(), network, inputs, targets, settings)
-    known = None if isinstance(state, str) else state
-    table = pd.DataFrame([prober.measure(0, {k: v.double() for k, v in network.items()}, known)])
-    series = _series(Objective(subject.module, inputs, targets, loss) if loss is not None else None)
-    manifest = _manifest(
-        loss, known, subject.dataset.n, subject.dataset.outputs, sum(v.numel() for v in network.values())
-    )
-    facts = RunFacts(
-        loss_scale=None if loss is None else manifest.loss.squared_scale, loss_name=manifest.loss.name, exact=True
-    )
-    singular = ""
-    pair = subject.dataset.duplicate()
-    if pair is not None:
-        singular = f"samples {pair[0]} and {pair[1]} have equal inputs"
+    loss = _loss(subject, loss)
+    found = optimizer_state(read_file(path), subject.module)
+    state = None if isinstance(found, str) else found
+    probes = _probe(subject, how, loss, state)
+    series = _series(subject, loss)
+    manifest = _manifest(subject, loss, state)
+    facts = RunFacts(loss_scale=manifest.loss.squared_scale, loss_name=manifest.loss.name, exact=True)
     return Evidence(
         manifest=manifest,
         scope=_scope(manifest),
         series=series,
         ratio=analyse_pl_ratio(series, l_star="zero", facts=facts) if loss is not None else None,
         rate=None,
-        probes=Probes(table, size == subject.dataset.n, own=False),
+        probes=probes,
         estimates=None,
         proof=None,
         no_proof=_NO_PATH,
@@ -73,7 +58,7 @@ def gather_point(path: Path, how: Examination, loss: Loss | None) -> Evidence:
         stable=None,
         scale=manifest.loss.squared_scale,
         exact=True,
-        why_singular=singular,
+        why_singular=equal_inputs(subject.dataset),
         path=None,
         noise=None,
         noise_floor=None,
@@ -82,19 +67,40 @@ def gather_point(path: Path, how: Examination, loss: Loss | None) -> Evidence:
     )
 
 
-def _series(objective: Objective | None) -> LossSeries:
+def _loss(subject: Subject, given: Loss | None) -> Loss | None:
+    """That of the file, else the given one."""
+    if subject.loss_scale is None:
+        return given
+    told = Loss("squared", subject.loss_scale)
+    if given not in (None, told):
+        raise InputError(f"{subject.path} tells its own loss, {told.formula}", "leave out --loss")
+    return told
+
+
+def _probe(subject: Subject, how: Examination, loss: Loss | None, state: OptimizerState | None) -> Probes:
+    """One row; the module becomes float64."""
+    n = subject.dataset.n
+    size = min(how.probe_size or n, n)
+    trained = {k: p.detach().double() for k, p in subject.module.named_parameters() if p.requires_grad}
+    settings = ProbeSettings(size, loss=loss, memory=how.memory)
+    prober = Prober(subject.module.double(), trained, *subject.dataset.tensors(), settings)
+    return Probes(pd.DataFrame([prober.measure(0, trained, state)]), size == n, own=False)
+
+
+def _series(subject: Subject, loss: Loss | None) -> LossSeries:
     """One row."""
-    loss = square = math.nan
-    if objective is not None:
-        loss, gradient = objective(objective.flat.theta.clone())
+    value = square = math.nan
+    if loss is not None:
+        objective = Objective(subject.module, *subject.dataset.tensors(), loss)
+        value, gradient = objective(objective.flat.theta.clone())
         square = float(gradient.double().square().sum())
     unknown = np.full(1, np.nan)
     return LossSeries(
-        np.zeros(1), np.array([loss]), np.array([square]), unknown, unknown, unknown, unknown, unknown, {}, 0
+        np.zeros(1), np.array([value]), np.array([square]), unknown, unknown, unknown, unknown, unknown, {}, 0
     )
 
 
-def _manifest(loss: Loss | None, state: OptimizerState | None, n: int, outputs: int, parameters: int) -> Manifest:
+def _manifest(subject: Subject, loss: Loss | None, state: OptimizerState | None) -> Manifest:
     """What is known of a run of which this is a checkpoint."""
     facts = LossFacts(values=EXACT) if loss is None else LossFacts(loss.name, loss.formula, loss.scale, EXACT)
     optimizer = OptimizerFacts()
@@ -102,8 +108,8 @@ def _manifest(loss: Loss | None, state: OptimizerState | None, n: int, outputs: 
         rule = state.rule
         name = ("adamw" if rule.decoupled else "adam") if rule.adaptive else "sgd"
         optimizer = OptimizerFacts(name, rule.lr, rule.momentum, weight_decay=rule.weight_decay)
-    model = {"kind": "checkpoint", "parameters": parameters}
-    data = DataFacts(None, n, outputs)
+    model = {"kind": "checkpoint", "parameters": parameter_count(subject.module)}
+    data = DataFacts(None, subject.dataset.n, subject.dataset.outputs)
     return Manifest("finished", facts, optimizer, data, {}, model, None, None, None, recorded=True)
 
 

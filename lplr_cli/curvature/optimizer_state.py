@@ -96,8 +96,7 @@ def _adam(group: Mapping[str, Any], state: Mapping[Any, Any], module: nn.Module)
     trained = [p for p in module.parameters() if p.requires_grad]
     if len(group["params"]) != len(trained):
         return f"its optimiser has {len(group['params'])} parameters, the model {len(trained)}"
-    name = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
-    parts = []
+    name, parts = _moment(group), []
     for index, parameter in zip(group["params"], trained, strict=True):
         kept = state[index]
         moment = kept[name]
@@ -116,23 +115,32 @@ def stepping_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor
         optimizer: torch's.
         parameters: whose curvature it is held against, in their order.
     """
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    decay = max(float(g.get("weight_decay", 0.0)) for g in groups)
-    alike = {str(sorted((k, str(v)) for k, v in g.items() if k != "weight_decay")) for g in groups}
-    if len(alike) != 1:
+    group = _common(optimizer.param_groups)
+    if group is None:
         return None
-    group = {**groups[0], "weight_decay": decay}
     if type(optimizer) is torch.optim.SGD:
         return _sgd(group)
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return None
-    name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-    kept = [optimizer.state.get(p, {}) for p in parameters]
+    name, kept = _moment(group), [optimizer.state.get(p, {}) for p in parameters]
     if not all(name in state and float(state["step"]) > 0 for state in kept):
         return None
     decoupled = bool(group.get("decoupled_weight_decay", type(optimizer) is torch.optim.AdamW))
     moments = [_corrected(state[name], state["step"], group) for state in kept]
     return _adam_state(group, np.concatenate(moments), decoupled=decoupled)
+
+
+def _common(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Groups that differ in their weight decay alone as one, with the largest; None where they differ in more."""
+    settings = [{k: v for k, v in g.items() if k not in ("params", "weight_decay")} for g in groups]
+    if len({str(sorted((k, str(v)) for k, v in each.items())) for each in settings}) != 1:
+        return None
+    return {**settings[0], "weight_decay": max(float(g.get("weight_decay", 0.0)) for g in groups)}
+
+
+def _moment(group: Mapping[str, Any]) -> str:
+    """What an Adam calls the second moment that it steps with."""
+    return "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
 
 
 def _corrected(moment: Tensor, steps: Any, group: Mapping[str, Any]) -> Vector:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 # p → (residual, shape (n,); its Jacobian, shape (n, p)).
 Residual = Callable[[Array], tuple[Array, Array]]
+# Dampings that are tried at a point.
+_DAMPINGS = 12
 
 
 @dataclass(frozen=True)
@@ -40,55 +42,102 @@ def minimise(residual: Residual, start: Array, lower: Array, upper: Array, max_i
 
     Parameters whose bounds coincide stay fixed.
     """
-    p = np.clip(np.asarray(start, dtype=np.float64), lower, upper)
-    free_box = upper > lower
-
-    def at(q: Array) -> tuple[Array, Array, float]:
-        with np.errstate(all="ignore"):
-            r, jac = residual(q)
-            return r, jac, float(r @ r)
-
-    r, jac, cost = at(p)
-    damping, growth = 1e-3, 2.0
+    here = _at(residual, np.clip(np.asarray(start, dtype=np.float64), lower, upper))
+    damping = _Damping()
     for _ in range(max_iterations):
-        if not np.isfinite(cost) or cost <= 1e-31 * len(r):
+        if not np.isfinite(here.cost) or here.cost <= 1e-31 * len(here.residual):
             break
+        tangent = _Tangent.of(here, lower, upper)
+        there = None if tangent is None else _descend(residual, here, tangent, damping, lower, upper)
+        if there is None:
+            break
+        moved = np.abs(there.p - here.p).max() / (1 + np.abs(here.p).max())
+        fell = (here.cost - there.cost) / here.cost
+        here = there
+        if fell < 1e-13 and moved < 1e-9:
+            break
+    return here
+
+
+def _at(residual: Residual, p: Array) -> Solution:
+    with np.errstate(all="ignore"):
+        r, jac = residual(p)
+        return Solution(p, r, jac, float(r @ r))
+
+
+class _Damping:
+    """Of Levenberg and Marquardt, by the ratio of the gain to the predicted one (Nielsen 1999)."""
+
+    def __init__(self) -> None:
+        self.value, self._growth = 1e-3, 2.0
+
+    def accept(self, gain: float) -> None:
+        """After a step that gained this part of what was predicted."""
+        self.value *= max(1 / 3, 1 - (2 * min(gain, 1.0) - 1) ** 3)
+        self._growth = 2.0
+
+    def refuse(self) -> None:
+        """After a step that gained nothing."""
+        self.value, self._growth = min(self.value * self._growth, 1e12), self._growth * 2
+
+
+@dataclass(frozen=True)
+class _Tangent:
+    """The tangent space at a point, factorised once for every damping that is tried there.
+
+    Attributes:
+        index: parameters that may move, shape (k,). scale: lengths of their columns of the Jacobian, shape (k,).
+        factor: R of the orthogonal factorisation QR of the scaled columns, shape (k, k). reduced: Qᵀ residual.
+    """
+
+    index: NDArray[np.intp]
+    scale: Array
+    factor: Array
+    reduced: Array
+
+    @classmethod
+    def of(cls, here: Solution, lower: Array, upper: Array) -> _Tangent | None:
+        """At a point; None where nothing is to be gained."""
+        p, r, jac = here.p, here.residual, here.jacobian
         gradient = jac.T @ r
-        free = free_box & ~((p <= lower) & (gradient > 0)) & ~((p >= upper) & (gradient < 0))
+        free = (upper > lower) & ~((p <= lower) & (gradient > 0)) & ~((p >= upper) & (gradient < 0))
         with np.errstate(over="ignore"):
             scale = np.sqrt((jac[:, free] ** 2).sum(axis=0))
         alive = (scale > 0) & np.isfinite(scale)
         index = np.flatnonzero(free)[alive]
         if len(index) == 0:
-            break
+            return None
         columns = jac[:, index] / scale[alive]
         # The angle between residual and tangent space: nothing to gain below rounding.
-        if np.abs(columns.T @ r).max() <= 1e-14 * np.sqrt(cost):
-            break
-        # One factorisation serves every damping that is tried at this point.
+        if np.abs(columns.T @ r).max() <= 1e-14 * np.sqrt(here.cost):
+            return None
         q_factor, r_factor = np.linalg.qr(columns)
-        reduced = q_factor.T @ r
-        improved = False
-        for _ in range(12):
-            stacked = np.vstack([r_factor, np.sqrt(damping) * np.eye(len(index))])
-            step = -np.linalg.lstsq(stacked, np.concatenate([reduced, np.zeros(len(index))]), rcond=None)[0]
-            trial = p.copy()
-            trial[index] += step / scale[alive]
-            trial = np.clip(trial, lower, upper)
-            new_r, new_jac, new_cost = at(trial)
-            if np.isfinite(new_cost) and new_cost < cost:
-                predicted = float(reduced @ reduced - ((reduced + r_factor @ step) ** 2).sum())
-                gain = (cost - new_cost) / predicted if predicted > 0 else 1.0
-                damping *= max(1 / 3, 1 - (2 * min(gain, 1.0) - 1) ** 3)
-                growth = 2.0
-                improved = True
-                break
-            damping, growth = min(damping * growth, 1e12), growth * 2
-        if not improved:
-            break
-        moved = np.abs(trial - p).max() / (1 + np.abs(p).max())
-        fell = (cost - new_cost) / cost
-        p, r, jac, cost = trial, new_r, new_jac, new_cost
-        if fell < 1e-13 and moved < 1e-9:
-            break
-    return Solution(p, r, jac, cost)
+        return cls(index, scale[alive], r_factor, q_factor.T @ r)
+
+    def step(self, damping: float) -> Array:
+        """The damped step of the scaled parameters, shape (k,)."""
+        stacked = np.vstack([self.factor, np.sqrt(damping) * np.eye(len(self.index))])
+        wanted = np.concatenate([self.reduced, np.zeros(len(self.index))])
+        step: Array = -np.linalg.lstsq(stacked, wanted, rcond=None)[0]
+        return step
+
+    def predicted(self, step: Array) -> float:
+        """By how much a step would lower the cost if the residual were linear."""
+        return float(self.reduced @ self.reduced - ((self.reduced + self.factor @ step) ** 2).sum())
+
+
+def _descend(
+    residual: Residual, here: Solution, tangent: _Tangent, damping: _Damping, lower: Array, upper: Array
+) -> Solution | None:
+    """A point of lower cost, or None where no damping leads to one."""
+    for _ in range(_DAMPINGS):
+        step = tangent.step(damping.value)
+        trial = here.p.copy()
+        trial[tangent.index] += step / tangent.scale
+        there = _at(residual, np.clip(trial, lower, upper))
+        if np.isfinite(there.cost) and there.cost < here.cost:
+            predicted = tangent.predicted(step)
+            damping.accept((here.cost - there.cost) / predicted if predicted > 0 else 1.0)
+            return there
+        damping.refuse()
+    return None

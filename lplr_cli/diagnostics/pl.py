@@ -180,6 +180,7 @@ def analyse_pl_ratio(
         raise InputError(f"no loss with a gradient norm exceeds L* = {value:g}", "choose a smaller --l-star")
     rows = chosen.rows if chosen else slice(0, 0)
     count = rolling or max(5, len(loss) // 50)
+    corrected = corrected_ratio(series, facts)
     table = pd.DataFrame(
         {
             "step": steps,
@@ -188,15 +189,10 @@ def analyse_pl_ratio(
             "pl_ratio_star": star,
             "pl_ratio": ratio,
             "pl_ratio_envelope": rolling_envelope(ratio, count),
-            "in_window": False,
+            "in_window": _marked(len(loss), rows),
+            **_optional_columns(corrected, steps, facts),
         }
     )
-    table.loc[table.index[rows], "in_window"] = True
-    corrected = corrected_ratio(series, facts)
-    if np.isfinite(corrected).any():
-        table["pl_ratio_corrected"] = corrected
-    if facts.path:
-        table["mu_path_star"] = table["step"].map(dict(facts.path))
     undefined = int((np.isfinite(series.grad_norm_sq[rows]) & ~np.isfinite(ratio[rows])).sum())
     return PLRatio(
         value,
@@ -214,6 +210,24 @@ def analyse_pl_ratio(
         facts,
         table,
     )
+
+
+def _marked(count: int, rows: slice) -> NDArray[np.bool_]:
+    marks = np.zeros(count, dtype=bool)
+    marks[rows] = True
+    return marks
+
+
+def _optional_columns(
+    corrected: NDArray[np.float64], steps: NDArray[np.float64], facts: RunFacts
+) -> dict[str, NDArray[np.float64] | pd.Series[float]]:
+    """Those of the table that are left out where nothing is known of them."""
+    found: dict[str, NDArray[np.float64] | pd.Series[float]] = {}
+    if np.isfinite(corrected).any():
+        found["pl_ratio_corrected"] = corrected
+    if facts.path:
+        found["mu_path_star"] = pd.Series(steps).map(dict(facts.path))
+    return found
 
 
 def _identity(steps: NDArray[np.float64], star: NDArray[np.float64], facts: RunFacts) -> tuple[int, float | None]:

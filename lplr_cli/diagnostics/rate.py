@@ -126,43 +126,92 @@ def weigh(steps: Array, loss: Array, grain: Array | None = None, changes: Sequen
         grain: relative noise of each row where it is known, shape (T,).
         changes: rows where something is known to change: a law must hold across them.
     """
-    fits = fit_all(scaled(steps, loss, grain, changes))
-    one, two, power = (fits[c.name] for c in LAWS)
-    straight = two if two.bic < one.bic - EVIDENCE and _resolved(two) else one
-    law, rival = (straight, power) if straight.bic <= power.bic else (power, straight)
-    constant = _constant_bic(one)
-    misfit = law.misfit()
-    noise_like = law.sigma < LARGE or law.whiteness() >= COLOURED
+    laws = _Laws.of(fit_all(scaled(steps, loss, grain, changes)))
+    return _without_fall(laws) or _without_law(laws) or _between(laws)
 
-    def answer(verdict: str, reason: str, chosen: CurveFit, label: str | None = None) -> Weighed:
-        return Weighed(verdict, reason, chosen, fits, misfit, label, constant)
 
+@dataclass(frozen=True)
+class _Laws:
+    """The laws of a series against each other.
+
+    Attributes:
+        fits: of every curve by its name.
+        straight: the linear law, with a second rate where that is resolved.
+        law: the likelier of it and the power law. rival: the other.
+        misfit: p-value of the law against a free curve on top.
+        noise_like: whether what the law leaves over looks like noise, or is too small to matter.
+        constant: criterion of a loss that stays where it is.
+    """
+
+    fits: dict[str, CurveFit]
+    straight: CurveFit
+    law: CurveFit
+    rival: CurveFit
+    misfit: float
+    noise_like: bool
+    constant: float
+
+    @classmethod
+    def of(cls, fits: dict[str, CurveFit]) -> _Laws:
+        """Choose among the fits."""
+        one, two, power = (fits[c.name] for c in LAWS)
+        straight = two if two.bic < one.bic - EVIDENCE and _resolved(two) else one
+        law, rival = (straight, power) if straight.bic <= power.bic else (power, straight)
+        noise_like = law.sigma < LARGE or law.whiteness() >= COLOURED
+        return cls(fits, straight, law, rival, law.misfit(), noise_like, _constant_bic(one))
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the law does not go through the series."""
+        return self.misfit < REJECTED
+
+    def answer(self, verdict: str, reason: str, chosen: CurveFit, label: str | None = None) -> Weighed:
+        """With all that was weighed."""
+        return Weighed(verdict, reason, chosen, self.fits, self.misfit, label, self.constant)
+
+
+def _without_fall(laws: _Laws) -> Weighed | None:
+    """The answer of a loss that rises or stays where it is."""
+    law, straight = laws.law, laws.straight
     if _rises(law):
-        return answer("none", "the loss ends above all of its beginning", straight)
-    if constant < law.bic + EVIDENCE:
-        if misfit >= REJECTED and noise_like:
-            return answer("undecided", "the loss does not fall measurably more than its noise", straight)
-        return answer("none", _refuted(law, misfit) if misfit < REJECTED else _coloured(law), straight)
-    label = _label(fits, law)
+        return laws.answer("none", "the loss ends above all of its beginning", straight)
+    stays = laws.constant < law.bic + EVIDENCE
+    if not stays:
+        return None
+    if laws.refuted:
+        return laws.answer("none", _refuted(law, laws.misfit), straight)
+    if not laws.noise_like:
+        return laws.answer("none", _coloured(law), straight)
+    return laws.answer("undecided", "the loss does not fall measurably more than its noise", straight)
+
+
+def _without_law(laws: _Laws) -> Weighed | None:
+    """The answer of a loss that falls by none of the laws."""
+    law, label = laws.law, _label(laws.fits, laws.law)
     if label is not None:
-        return answer("none", _beaten(law, label), law, _looks(label))
-    if misfit < REJECTED:
-        return answer("none", _refuted(law, misfit), law)
-    if not noise_like:
-        return answer("none", _coloured(law), law)
-    gap = rival.bic - law.bic
+        return laws.answer("none", _beaten(law, label), law, _looks(label))
+    if laws.refuted:
+        return laws.answer("none", _refuted(law, laws.misfit), law)
+    return None if laws.noise_like else laws.answer("none", _coloured(law), law)
+
+
+def _between(laws: _Laws) -> Weighed:
+    """Which of the laws it is, where the evidence tells them apart."""
+    law, gap = laws.law, laws.rival.bic - laws.law.bic
     if gap < EVIDENCE:
         reason = (
             f"the evidence between linear and sublinear is thin (ΔBIC {gap:.1f} for {_name(law)}, {EVIDENCE:g} is "
             "asked for)"
         )
-        return answer("undecided", reason, straight)
-    close = _close_label(fits, law)
+        return laws.answer("undecided", reason, laws.straight)
+    close = _close_label(laws.fits, law)
     if close is not None:
-        return answer("undecided", f"a {_name(close)} fits as well as the power law", straight)
-    against = f"ΔBIC {gap:.1f} against {'sublinear' if law is straight else 'linear'}"
-    second = f", {one.bic - two.bic:.1f} for a second rate" if law is two else ""
-    return answer(law.curve.name, against + second, law)
+        return laws.answer("undecided", f"a {_name(close)} fits as well as the power law", laws.straight)
+    against = f"ΔBIC {gap:.1f} against {'sublinear' if law is laws.straight else 'linear'}"
+    second = ""
+    if law.curve is TWO_RATE:
+        second = f", {laws.fits[LINEAR.name].bic - law.bic:.1f} for a second rate"
+    return laws.answer(law.curve.name, against + second, law)
 
 
 def _rises(fit: CurveFit) -> bool:

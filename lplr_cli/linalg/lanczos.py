@@ -98,32 +98,52 @@ def lanczos(
         last = done == steps or state.exhausted
         if not (last or state.full or done % _EVERY == 0):
             continue
-        theta, s = np.linalg.eigh(state.matrix)
-        residuals: Vector = np.abs(s[-1]) * (0.0 if state.exhausted else state.beta)
-        kept = min(k, len(theta))
-        scale = np.full(len(theta), np.abs(theta).max()) if relative_to_norm else np.abs(theta)
-        enough = len(theta) >= min(2 * k, size)
-        converged = state.exhausted or (enough and _met(residuals <= tolerance * scale, kept, low_too))
+        pairs = state.pairs()
+        converged = state.exhausted or pairs.converged(min(2 * k, size), k, tolerance, low_too, relative_to_norm)
         if last or converged:
-            return Ritz(
-                theta[:kept],
-                residuals[:kept],
-                theta[-kept:],
-                residuals[-kept:],
-                done,
-                converged,
-                state.asymmetry / max(float(np.abs(theta).max()), state.asymmetry, 1e-300),
-                *state.tridiagonal,
-                *((None, None) if top_vectors is None else state.lift(theta, s, top_vectors)),
-            )
+            return _answer(state, pairs, k, done, converged, top_vectors)
         if state.full:
-            state.restart(theta, s, k)
+            state.restart(pairs.theta, pairs.s, k)
     raise AssertionError("the last step returns")
 
 
-def _met(small: NDArray[np.bool_], kept: int, low_too: bool) -> bool:
-    """Whether the residuals that count are small: those of the high end, and of the low one where it is asked for."""
-    return bool(small[-kept:].all()) and (not low_too or bool(small[:kept].all()))
+@dataclass(frozen=True)
+class _Pairs:
+    """Ritz values in ascending order (m,), their coordinates in the basis (m, m), and residuals (m,)."""
+
+    theta: Vector
+    s: NDArray[np.float64]
+    residuals: Vector
+
+    @property
+    def norm(self) -> float:
+        """The largest |θ|."""
+        return float(np.abs(self.theta).max())
+
+    def converged(self, least: int, k: int, tolerance: float, low_too: bool, relative_to_norm: bool) -> bool:
+        """Whether there are at least ``least``, and the residuals of the k highest, and of the k lowest, are small."""
+        scale = np.full(len(self.theta), self.norm) if relative_to_norm else np.abs(self.theta)
+        small = self.residuals <= tolerance * scale
+        return len(small) >= least and bool(small[-k:].all()) and (not low_too or bool(small[:k].all()))
+
+
+def _answer(state: _Projection, pairs: _Pairs, k: int, steps: int, converged: bool, top_vectors: int | None) -> Ritz:
+    theta, residuals = pairs.theta, pairs.residuals
+    vectors, values = (None, None) if top_vectors is None else state.lift(theta, pairs.s, top_vectors)
+    alpha, beta = state.tridiagonal
+    return Ritz(
+        low=theta[:k],
+        low_residuals=residuals[:k],
+        high=theta[-k:],
+        high_residuals=residuals[-k:],
+        steps=steps,
+        converged=converged,
+        asymmetry=state.asymmetry / max(pairs.norm, state.asymmetry, 1e-300),
+        alpha=alpha,
+        beta=beta,
+        vectors=vectors,
+        vector_values=values,
+    )
 
 
 def tridiagonalise(product: Product, start: Vector, steps: int) -> tuple[Vector, Vector]:
@@ -165,6 +185,11 @@ class _Projection:
         if not self.length:
             return False
         return self.length == self._basis.shape[1] or self.beta <= 1e-14 * float(np.abs(self.matrix.diagonal()).max())
+
+    def pairs(self) -> _Pairs:
+        """Ritz values with their coordinates and residuals."""
+        theta, s = np.linalg.eigh(self.matrix)
+        return _Pairs(theta, s, np.abs(s[-1]) * (0.0 if self.exhausted else self.beta))
 
     @property
     def tridiagonal(self) -> tuple[Vector, Vector]:

@@ -105,28 +105,48 @@ def spectrum(
     if not bool(torch.isfinite(diagonal).all() and torch.isfinite(whole).all()):
         raise NumericalError("the kernel holds NaN or infinity", "check the checkpoint and the data")
     trace = float(diagonal.sum())
-    name = str(kernel.dtype).removeprefix("torch.")
-    lower: LowerBound | None = None
     if whole is kernel:
-        try:
-            values = torch.linalg.eigvalsh(whole).double().cpu().numpy()
-        except RuntimeError as error:
-            # torch raises its LinAlgError, a RuntimeError.
-            raise NumericalError(f"eigenvalues did not converge ({error})", "check the kernel") from error
-        if formation_error is not None:
-            lower = lambda_min_lower(kernel, float(values[0]), formation_error=formation_error)
-        largest = float(max(abs(values[0]), abs(values[-1])))
-        resolution = count * unit_roundoff(kernel.dtype) * largest
-        return Spectrum(
-            count, float(values[0]), float(values[-1]), trace, resolution, values, True, None, "eigh", name, lower
-        )
-    k = min(extremal or 1, count - 2)
-    top = _largest(kernel, k)
-    # With a bound to prove, a rough value is enough here: the second factorisation, shifted closely below λ_min,
-    # gives the bound and then the eigenvalues in a few steps.
-    rough = formation_error is not None
-    low, residual = _smallest(kernel, 1 if rough else k, float(top[-1]), 1e-2 if rough else _TOLERANCE)
+        return _all_of(whole, trace, formation_error)
+    return _ends_of(kernel, trace, min(extremal or 1, count - 2), formation_error)
+
+
+def _all_of(kernel: Tensor, trace: float, formation_error: float | None) -> Spectrum:
+    """Every eigenvalue."""
+    try:
+        values = torch.linalg.eigvalsh(kernel).double().cpu().numpy()
+    except RuntimeError as error:
+        # torch raises its LinAlgError, a RuntimeError.
+        raise NumericalError(f"eigenvalues did not converge ({error})", "check the kernel") from error
+    low, high = float(values[0]), float(values[-1])
+    lower: LowerBound | None = None
     if formation_error is not None:
+        lower = lambda_min_lower(kernel, low, formation_error=formation_error)
+    return Spectrum(
+        size=len(kernel),
+        lambda_min=low,
+        lambda_max=high,
+        trace=trace,
+        resolution=len(kernel) * unit_roundoff(kernel.dtype) * max(abs(low), abs(high)),
+        eigenvalues=values,
+        complete=True,
+        residual=None,
+        method="eigh",
+        dtype=_name(kernel.dtype),
+        lower=lower,
+    )
+
+
+def _ends_of(kernel: Tensor | TiledMatrix, trace: float, k: int, formation_error: float | None) -> Spectrum:
+    """The k smallest and the k largest eigenvalues."""
+    top = _largest(kernel, k)
+    high = float(top[-1])
+    lower: LowerBound | None = None
+    if formation_error is None:
+        low, residual = _smallest(kernel, k, high, _TOLERANCE)
+    else:
+        # A rough value is enough here: the second factorisation, shifted closely below λ_min, gives the bound and then
+        # the eigenvalues in a few steps.
+        low, residual = _smallest(kernel, 1, high, 1e-2)
         found: list[NDArray[np.float64]] = []
         lower = lambda_min_lower(
             kernel,
@@ -134,20 +154,24 @@ def spectrum(
             formation_error=formation_error,
             use=lambda solve: found.append(_bottom(solve, kernel, k, _TOLERANCE)),
         )
-        low, residual = _rayleigh(kernel, found[0]) if found else _smallest(kernel, k, float(top[-1]), _TOLERANCE)
+        low, residual = _rayleigh(kernel, found[0]) if found else _smallest(kernel, k, high, _TOLERANCE)
     return Spectrum(
-        count,
-        float(low[0]),
-        float(top[-1]),
-        trace,
-        count * unit_roundoff(kernel.dtype) * float(top[-1]),
-        np.concatenate([low, top]),
-        False,
-        residual,
-        "cholesky+lanczos",
-        name,
-        lower,
+        size=len(kernel),
+        lambda_min=float(low[0]),
+        lambda_max=high,
+        trace=trace,
+        resolution=len(kernel) * unit_roundoff(kernel.dtype) * high,
+        eigenvalues=np.concatenate([low, top]),
+        complete=False,
+        residual=residual,
+        method="cholesky+lanczos",
+        dtype=_name(kernel.dtype),
+        lower=lower,
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def start_vector(size: int) -> NDArray[np.float64]:

@@ -47,7 +47,7 @@ from lplr_cli.training.exact import ExactValues
 from lplr_cli.training.neighbours import Neighbours
 from lplr_cli.training.probes import Prober, ProbeSettings
 from lplr_cli.training.tracked import DTYPES, TrackedParameters
-from lplr_cli.training.wrappers import is_distributed, unscale, unwrapped
+from lplr_cli.training.wrappers import Ranks, unscale, unwrapped
 
 # Seconds that rows may wait in memory: writing each would cost more than measuring it.
 LAG = 0.5
@@ -151,16 +151,12 @@ class Recorder:
         self._log_format = log_format
         self._tracked = TrackedParameters(self.module)
         self._described = None if optimizer is None else described_optimizer(optimizer)
-        self._exact: ExactValues | None = None
-        if exact_every and data is not None and self._targets is not None:
-            self._exact = ExactValues(
-                self.module, self._tracked, data, self._targets, loss_fn, self._loss, noise=self._has_batches
-            )
+        self._exact = self._exact_values(loss_fn) if exact_every else None
         self._step, self._status, self._finite = 0, "running", True
         self._process = os.getpid()
         self._held: dict[str, Any] | None = None
-        self._distributed = is_distributed()
-        self._writes = not self._distributed or torch.distributed.get_rank() == 0
+        self._ranks = Ranks(self._tracked.reference.device)
+        self._writes = self._ranks.writes
         self._spec = described_model(model, model_arguments)
         self._data_spec = DataSpec(dataset) if isinstance(dataset, str) else dataset
         self._optimizer: OptimizerFacts | None = None
@@ -169,10 +165,23 @@ class Recorder:
         self.path = Path(out).absolute()
         self._prober: Prober | None = None
         self._steps: torch.optim.Optimizer | None = None
-        near = NOISE_EVERY * norms_every if self._has_batches and self._exact is None else 0
-        self._near = Neighbours(self._tracked, near, norms_every if norms_every == 1 else 2 * norms_every)
+        self._near = self._neighbours()
         if self._writes:
             self._begin(probe_size, probe_sharpness, keep_path)
+
+    def _exact_values(self, loss_fn: Callable[[Tensor, Tensor], Tensor] | None) -> ExactValues | None:
+        """What measures them, where there are data to measure them on."""
+        if self.data is None or self._targets is None:
+            return None
+        return ExactValues(
+            self.module, self._tracked, self.data, self._targets, loss_fn, self._loss, noise=self._has_batches
+        )
+
+    def _neighbours(self) -> Neighbours:
+        """What measures steps in a row; their noise where exact values do not give that of the samples."""
+        every = self.norms_every
+        noise = NOISE_EVERY * every if self._has_batches and self._exact is None else 0
+        return Neighbours(self._tracked, noise, every if every == 1 else 2 * every)
 
     def _begin(self, probe_size: int, probe_sharpness: bool, keep_path: bool) -> None:
         """Make the run directory, with manifest, tables and the checkpoint of step 0."""
@@ -293,7 +302,7 @@ class Recorder:
         held, self._held = self._held, None
         if held is None or not held.pop("logged"):
             return
-        value = None if loss is None else self._mean_over_ranks(loss)
+        value = self._ranks.mean(loss)
         if not self._writes:
             return
         row = held if self.exact_every else {**held, "loss": value}
@@ -307,7 +316,7 @@ class Recorder:
         if self._held is not None:
             self.release(None)
         if self._status == "running" and (loss is not None or self.exact_every):
-            value = None if loss is None else self._mean_over_ranks(loss)
+            value = self._ranks.mean(loss)
             if self._writes:
                 row = {"step": self._step, "loss": value, "drift": self._tracked.drift(), "seconds": self._clock()}
                 if self._exact is not None:
@@ -368,15 +377,6 @@ class Recorder:
     @staticmethod
     def _due(every: int, step: int) -> bool:
         return every > 0 and step % every == 0
-
-    def _mean_over_ranks(self, loss: Tensor | float) -> float:
-        if not self._distributed or torch.distributed.get_world_size() == 1:
-            return float(loss.detach()) if isinstance(loss, Tensor) else float(loss)
-        device = self._tracked.reference.device
-        value = loss.detach().double().to(device) if isinstance(loss, Tensor) else torch.tensor(loss, device=device)
-        value = value.double().reshape(()).clone()
-        torch.distributed.all_reduce(value)
-        return float(value) / torch.distributed.get_world_size()
 
     def _is_logged(self, step: int) -> bool:
         return step % self.log_every == 0 or self._due(self.exact_every, step) or self._due(self.probe_every, step)

@@ -53,20 +53,15 @@ def measure(network: GraphNetwork, x: Tensor) -> Centre:
     with torch.no_grad():
         shapes = [t.shape[1:] for t in network.forward(x[:1])]
         constants = [n.constants(network.values, *(shapes[i] for i in n.inputs)) for n in network.nodes]
+    chunk = _samples_at_a_time(shapes)
+    return _together([_part(network, x[i : i + chunk]) for i in range(0, len(x), chunk)], constants)
+
+
+def _samples_at_a_time(shapes: Sequence[torch.Size]) -> int:
+    """How many samples, of places of these shapes, are measured within the memory."""
     outputs = shapes[-1].numel()
     entries = sum(s.numel() for s in shapes) * (outputs + 2) + max(s.numel() for s in shapes) * 9 * (outputs + 2)
-    chunk = max(1, _MEMORY // (8 * entries))
-    parts = [_part(network, x[i : i + chunk]) for i in range(0, len(x), chunk)]
-    measured = [_joined([p.measured[k] for p in parts]) for k in range(len(network.nodes))]
-    squares = sum((m["gradient"].square() for m in measured if "gradient" in m), torch.zeros_like(_cat(parts, "f")))
-    return Centre(
-        f=_cat(parts, "f"),
-        sizes=[torch.cat([p.sizes[k] for p in parts]) for k in range(len(shapes))],
-        adjoints=[torch.cat([p.adjoints[k] for p in parts]) for k in range(len(shapes) - 1)],
-        measured=measured,
-        constants=constants,
-        gradient=up(squares.sqrt()),
-    )
+    return max(1, _MEMORY // (8 * entries))
 
 
 @dataclass(frozen=True)
@@ -75,6 +70,21 @@ class _Part:
     sizes: list[Tensor]
     adjoints: list[Tensor]
     measured: list[Measured]
+
+
+def _together(parts: Sequence[_Part], constants: list[dict[str, float]]) -> Centre:
+    """All samples, from parts of them."""
+    f = torch.cat([p.f for p in parts])
+    measured = [_joined([p.measured[k] for p in parts]) for k in range(len(constants))]
+    squares = sum((m["gradient"].square() for m in measured if "gradient" in m), torch.zeros_like(f))
+    return Centre(
+        f=f,
+        sizes=_joined_each([p.sizes for p in parts]),
+        adjoints=_joined_each([p.adjoints for p in parts]),
+        measured=measured,
+        constants=constants,
+        gradient=up(squares.sqrt()),
+    )
 
 
 def passes(network: GraphNetwork, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -119,5 +129,6 @@ def _joined(parts: Sequence[Measured]) -> Measured:
     return {key: torch.cat([p[key] for p in parts]) for key in parts[0]}
 
 
-def _cat(parts: Sequence[_Part], name: str) -> Tensor:
-    return torch.cat([getattr(p, name) for p in parts])
+def _joined_each(parts: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Lists of as many tensors, of some samples each, as one of all."""
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
