@@ -156,7 +156,7 @@ def _near_interpolation(losses: Sequence[Series]) -> Statement:
 
 
 def _saturates(drifts: Sequence[Series]) -> Statement:
-    back = [float(-np.diff(d).min(initial=0.0) / d[-1]) for d in drifts]
+    back = [float(np.diff(-d).max(initial=0.0) / d[-1]) for d in drifts]
     tails = [float(d[-1] / d[int(0.8 * (len(d) - 1))] - 1) for d in drifts]
     ends = [float(d[-1]) for d in drifts]
     return Statement(
