@@ -23,6 +23,8 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # What CommonMark and its GitHub form read as more than itself within a line. An underscore between letters is itself.
 _MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_+|_+(?![^\W_])")
+# What GitHub makes a link to a page of without any mark.
+_LINK = re.compile(r"(?<=[A-Za-z]):(?=//)|(?<=www)\.", re.IGNORECASE)
 _BLOCK = re.compile(r"([-+#=:]+(?=\s|$)|#+|\d+(?=[.)](?:\s|$)))")
 # A spreadsheet takes a cell that begins so for a formula, in some languages the full-width forms too.
 _FORMULA = tuple("=+-@＝＋－＠")
@@ -52,6 +54,7 @@ def markdown(text: object, bold: bool = False) -> str:
     """
     shown = _html.escape(line(text).strip(), quote=False)
     shown = _MARKDOWN.sub(lambda match: "".join(f"\\{character}" for character in match[0]), shown)
+    shown = _LINK.sub(lambda match: f"\\{match[0]}", shown)
     if bold:
         return f"**{shown}**" if shown else ""
     return _BLOCK.sub(_inert, shown, count=1) if _BLOCK.match(shown) else shown

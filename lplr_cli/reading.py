@@ -138,7 +138,9 @@ def read_parquet(
     try:
         file = pq.ParquetFile(stream)
         metadata, present = file.metadata, list(file.schema_arrow.names)
-        chosen = [c for c in dict.fromkeys(pick(present)) if c in present]
+        # A table may have some hundred thousand columns: membership is asked of sets.
+        known = set(present)
+        chosen = dict.fromkeys(c for c in pick(present) if c in known)
         decoded = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
         size = max(metadata.num_rows * max(len(chosen), 1) * _NUMBER, decoded)
         refuse_expansion(name, size, packed, "write fewer rows")
@@ -147,7 +149,7 @@ def read_parquet(
         if nested:
             raise InputError(f"{name} holds something else than numbers in {nested[0]}", "write plain columns")
         file = pq.ParquetFile(stream, read_dictionary=text)
-        return file.read(columns=chosen).to_pandas(ignore_metadata=True), present
+        return file.read(columns=list(chosen)).to_pandas(ignore_metadata=True), present
     except InputError:
         raise
     except Exception as error:  # pyarrow raises many kinds for damaged files

@@ -134,6 +134,15 @@ def test_markdown_is_text_alone(text: str) -> None:
     assert sum(k == "td_open" for k, _ in table) == 2
 
 
+def test_addresses_in_markdown_are_no_links() -> None:
+    """GitHub makes links of bare addresses, but not behind a backslash."""
+    for text, safe in {
+        "http://x.y/z": r"http\://x.y/z", "see HTTPS://x.y": r"see HTTPS\://x.y", "www.x.y": r"www\.x.y", "a:b": "a:b",
+    }.items():  # fmt: skip
+        assert escape.markdown(text) == safe
+        assert only_text(rendered(safe), "paragraph_open", "paragraph_close") == text
+
+
 @every_case
 @given(TEXTS)
 def test_summaries_in_markdown(text: str) -> None:

@@ -1,12 +1,11 @@
 """One run of a sweep, wherever it is executed: train, resume or reuse, then its row of results.
 
-``python -m lplr_cli.ablation.cell`` runs one in a process of its own; see :mod:`lplr_cli.ablation.executors`.
+:func:`main` runs one in a process of its own; see :mod:`lplr_cli.ablation.executors`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -174,7 +173,3 @@ def run_task(config: dict[str, Any], path: str, follows: bool, threads: int, wor
     except LplrError as error:
         return failed(str(error))
     return run_cell(settled, Path(path), follows=follows)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -26,6 +26,12 @@ from lplr_cli.training import Progress, TrainConfig
 
 Row = dict[str, Any]
 _POLL = 0.05
+# A cell finds modules where this process does: ``python -m`` would look into the current folder first, whose files
+# nobody has named.
+_CELL = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from lplr_cli.ablation.cell import main; main(sys.argv[1:])"
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,8 @@ class LocalProcesses(Executor):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         # What the user said of code goes with the task itself, never through a file.
         word = json.dumps(job.config.word.to_dict())
-        command = [sys.executable, "-m", "lplr_cli.ablation.cell", str(request), str(answer), word]
+        where = json.dumps([str(place) for place in sys.path])
+        command = [sys.executable, "-P", "-c", _CELL, where, str(request), str(answer), word]
         # A session of its own: the terminal's Ctrl-C reaches this process alone, which passes it on once.
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

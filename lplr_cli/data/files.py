@@ -86,7 +86,8 @@ def _promised(archive: zipfile.ZipFile, name: str, path: Path) -> int:
     count = math.prod(int(v) for v in shape)
     if dtype.hasobject:
         raise InputError(f"cannot read {path} ({name} holds objects)", "save arrays of numbers")
-    if count * dtype.itemsize > member.file_size:
+    # Elements of no size would be as many as the header likes.
+    if count * max(dtype.itemsize, 1) > member.file_size:
         raise InputError(f"cannot read {path} ({name} is shorter than its header says)", "save it again")
     return count
 

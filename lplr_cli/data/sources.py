@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lplr_cli.errors import InputError
+from lplr_cli.errors import InputError, first_line
 from lplr_cli.reading import BULK, open_regular
 
 
@@ -93,17 +93,19 @@ def read_mnist(directory: Path) -> LabelledImages:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles the Python version of CIFAR-10: dictionaries of bytes, lists and NumPy arrays, nothing else."""
+    """Unpickles the Python version of CIFAR-10: dictionaries of bytes, lists and NumPy arrays, nothing else.
+
+    Arrays have the bytes that the pickle brings: nothing in it can ask for memory.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {
             ("numpy.core.multiarray", "_reconstruct"),
             ("numpy._core.multiarray", "_reconstruct"),
         }:
-            # Where NumPy keeps it depends on its version; this is the same function.
-            return np.empty(0).__reduce__()[0]
+            return _without_values
         if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
+            return "ndarray"  # an argument of the function above; as a function it could ask for any size
         if (module, name) == ("numpy", "dtype"):
             return np.dtype
         if (module, name) == ("_codecs", "encode"):
@@ -111,12 +113,45 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not part of a CIFAR-10 batch")
 
 
+def _without_values(kind: object, shape: object, dtype: object) -> NDArray[Any]:
+    """The array that a pickle then fills: shape, type and values come together."""
+    return np.empty(0, np.uint8)
+
+
 def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_CIFAR_RECORD = 1 + 3 * 32 * 32
+_PIXELS = 3 * 32 * 32
+_CIFAR_RECORD = 1 + _PIXELS
 _CIFAR_BATCH_LIMIT = 64 << 20
+# The original archives unpack to 178 MB.
+_CIFAR_ARCHIVE_LIMIT = 512 << 20
+
+
+class _Unpacked:
+    """A gzipped archive as tarfile reads it: neither a header nor the whole unpacks to more than the original's."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._plain = gzip.GzipFile(fileobj=packed)
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _CIFAR_BATCH_LIMIT:
+            raise tarfile.ReadError(f"a part of {size:,} bytes")
+        self._check(self.tell() + size)
+        return self._plain.read(size)
+
+    def seek(self, offset: int) -> int:
+        self._check(offset)
+        return self._plain.seek(offset)
+
+    def tell(self) -> int:
+        return self._plain.tell()
+
+    @staticmethod
+    def _check(offset: int) -> None:
+        if offset > _CIFAR_ARCHIVE_LIMIT:
+            raise tarfile.ReadError(f"more than {_CIFAR_ARCHIVE_LIMIT:,} bytes")
 
 
 def _parse_cifar_binary(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -129,12 +164,15 @@ def _parse_cifar_binary(content: bytes, name: str) -> tuple[NDArray[np.uint8], N
 def _parse_cifar_pickle(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
-        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], dtype=np.int64)
+        pixels, labels = batch[b"data"], batch[b"labels"]
+        # Lists within lists can say a little so often that nothing holds it.
+        if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+            raise ValueError("its labels are no list of whole numbers")
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), _PIXELS):
+            raise ValueError(f"it has no {len(labels)} images of {_PIXELS} bytes")
+        return pixels, np.array(labels, dtype=np.int64)
     except Exception as error:
-        raise InputError(f"{name} is no CIFAR-10 batch ({error})", "give the original files") from error
-    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072 or len(pixels) != len(labels):
-        raise InputError(f"{name} holds data of shape {pixels.shape}", "give the original CIFAR-10 files")
-    return pixels, labels
+        raise InputError(f"{name} is no CIFAR-10 batch ({first_line(error)})", "give the original files") from error
 
 
 _Parser = Callable[[bytes, str], tuple[NDArray[np.uint8], NDArray[np.int64]]]
@@ -156,7 +194,10 @@ def _cifar_members(directory: Path) -> list[tuple[str, bytes, _Parser]]:
             continue
         members: list[tuple[str, bytes, _Parser]] = []
         try:
-            with open_regular(directory / archive, BULK) as stream, tarfile.open(fileobj=stream) as tar:
+            with (
+                open_regular(directory / archive, BULK) as stream,
+                tarfile.open(fileobj=_Unpacked(stream), mode="r:") as tar,  # type: ignore[call-overload]
+            ):
                 for i in range(1, 6):
                     name = f"{folder_name}/data_batch_{i}{suffix}"
                     member = tar.extractfile(name)

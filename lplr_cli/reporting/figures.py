@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +57,24 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 @contextmanager
 def style() -> Iterator[None]:
     """The style of all figures, without touching the user's settings."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+    with _matplotlib().rc_context(_STYLE):
         yield
+
+
+def new_figure(**how: Any) -> Figure:
+    """An empty figure; within :func:`style`."""
+    from matplotlib.figure import Figure
+
+    return Figure(**how)
+
+
+def _matplotlib() -> Any:
+    """The library, without the ``matplotlibrc`` of the current folder, which it would read as it is imported: whose
+    folder that is nobody said, and the file may be a pipe, choose a backend by module, or run LaTeX."""
+    if "matplotlib" not in sys.modules and os.path.lexists("matplotlibrc"):
+        with chdir(Path(__file__).parent):
+            return importlib.import_module("matplotlib")
+    return importlib.import_module("matplotlib")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -199,10 +216,8 @@ def effective_axes(axes: Axes, result: Convergence) -> None:
 
 def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
     """Loss and PL ratio side by side."""
-    from matplotlib.figure import Figure
-
     with style():
-        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = new_figure(figsize=(8.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         loss_axes(left, result)
         pl_ratio_axes(right, result)
@@ -212,11 +227,9 @@ def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
 
 def density_figure(probe: HessianProbe) -> Figure:
     """The density of the Hessian's eigenvalues with its band, and the extreme ones as ticks on the axis."""
-    from matplotlib.figure import Figure
-
     curve, record = probe.density, probe.record
     with style():
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = new_figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
         floor = float(curve["density"].max()) * 1e-7 if len(curve) else 1.0
         at, kept = curve["eigenvalue"], curve.clip(lower=floor)
@@ -242,11 +255,9 @@ def density_figure(probe: HessianProbe) -> Figure:
 
 def sharpness_figure(series: HessianSeries) -> Figure:
     """Largest eigenvalues of H and of G along a run, beside the largest stable curvature."""
-    from matplotlib.figure import Figure
-
     table = series.table
     with style():
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = new_figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
         axes.plot(table["step"], table["sharpness"], "o-", ms=3, color=BLUE, label="λ_max(H)")
         if table["gauss_newton"].notna().any():
@@ -271,10 +282,8 @@ def prediction_axes(axes: Axes, prediction: LazyPrediction) -> None:
 
 def prediction_figure(prediction: LazyPrediction) -> Figure:
     """Measured and predicted loss; the residual's energy beside the eigenvalues, at the start and end."""
-    from matplotlib.figure import Figure
-
     with style():
-        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = new_figure(figsize=(8.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         prediction_axes(left, prediction)
         looks = (
@@ -295,11 +304,9 @@ def prediction_figure(prediction: LazyPrediction) -> Figure:
 
 def rate_figure(results: list[tuple[str, Convergence]], title: str) -> Figure:
     """Suboptimality with its fit for one log, or the suboptimalities of several."""
-    from matplotlib.figure import Figure
-
     with style():
         one = len(results) == 1
-        figure = Figure(figsize=(5.2, 4.8 if one else 3.4), layout="constrained")
+        figure = new_figure(figsize=(5.2, 4.8 if one else 3.4), layout="constrained")
         axes = figure.add_subplot(2, 1, 1) if one else figure.subplots()
         if one:
             rate_axes(axes, results[0][1])

@@ -45,9 +45,6 @@ def path_figure(run: RunDirectory) -> Figure | None:
 
     Steps outside the region are shaded and named, and those inside it whose descent is not proved, hatched.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     try:
         path = kept_path(run)
         series = None if path is None else path_series(run, path)
@@ -56,7 +53,9 @@ def path_figure(run: RunDirectory) -> Figure | None:
     if path is None or series is None:
         return None
     with draw.style():
-        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        from matplotlib.ticker import MaxNLocator
+
+        figure = draw.new_figure(figsize=(8.4, 3.6), layout="constrained")
         axes = figure.subplots()
         _ratios(axes, series, path)
         _without_proof(axes, path, series)

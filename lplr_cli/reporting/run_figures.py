@@ -26,10 +26,8 @@ _ON_THE_AXIS = 0.02
 
 def loss_figure(report: RunReport) -> Figure:
     """Loss and suboptimality, the window shaded."""
-    from matplotlib.figure import Figure
-
     with draw.style():
-        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        figure = draw.new_figure(figsize=(5.6, 3.2), layout="constrained")
         axes = figure.subplots()
         if report.audit.ratio is not None:
             draw.loss_axes(axes, report.audit.ratio)
@@ -44,13 +42,11 @@ def loss_figure(report: RunReport) -> Figure:
 
 def rate_figure(report: RunReport) -> Figure | None:
     """The fitted suboptimality with the band of the rate's 95 % interval, and the effective rate below."""
-    from matplotlib.figure import Figure
-
     rate = report.audit.rate
     if rate is None:
         return None
     with draw.style():
-        figure = Figure(figsize=(5.6, 5.0), layout="constrained")
+        figure = draw.new_figure(figsize=(5.6, 5.0), layout="constrained")
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         draw.rate_axes(axes, rate)
         draw.effective_axes(below, rate)
@@ -69,25 +65,21 @@ def rate_figure(report: RunReport) -> Figure | None:
 
 def ratio_figure(report: RunReport) -> Figure | None:
     """The measured PL ratio with what is proved of it; None without gradient norms."""
-    from matplotlib.figure import Figure
-
     if report.audit.ratio is None:
         return None
     with draw.style():
-        figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+        figure = draw.new_figure(figsize=(5.6, 3.6), layout="constrained")
         draw.pl_ratio_axes(figure.subplots(), report.audit.ratio)
     return figure
 
 
 def curvature_figure(report: RunReport) -> Figure | None:
     """Measured and proved curvature beside the largest that the steps are stable at; None where none is known."""
-    from matplotlib.figure import Figure
-
     table = report.curvature
     if table[["sharpness", "bound"]].isna().all(axis=None):
         return None
     with draw.style():
-        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        figure = draw.new_figure(figsize=(5.6, 3.2), layout="constrained")
         axes = figure.subplots()
         draw.curve(axes, table, "threshold", color=draw.VERMILION, ls="--", label="largest stable curvature")
         draw.curve(axes, table, "bound", color=draw.GREEN, label="proved bound around the step")
@@ -99,10 +91,8 @@ def curvature_figure(report: RunReport) -> Figure | None:
 
 def region_figure(report: RunReport) -> Figure:
     """The drift against the certified radius, and λ_min(K) with its proved bound."""
-    from matplotlib.figure import Figure
-
     with draw.style():
-        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = draw.new_figure(figsize=(8.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         _drift_axes(left, report.source.log, report.audit.figures.certified_radius)
         _lambda_axes(right, pd.DataFrame() if report.source.run is None else report.source.run.probes())
@@ -167,12 +157,10 @@ def binned_spectra(
 
 def spectrum_figure(report: RunReport) -> Figure | None:
     """The density of K's eigenvalues at the first and last checkpoint, and where among them the residual lies."""
-    from matplotlib.figure import Figure
-
     if not report.spectra:
         return None
     with draw.style():
-        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = draw.new_figure(figsize=(8.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         edges, found = binned_spectra(report.spectra)
         looks = ((draw.BLUE, "-"), (draw.VERMILION, "--"))

@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 from lplr_cli import escape
 from lplr_cli.analysis import LogInput, read_log
 from lplr_cli.errors import InputError
-from lplr_cli.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, legend, readable_ticks, style
+from lplr_cli.reporting.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    legend,
+    new_figure,
+    readable_ticks,
+    style,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,13 +50,11 @@ def sweep_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
 
     On the panel of the PL ratio the part outside the stable window, where the proxy of L* spoils the ratio, is thin.
     """
-    from matplotlib.figure import Figure
-
     found = [(name, read_log(folder / name)) for name in runs if (folder / name / "run.json").exists()]
     if not found:
         raise InputError(f"{folder} has no runs to draw", "run the sweep first")
     with style():
-        figure = Figure(figsize=(8.4, 6.0), layout="constrained")
+        figure = new_figure(figsize=(8.4, 6.0), layout="constrained")
         panels = figure.subplots(2, 2)
         for index, (name, source) in enumerate(found):
             how: dict[str, Any] = {"color": _COLOURS[index % len(_COLOURS)], "ls": _DASHES[index // len(_COLOURS) % 4]}
@@ -89,15 +99,13 @@ def seeds_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
 
     Runs whose name does not begin with ``seed`` are drawn as dashed lines beside the band.
     """
-    from matplotlib.figure import Figure
-
     sources = {name: read_log(folder / name) for name in runs}
     seeds = {k: v for k, v in sources.items() if k.startswith("seed")} or sources
     results = [r for r in map(_analysed, seeds.values()) if r is not None]
     if not results:
         raise InputError(f"{folder} has no runs to draw", "run the sweep first")
     with style():
-        figure = Figure(figsize=(10.0, 3.2), layout="constrained")
+        figure = new_figure(figsize=(10.0, 3.2), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
         _seed_band(left, results, "suboptimality", "suboptimality L − min L")
         _seed_band(middle, results, "pl_ratio", "PL ratio ½‖∇L‖²/(L − min L)")

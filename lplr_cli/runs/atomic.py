@@ -12,6 +12,8 @@ from pathlib import Path
 
 from lplr_cli.errors import OutputError
 
+# A link in a run directory that somebody gave away may lead anywhere: no file is made or filled through one.
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 # As write_atomically names them; earlier versions did not name the process.
 _TEMPORARY = re.compile(r"\..+\.(?:(?P<process>\d{1,10})-)?\w{8}\.tmp", re.DOTALL)
 

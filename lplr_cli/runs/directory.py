@@ -13,7 +13,7 @@ import pandas as pd
 
 from lplr_cli.errors import InputError, OutputError
 from lplr_cli.reading import read_json
-from lplr_cli.runs.atomic import clear_temporaries, output_errors, write_text
+from lplr_cli.runs.atomic import NO_LINK, clear_temporaries, output_errors, write_text
 from lplr_cli.runs.manifest import SCHEMA_VERSION, STATUSES, Manifest
 from lplr_cli.runs.tables import (
     LOG_COLUMNS,
@@ -99,7 +99,7 @@ class RunDirectory:
         Temporary files of processes that died in it are removed.
         """
         with output_errors(self.path):
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         try:
             import fcntl
 

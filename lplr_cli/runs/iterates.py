@@ -85,9 +85,13 @@ class IterateFile:
         if self._file.read(len(head)) != head:
             raise InputError(f"{self.path} holds iterates of other parameters", "give the network that was recorded")
         rows = (os.fstat(self._file.fileno()).st_size - len(head)) // self._row
-        self.steps = [self._step(k) for k in range(rows)]
-        if any(b <= a for a, b in zip(self.steps, self.steps[1:], strict=False)):
-            raise InputError(f"{self.path} has steps out of order", "the run directory is damaged")
+        self.steps: list[int] = []
+        # Looked at one by one: a file with holes may promise rows without end.
+        for row in range(rows):
+            step = self._step(row)
+            if step < 0 or (self.steps and step <= self.steps[-1]):
+                raise InputError(f"{self.path} has steps out of order", "the run directory is damaged")
+            self.steps.append(step)
         self._index = {step: k for k, step in enumerate(self.steps)}
 
     @staticmethod

@@ -18,7 +18,7 @@ import pandas as pd
 
 from lplr_cli import escape, reading
 from lplr_cli.errors import InputError, first_line
-from lplr_cli.runs.atomic import output_errors, write_atomically
+from lplr_cli.runs.atomic import NO_LINK, output_errors, write_atomically
 
 LOG_COLUMNS = ("step", "epoch", "loss", "grad_norm_sq", "drift", "lr", "seconds")
 # Of recorded probes: the curvature as an adaptive optimiser sees it, and the largest that the optimiser bears.
@@ -77,7 +77,7 @@ class Appender:
         self._timer: threading.Timer | None = None
         with output_errors(path):
             fresh = not path.exists() or path.stat().st_size == 0
-            self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
             # Also where nobody closes it: at the end of the process, but not in a forked child.
             self._release = weakref.finalize(self, _release, self._handle, self._waiting, os.getpid())
             if fresh:

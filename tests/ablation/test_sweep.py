@@ -42,13 +42,21 @@ def same(frame: pd.DataFrame, reference: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(frame[EXACT], reference[EXACT], rtol=1e-9)
 
 
-def test_local_processes_give_the_same_table(tmp_path: Path, reference: pd.DataFrame) -> None:
+def test_local_processes_give_the_same_table(
+    tmp_path: Path, reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a folder with modules of the names that a process imports first: nobody has named them."""
+    (tmp_path / "theirs" / "lplr_cli").mkdir(parents=True)
+    for name in ("json", "torch", "numpy", "runpy", "lplr_cli/__init__"):
+        (tmp_path / "theirs" / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path / "theirs")
     grown: list[int] = []
     frame, status = run_sweep(
         BASE, AXES, tmp_path / "s", executor=LocalProcesses(2), on_row=lambda table: grown.append(len(table))
     )
     assert status == "finished"
     assert grown == [1, 2]
+    assert not (tmp_path / "ran").exists()
     same(frame, reference)
     for name in ("results.csv", "results.parquet"):
         read = pd.read_csv if name.endswith("csv") else pd.read_parquet
@@ -74,7 +82,7 @@ def test_wrong_data_are_found_before_the_first_cell(tmp_path: Path) -> None:
 
 # Stands for Python: a worker that dies by SIGKILL once, right after the checkpoint of step 4.
 DYING = """#!{python}
-import os, runpy, signal, sys
+import os, signal, sys
 from pathlib import Path
 
 sys.path.insert(0, {root!r})
@@ -89,8 +97,8 @@ def dying(self, checkpoint):
         os.kill(os.getpid(), signal.SIGKILL)
 
 RunDirectory.save = dying
-sys.argv = sys.argv[2:]
-runpy.run_module(sys.argv[0], run_name="__main__")
+sys.argv = sys.argv[3:]
+exec(sys.argv[0])
 """
 
 

@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +31,7 @@ from lplr_cli.runs.exported import is_small_arithmetic
 from lplr_cli.schema import is_plain
 from lplr_cli.training import TrainConfig, train
 from tests.foreign_nets import mlp
+from tests.reliability.conftest import Lplr
 
 
 @pytest.fixture(scope="module")
@@ -48,28 +48,6 @@ def work(made: Path, tmp_path: Path) -> Path:
     shutil.copytree(made / "r", tmp_path / "r")
     shutil.copy(made / "d.npz", tmp_path)
     return tmp_path
-
-
-Lplr = Callable[..., int]
-
-
-@pytest.fixture
-def lplr(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lplr:
-    """A command's exit code; one line where it fails, nothing else on stderr, and soon."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> int:
-        began = time.process_time()
-        code = run(list(arguments))
-        err = capfd.readouterr().err
-        assert code in (0, 1, 2, 3), err
-        if code in (2, 3):
-            assert [line[:13] for line in err.splitlines()].count("lplr: error: ") == 1, err
-            assert all(line.startswith("lplr: ") for line in err.splitlines()), err
-        assert time.process_time() - began < 30
-        return code
-
-    return call
 
 
 def fifo(path: Path) -> None:

@@ -40,7 +40,7 @@ OPTION = {
 
 def probed(folder: Path, *arguments: str) -> Any:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.trust_probe", *arguments],
+        [sys.executable, "-P", "-m", "tests.reliability.trust_probe", *arguments],
         cwd=folder, env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=3000, check=False,
     )  # fmt: skip

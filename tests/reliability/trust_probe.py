@@ -121,7 +121,9 @@ CALLS: dict[str, Callable[[], object]] = {
 
 def stage() -> None:
     """A run, one that was interrupted, one without gradient norms, and a sweep."""
-    Path("payload.py").write_text(PAYLOAD)
+    # The last ones have names that a process which starts in this folder might import.
+    for name in ("payload", "torch", "numpy", "runpy"):
+        Path(f"{name}.py").write_text(PAYLOAD)
     config = TrainConfig(DataSpec("mnist", samples=6), ModelSpec(width=2, depth=1), lr=0.1, steps=12, probe_every=6)
     train(config, Path("r"))
     shutil.copytree("r", "stopped")
@@ -178,7 +180,7 @@ def hook(event: str, arguments: tuple[Any, ...]) -> None:
     executed = event == "exec" and "payload" in str(getattr(arguments[0], "co_filename", arguments[0]))
     started = event in ("os.system", "os.exec", "os.posix_spawn", "os.fork") or (
         # Sweeps with --jobs start workers of lplr itself.
-        event == "subprocess.Popen" and WORKERS not in arguments[1]
+        event == "subprocess.Popen" and not any(WORKERS in str(part) for part in arguments[1])
     )
     if named or executed or started:
         SEEN.append(f"{event} {arguments[:2]!r}"[:200])

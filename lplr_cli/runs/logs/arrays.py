@@ -83,7 +83,8 @@ def _array(content: bytes, name: str) -> NDArray[Any]:
         version = np.lib.format.read_magic(stream)
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = reader(stream)
-        if dtype.hasobject or np.prod(shape, dtype=object) * dtype.itemsize > len(content):
+        # Elements of no size would be as many as the header likes.
+        if dtype.hasobject or not dtype.itemsize or np.prod(shape, dtype=object) * dtype.itemsize > len(content):
             raise ValueError("objects, or less than its header says")
         stream.seek(0)
         values: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)

@@ -45,6 +45,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "drift": ("drift",),
     "epoch": ("epoch", "epochs", "train_epoch", "epoch_num", "epoch_idx"),
 }
+# By such a spelling, what may be meant and how likely it is: 0 is the likeliest.
+_MEANINGS: dict[str, dict[str, int]] = {}
+for _known, _spellings in ALIASES.items():
+    for _place, _spelling in enumerate(_spellings):
+        _MEANINGS.setdefault(_spelling, {}).setdefault(_known, _place)
 # What diagnostics read.
 KNOWN = tuple(name for name in ALIASES if name != "epoch")
 _DECORATIONS = ("metrics_", "logs_", "log_", "history_", "scalars_", "average_", "avg_", "mean_", "current_")
@@ -131,7 +136,8 @@ class Choice:
 
     def wants(self, name: str) -> bool:
         """Whether a column may be needed."""
-        return name in self.columns.values() or any(self._rank(known, name) is not None for known in ALIASES)
+        meanings = _MEANINGS.get(normal(name), {})
+        return name in self.columns.values() or any(self._rank(known, name) is not None for known in meanings)
 
     def pick(self, present: Sequence[str]) -> list[str]:
         """The columns to load; where no name tells the loss and one column is left over, that one too."""
@@ -168,8 +174,7 @@ class Choice:
             return None
         if self.run is not None and chart_line(name)[0] not in ("", self.run):
             return None
-        spelled = normal(name)
-        return ALIASES[known].index(spelled) if spelled in ALIASES[known] else None
+        return _MEANINGS.get(normal(name), {}).get(known)
 
     def _alone(self, present: Sequence[str]) -> str | None:
         if "loss" in self.columns or any(self._rank("loss", name) is not None for name in present):

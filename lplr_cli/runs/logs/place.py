@@ -18,6 +18,8 @@ from lplr_cli.reading import LOG, UNPACKED, open_regular
 # Kept in memory while it is unpacked or piped; what is longer goes to a temporary file.
 _IN_MEMORY = 64 << 20
 _HEAD = 64 << 10
+# Of text whose first lines are longer: as far as the end of the second, up to this.
+_LONGEST_HEAD, _LINES = 16 << 20, 2
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
@@ -30,13 +32,15 @@ class Place:
         name: for messages.
         path: of the file or folder; None for a pipe and for what was unpacked.
         stream: of the file, at its beginning, seekable; None for a folder.
-        head: its first 64 KiB.
+        head: its first 64 KiB, more where the first lines of a text are longer.
+        complete: whether the head is all there is.
     """
 
     name: str
     path: Path | None
     stream: IO[bytes] | None
     head: bytes
+    complete: bool = True
 
     @property
     def folder(self) -> Path | None:
@@ -54,9 +58,9 @@ class Place:
         return b"\0" in self.head.rstrip(b"\0")
 
     @property
-    def complete(self) -> bool:
-        """Whether the head is all there is."""
-        return len(self.head) < _HEAD
+    def endless(self) -> bool:
+        """Whether the first line is longer than any that is read."""
+        return not self.complete and not self.binary and b"\n" not in self.head
 
     def open(self) -> IO[bytes]:
         """The stream at its beginning; of a file only."""
@@ -114,11 +118,11 @@ def piped(stream: IO[bytes], name: str) -> Iterator[Place]:
 
 @contextmanager
 def _placed(raw: IO[bytes], name: str, path: Path | None) -> Iterator[Place]:
-    head = raw.read(_HEAD)
+    head, complete = _head(raw)
     raw.seek(0)
     unpacker = next((u for magic, u in _PACKED.items() if head.startswith(magic)), None)
     if unpacker is None:
-        yield Place(name, path, raw, head)
+        yield Place(name, path, raw, head, complete)
         return
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as plain:
         try:
@@ -126,8 +130,19 @@ def _placed(raw: IO[bytes], name: str, path: Path | None) -> Iterator[Place]:
                 _copy(unpacked, plain, UNPACKED, name)
         except (OSError, EOFError, zlib.error, ValueError) as error:
             raise InputError(f"cannot unpack {name} ({first_line(error)})", "the compressed file is damaged") from error
-        head = plain.read(_HEAD)
-        yield Place(name, None, plain, head)
+        head, complete = _head(plain)
+        yield Place(name, None, plain, head, complete)
+
+
+def _head(stream: IO[bytes]) -> tuple[bytes, bool]:
+    """What is read to tell the format, and whether that is all."""
+    head = stream.read(_HEAD)
+    complete = len(head) < _HEAD
+    while not complete and len(head) < _LONGEST_HEAD and b"\0" not in head and head.count(b"\n") < _LINES:
+        more = stream.read(_CHUNK)
+        complete = len(more) < _CHUNK
+        head += more
+    return head, complete
 
 
 def _copy(source: IO[bytes], target: IO[bytes], most: int, name: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import IO
 
@@ -70,11 +72,16 @@ def _files_of_run(folder: Path, choice: Choice) -> list[Path]:
 
 @dataclass
 class _Scalars:
-    """Values by tag and step; what a restart computes again replaces what was there."""
+    """Values by tag and step; what a restart computes again replaces what was there.
+
+    Each value is kept with the number of restarts before it, so that one look at the end tells which are forgotten: a
+    file of nothing but restarts takes no longer than another.
+    """
 
     choice: Choice
-    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    values: dict[str, dict[int, tuple[int, float]]] = field(default_factory=dict)
     present: dict[str, bool] = field(default_factory=dict)
+    restarts: list[int] = field(default_factory=list)
 
     def add(self, step: int, tag: str, value: bytes | float) -> None:
         """A scalar, or the tensor that holds one."""
@@ -86,18 +93,22 @@ class _Scalars:
         if self.present[tag]:
             number = _scalar(value) if isinstance(value, bytes) else value
             if number is not None:
-                self.values.setdefault(tag, {})[step] = number
+                self.values.setdefault(tag, {})[step] = len(self.restarts), number
 
     def restart(self, step: int) -> None:
         """Forget what a run that went back to this step had written behind it."""
-        for series in self.values.values():
-            for late in [s for s in series if s >= step]:
-                del series[late]
+        self.restarts.append(step)
 
     def table(self) -> Table:
         """A row a step."""
-        steps = sorted({s for series in self.values.values() for s in series})
-        columns = {tag: [series.get(s, np.nan) for s in steps] for tag, series in self.values.items()}
+        # The lowest step that the run went back to after so many restarts.
+        lowest = [*reversed(list(accumulate(reversed([*self.restarts, math.inf]), min)))]
+        kept = {
+            tag: {step: value for step, (before, value) in series.items() if step < lowest[before]}
+            for tag, series in self.values.items()
+        }
+        steps = sorted({s for series in kept.values() for s in series})
+        columns = {tag: [series.get(s, np.nan) for s in steps] for tag, series in kept.items()}
         frame = pd.DataFrame({"step": np.array(steps, dtype=np.float64), **columns})
         return Table(frame, ["step", *self.present])
 

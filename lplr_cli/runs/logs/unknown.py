@@ -54,6 +54,8 @@ def _of_file(place: Place) -> tuple[str, str]:
         return "is compressed or an archive", "unpack it first"
     if head.lstrip()[:5].lower() in (b"<html", b"<!doc", b"<?xml"):
         return "is a page of markup", f"give {FORMATS}"
+    if place.endless:
+        return f"begins with a line of more than {len(head):,} bytes", "write a row a line, with fewer columns"
     database = sqlite.describe(place)
     if database is not None:
         return f"is {database}", "databases of MLflow and trackio are read; or export a CSV"
