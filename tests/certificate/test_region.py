@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
+import mpmath  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 
 from lplr_cli.certificate import Smoothness
 from lplr_cli.certificate.pieces import Piece, Pieces
-from lplr_cli.certificate.region import TUBE, Descent, Lost, Region, StepRow, _factor, _measured, assemble
+from lplr_cli.certificate.region import TUBE, Descent, Lost, Region, StepRow, _factor, _measured, _rate, assemble
 
 SMOOTH = Smoothness(4.0, 0.5, 0.2, 0.3, 1e-4, 2e-4)
 
@@ -88,6 +91,84 @@ def test_rate_by_its_formula() -> None:
     assert found.rate_reason == ""
 
 
+def exact_factor(d: Descent, beta: float, wrong: float, dot: float, mu: float) -> mpmath.mpf:
+    """1 − 2ημ(1 − ηβ/2 − ε) in 60 digits, of floats as they are."""
+    lr, size, error, b, w, m = (mpmath.mpf(v) for v in (d.lr, d.square, d.error, beta, wrong, mu))
+    least, moved = mpmath.sqrt(size) * (1 - mpmath.mpf(dot)) - w, error + lr * w
+    rounding = moved * (1 + lr * b) / (lr * least) + b * moved**2 / (2 * lr * least**2)
+    return 1 - 2 * lr * m * (1 - lr * b / 2 - rounding)
+
+
+@pytest.mark.parametrize(
+    "regime", ["generic", "hardly a step", "one step is all", "edge of stability", "gradient near its error"]
+)
+def test_a_factor_is_never_below_its_formula(regime: str) -> None:
+    """Where each term cancels, with rounding outwards that cannot be left out."""
+    rng = np.random.default_rng(7)
+    known = 0
+    for _ in range(1500):
+        lr, beta, error, wrong, dot = 10 ** rng.uniform(-3, 0), 1.0, 0.0, 0.0, 0.0
+        mu = rng.uniform(0.1, 1.0)
+        if regime == "generic":
+            error, wrong, dot = (10.0 ** rng.uniform(-14, -3, 3)).tolist()
+        elif regime == "hardly a step":
+            lr, beta = 10 ** rng.uniform(-17, -14), 10 ** rng.uniform(-3, 3)
+        elif regime == "one step is all":
+            beta, mu = 0.0, rng.uniform(0.3, 0.5) / lr
+        elif regime == "edge of stability":
+            mu = beta = 2 * (1 - 10 ** rng.uniform(-11, -8)) / lr
+        else:
+            wrong = rng.uniform(0.1, 0.5)
+        found = _factor(
+            d := Descent(0, lr, error, rng.uniform(0.5, 2.0)),
+            beta,
+            replace(PIECES[0], dot_error=dot, smoothness=replace(SMOOTH, gradient_error=wrong)),
+            mu,
+        )
+        if found is not None:
+            known += 1
+            with mpmath.workdps(60):
+                assert mpmath.mpf(found) >= exact_factor(d, beta, wrong, dot, mu)
+                assert found < 1
+    assert known > 300
+
+
+def test_a_gradient_of_exactly_its_error_is_none() -> None:
+    smooth = replace(SMOOTH, gradient_error=1 - 1e-12)
+    assert _factor(Descent(0, 0.1, 0.0, 1.0), 0.0, replace(PIECES[0], dot_error=0.0, smoothness=smooth), 0.5) is None
+
+
+def test_eta_beta_is_rounded_upwards() -> None:
+    rng = np.random.default_rng(8)
+    for beta in rng.uniform(1, 4, 50).tolist():
+        smooth = replace(SMOOTH, beta=beta)
+        found = region([replace(p, smoothness=smooth) for p in PIECES])
+        assert found.eta_beta_max is not None
+        assert Fraction(found.eta_beta_max) >= Fraction(0.1) * Fraction(beta)
+
+
+def test_a_rate_that_ends_too_soon_names_the_last_step() -> None:
+    found = region(descents=[*DESCENTS[:2], replace(DESCENTS[2], error=0.5)])
+    assert (found.rate, found.rate_from_step) == (None, None)
+    assert found.rate_reason == f"step 2: {found.rows[2].reason}"
+    assert _rate([], True) == (None, None, "no step")
+
+
+def test_steps_without_descent_add_nothing_to_the_evidence() -> None:
+    found = region(descents=[DESCENTS[0], DESCENTS[2]])
+    assert found.eta_mu_t == pytest.approx(0.2 * (found.mu or 0.0))
+    assert found.not_certified == []
+
+
+def test_a_piece_with_a_loss_beyond_float64_is_outside() -> None:
+    most = sys.float_info.max
+    for loss in ({"loss_start": most}, {"loss_end": most}):
+        found = region([PIECES[0], replace(PIECES[1], **loss), *PIECES[2:]])
+        assert [row.certified for row in found.rows] == [True, False, True]
+    unknown = replace(PIECES[1], smoothness=replace(SMOOTH, loss_error=math.inf))
+    assert [row.certified for row in region([PIECES[0], unknown, *PIECES[2:]]).rows] == [True, False, True]
+
+
 def test_the_sharper_piece_of_a_step_rules_it() -> None:
     sharp = replace(PIECES[3], smoothness=replace(SMOOTH, beta=15.0))
     found = region([*PIECES[:3], sharp])
@@ -136,6 +217,7 @@ def test_other_optimisers_have_a_region_and_no_rate() -> None:
     found = region(descents=())
     assert (found.mu, found.certified_share) == (region().mu, 1.0)
     assert [row.factor for row in found.rows] == [None] * 3
+    assert found.not_certified == []
     assert (found.rate, found.rate_from_step, found.eta_mu_t, found.eta_beta_max) == (None,) * 4
     assert "for gradient descent without momentum" in found.rate_reason
 
@@ -184,6 +266,8 @@ def test_nothing_is_nothing() -> None:
         found = region(pieces, descents=())
         assert (found.mu, found.mu_star, found.radius, found.rate, found.first_step) == (None,) * 5
         assert found.certified_share == 0.0
+        assert found.steps_certified == 0
+        assert all(row.mu == 0.0 for row in found.rows)
         assert found.eta_mu_t is None
         assert found.measured == found.measured_star
     assert "no finite bound" in region(unknown).not_certified[0][1]
