@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lplr_cli.certificate.graph import PUSHED, GraphBounds, GraphNetwork, worthwhile
+from lplr_cli.certificate.graph import GraphBounds, GraphNetwork, affordable, worthwhile
 from lplr_cli.certificate.network import NoCertificateError, SmoothMLP
 from lplr_cli.certificate.proved import check_method
 from lplr_cli.models import MLP
@@ -31,13 +31,17 @@ def read_network(module: nn.Module, sample: torch.Size, names: list[str] | None 
 
 
 def directions_of(method: str, network: GraphNetwork, x: Tensor) -> int:
-    """How many directions of each layer a method pushes: none for ``fast``, what pays on a few samples for ``auto``.
+    """How many directions of each layer a method pushes.
+
+    None for ``fast``, what pays on a few samples for ``auto``, as many as memory holds for ``tight``.
 
     Raises:
         InputError: an unknown method.
     """
     check_method(method)
-    return worthwhile(network, x) if method == "auto" else {"fast": 0, "tight": PUSHED[-1]}[method]
+    if method == "fast":
+        return 0
+    return worthwhile(network, x) if method == "auto" else affordable(network, x)
 
 
 def graph_bounds(module: nn.Module, network: GraphNetwork, x: Tensor, directions: int) -> GraphBounds:

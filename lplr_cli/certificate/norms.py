@@ -17,6 +17,8 @@ from lplr_cli.linalg import gamma
 _STEPS = 10
 # First shift tried, relative to the estimate; what it is above one is spent on speed, not on soundness.
 _FIRST = 1.02
+# The golden ratio, whose multiples are spread evenly modulo one.
+_IRRATIONAL = 0.6180339887498949
 
 
 def largest_eigenvalue_upper(g: Tensor) -> Tensor:
@@ -57,7 +59,9 @@ def _proved(g: Tensor, t: Tensor) -> Tensor:
 def _ritz_value(g: Tensor) -> Tensor:
     """The largest Ritz value of a few Lanczos steps for each matrix: an estimate from below."""
     k, m, _ = g.shape
-    v = torch.full((k, m, 1), m**-0.5, dtype=g.dtype, device=g.device)
+    # Neither constant nor orthogonal to constants: centred tensors have matrices that vanish on these.
+    start = 1 + (_IRRATIONAL * torch.arange(m, dtype=g.dtype, device=g.device)) % 1
+    v = (start / torch.linalg.vector_norm(start)).reshape(1, m, 1).repeat(k, 1, 1)
     before = torch.zeros_like(v)
     size = torch.linalg.matrix_norm(g)[:, None, None]
     steps = min(_STEPS, m)
@@ -88,6 +92,21 @@ def norm_upper(w: Tensor) -> float:
     # |fl(WWᵀ) - WWᵀ| ≤ γ_k |W||W|ᵀ, of norm at most γ_k ||W||_F².
     rounding = gamma(k + 2, w.dtype) * float(w.square().sum()) * (1 + gamma(w.numel() + 2, w.dtype))
     return _unscaled(math.sqrt(float(square) + rounding) * (1 + 2**-50), exponent)
+
+
+def operator_norms(a: Tensor) -> Tensor:
+    """≥ ||A||_op of each of many matrices, (k, p, m) → (k,), by the Gram matrix of the shorter side.
+
+    Entries are of magnitudes whose squares float64 holds.
+    """
+    square = a.square().sum(dim=(1, 2))
+    short = a if a.shape[1] <= a.shape[2] else a.mT
+    if short.shape[1] > 1:
+        # |fl(AAᵀ) − AAᵀ| ≤ γ |A||A|ᵀ, of norm at most γ ||A||_F².
+        grown = 1.01 * gamma(short.shape[2] + 8, a.dtype)
+        square = torch.minimum(square, largest_eigenvalue_upper(short @ short.mT) + grown * square)
+    found: Tensor = square.sqrt() * (1 + gamma(a[0].numel() + 16 if len(a) else 16, a.dtype))
+    return found
 
 
 def kernel_norm_upper(kernel: Tensor) -> float:

@@ -252,7 +252,8 @@ class Point:
 
     def hessian(self, theta: Tensor, i: int, c: int) -> Tensor:
         """∇²f_ic, (P, P)."""
-        found: Tensor = torch.func.hessian(lambda t: self.outputs(t)[i, c])(theta)
+        # Backwards twice: forwards over backwards errs for a layer normalisation without bias (torch 2.11).
+        found: Tensor = torch.func.jacrev(torch.func.grad(lambda t: self.outputs(t)[i, c]))(theta)
         return found
 
     def worst_points(self, radius: float, random: int, searched: int) -> list[Tensor]:

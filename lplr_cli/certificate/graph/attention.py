@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate.graph.nodes import Form, Node, Values
-from lplr_cli.certificate.graph.state import ELEMENTARY, EPS, Ahead, Behind, Here, Measured, up
+from lplr_cli.certificate.graph.nodes import Form, Node, Values, between
+from lplr_cli.certificate.graph.state import ELEMENTARY, EPS, Ahead, Behind, Here, Measured, Tangent, up
+from lplr_cli.certificate.norms import operator_norms
 from lplr_cli.linalg import gamma
 
 _SECOND, _THIRD = math.sqrt(0.5), 1.75
@@ -36,12 +37,12 @@ class Product(Node):
         return below[0] @ below[1]
 
     def measure(self, *below: Tensor) -> Measured:
-        """``left`` and ``right``: ≥ the largest ||A||_op and ||B||_op of a head, by the Frobenius norm."""
+        """``left`` and ``right``: ≥ the largest ||A||_op and ||B||_op of a head."""
         left, right = (_largest(t, 1) for t in below)
         return {"left": left, "right": right}
 
     def weigh(self, adjoint: Tensor, *below: Tensor) -> Measured:
-        """``head``: the largest ||λ̂|| of a head."""
+        """``head``: ≥ the largest ||λ̂||_op of a head."""
         return {"head": _largest(adjoint, 2)}
 
     def _over(self, here: Here, a: Ahead, b: Ahead) -> tuple[Tensor, Tensor]:
@@ -50,7 +51,7 @@ class Product(Node):
         return up(left), up(here.measured["right"] + b.reach(here.radius) + b.error)
 
     def _head(self, here: Here, above: Behind) -> Tensor:
-        """≥ ||λ|| of the largest head over the ball, (n, C)."""
+        """≥ ||λ||_op of the largest head over the ball, (n, C)."""
         return torch.minimum(above.size, here.measured["head"] + above.reach(here.radius))
 
     def ahead(self, here: Here, *below: Ahead) -> Ahead:
@@ -116,10 +117,21 @@ class Product(Node):
         third = 2 * above.norm * (a.norm * b.norm)[:, None] + 2 * head * second
         return Form(up(matrix), up(third))
 
+    def bent(self, adjoint: Tensor, tangents: tuple[Tensor, ...], below: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """2 ⟨λ, XY⟩ of tangents X and Y: λ Yᵀ and Xᵀ λ."""
+        x, y = (t[:, None] for t in tangents)
+        return adjoint[:, :, None] @ y.mT, x.mT @ adjoint[:, :, None]
+
+    def spread(self, here: Here, above: Behind, below: list[Ahead], tangents: list[Tangent]) -> Tensor:
+        """N moves with λ alone."""
+        a, b = zip(below, tangents, strict=True)
+        rounding = gamma(self.outer + 16, torch.float64) * (above.size + above.error)
+        return 2 * between(self._head(here, above), above.reach(here.radius), rounding, a, b)
+
 
 def _largest(t: Tensor, lead: int) -> Tensor:
-    """The largest Frobenius norm of a matrix, the first dimensions kept."""
-    sizes = t.square().sum(dim=(-2, -1)).sqrt()
+    """≥ the largest ||·||_op of the matrices of a batch, the first dimensions kept."""
+    sizes = operator_norms(t.flatten(0, -3)).reshape(t.shape[:-2])
     return up(sizes.flatten(lead).amax(dim=lead) if sizes.dim() > lead else sizes)
 
 
@@ -144,8 +156,10 @@ class Softmax(Node):
         return {"top": up(self.value({}, *below).flatten(1).amax(dim=1))}
 
     def weigh(self, adjoint: Tensor, *below: Tensor) -> Measured:
-        """``set``: the largest ||λ̂|| of a row."""
-        return {"set": up(adjoint.square().sum(dim=-1).sqrt().flatten(2).amax(dim=2))}
+        """``set``: the largest ||λ̂|| of a row; ``range``: the largest difference of two entries of one."""
+        wide = adjoint.amax(dim=-1) - adjoint.amin(dim=-1)
+        size = adjoint.square().sum(dim=-1).sqrt()
+        return {"set": up(size.flatten(2).amax(dim=2)), "range": up(wide.flatten(2).amax(dim=2))}
 
     def _slope(self, here: Here, z: Ahead) -> Tensor:
         """sup ||Dy|| over the ball, (n,): y moves by at most half of what z does."""
@@ -154,6 +168,11 @@ class Softmax(Node):
 
     def _set(self, here: Here, above: Behind) -> Tensor:
         return torch.minimum(above.size, here.measured["set"] + above.reach(here.radius))
+
+    def _bend(self, here: Here, above: Behind, z: Ahead) -> Tensor:
+        """sup ||⟨λ, D²y⟩|| over rows and ball, (n, C): by ||λ||, or by what its entries differ times ||Dy||."""
+        wide = here.measured["range"] + math.sqrt(2) * above.reach(here.radius)
+        return up(torch.minimum(_SECOND * self._set(here, above), wide * self._slope(here, z)[:, None]))
 
     def ahead(self, here: Here, *below: Ahead) -> Ahead:
         """By the norms of the derivatives of y."""
@@ -169,14 +188,17 @@ class Softmax(Node):
 
     def _fresh(self, z: Ahead) -> Tensor:
         """Rounding of y: of exponentials of differences, their sum and a quotient, relative to y ≤ 1."""
-        relative = 4 * ELEMENTARY * (1 + z.size + z.error) + gamma(self.entries + 8, torch.float64)
-        return 2 * math.sqrt(self.rows_of_sample * self.entries) * relative
+        return 2 * math.sqrt(self.rows_of_sample * self.entries) * self._relative(z)
+
+    def _relative(self, z: Ahead) -> Tensor:
+        """Of one entry."""
+        return 4 * ELEMENTARY * (1 + z.size + z.error) + gamma(self.entries + 8, torch.float64)
 
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """λ_z = Dyᵀ λ_y, whose derivative has D²y[Dz] λ_y beside Dyᵀ Dλ_y."""
         z = below[0]
         slope = self._slope(here, z)
-        turn = _SECOND * self._set(here, above)[:, :, None] * z.blocks[:, None]
+        turn = self._bend(here, above, z)[:, :, None] * z.blocks[:, None]
         return ((up(slope[:, None] * above.size), up(slope[:, None, None] * above.blocks + turn)),)
 
     def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
@@ -198,11 +220,27 @@ class Softmax(Node):
 
     def form(self, here: Here, above: Behind, *below: Ahead) -> Form:
         """⟨λ, D²y[Dz, Dz]⟩, rows being independent; and its derivative."""
-        z, size = below[0], self._set(here, above)
+        z, bend = below[0], self._bend(here, above, below[0])
         blocks, norm = z.blocks[:, None], z.norm[:, None]
-        matrix = (_SECOND * size)[..., None, None] * blocks[..., :, None] * blocks[..., None, :]
-        third = _SECOND * above.norm * norm.square() + _THIRD * size * norm**3
-        return Form(up(matrix), up(third + 2 * _SECOND * size * norm * z.second[:, None]))
+        matrix = bend[..., None, None] * blocks[..., :, None] * blocks[..., None, :]
+        third = _SECOND * above.norm * norm.square() + _THIRD * self._set(here, above) * norm**3
+        return Form(up(matrix), up(third + 2 * bend * norm * z.second[:, None]))
+
+    def bent(self, adjoint: Tensor, tangents: tuple[Tensor, ...], below: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Σ_j y_j (λ_j − yᵀλ)(h_j − yᵀh)²."""
+        y = self.value({}, *below)[:, None]
+        weight = (y * (adjoint - (y * adjoint).sum(dim=-1, keepdim=True)))[:, :, None]
+        y, h = y[:, None], tangents[0][:, None]
+        heavy = weight * (h - (y * h).sum(dim=-1, keepdim=True))
+        return (heavy - y * heavy.sum(dim=-1, keepdim=True),)
+
+    def spread(self, here: Here, above: Behind, below: list[Ahead], tangents: list[Tangent]) -> Tensor:
+        """N moves with λ and with y."""
+        z, size = below[0], self._set(here, above) + above.error
+        computed = 64 * self.entries * (4 * self._relative(z) + gamma(self.entries + 16, torch.float64))
+        moved = _SECOND * above.reach(here.radius) + _THIRD * size * z.reach(here.radius)[:, None]
+        rounding = computed[:, None] * size
+        return between(self._bend(here, above, z), moved, rounding, (z, tangents[0]), (z, tangents[0]))
 
 
 @dataclass(frozen=True)

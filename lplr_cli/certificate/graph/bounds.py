@@ -14,13 +14,17 @@ from lplr_cli.certificate.graph.centre import measure
 from lplr_cli.certificate.graph.network import GraphNetwork
 from lplr_cli.certificate.graph.pushed import Pusher
 from lplr_cli.certificate.graph.state import EPS, Ahead, Behind, Here, Pushed, up
+from lplr_cli.certificate.graph.weighted import Weighted
 from lplr_cli.certificate.network import MARGIN, euclidean
 from lplr_cli.certificate.norms import frobenius_upper
 from lplr_cli.certificate.proved import TRIED, Proved, check_radius, finite, pays
 from lplr_cli.ntk import Network, evaluation_mode
 
-# Directions that ``auto`` chooses from.
-PUSHED = (64, 256)
+# Directions to choose from, and those of them that ``auto`` tries.
+PUSHED = (64, 256, 2048)
+_AUTO = PUSHED[:2]
+# Bytes of the tangents of one sample at its largest place.
+_MEMORY = 512 << 20
 # The factor that pushing more of them is worth.
 _MORE = 8.0
 # Steps of the power iteration behind the bound of a non-negative matrix, and its shift.
@@ -218,11 +222,23 @@ class GraphBounds:
             form = node.form(self._here(place, radius), behind[place], *self._below(ahead, place))
             if form is not None:
                 matrix, third = matrix + form.matrix, third + form.third
+        if self._pushed is not None:
+            matrix = torch.minimum(finite(matrix), finite(self._near(radius, ahead, behind, self._pushed)))
         return finite(up(nonnegative_norm(matrix))), finite(up(third))
+
+    def _near(self, radius: float, ahead: list[Ahead], behind: list[Behind], pushed: Pushed) -> Tensor:
+        """≥ the norm of each block of ∇²f_ic, (n, C, K, K), from θ_0 and how far all can be from it."""
+        matrix, tangents = pushed.core, [t.over(at) for t, at in zip(pushed.tangents, ahead, strict=True)]
+        for k, node in enumerate(self.network.nodes):
+            given = [tangents[place] for place in node.inputs]
+            away = node.spread(self._here(k, radius), behind[k], self._below(ahead, k), given)
+            if away is not None:
+                matrix = matrix + away
+        return matrix
 
 
 def worthwhile(network: GraphNetwork, inputs: Tensor) -> int:
-    """How many directions of each layer to push, from what they change on a few samples: 0, or one of :data:`PUSHED`.
+    """How many directions of each layer to push, from what they change on a few samples: 0, 64 or 256.
 
     Args:
         network: at some θ.
@@ -233,10 +249,22 @@ def worthwhile(network: GraphNetwork, inputs: Tensor) -> int:
     def bound(directions: int) -> Tensor:
         return GraphBounds(network, few, directions=directions).over(0.0).hessians
 
-    none, some, many = (bound(directions) for directions in (0, *PUSHED))
+    none, some, many = (bound(directions) for directions in (0, *_AUTO))
     if not pays(none, some) and not pays(none, many):
         return 0
-    return PUSHED[int(pays(some, many, factor=_MORE))]
+    return _AUTO[int(pays(some, many, factor=_MORE))]
+
+
+def affordable(network: GraphNetwork, inputs: Tensor) -> int:
+    """The most of :data:`PUSHED` whose tangents of one sample stay within half a gigabyte; its second at least."""
+    largest = max(t.numel() for t in network.forward(inputs[:1].double()))
+    weights = [
+        network.values[node.weight].numel()
+        for node in network.nodes
+        if isinstance(node, Weighted) and node.block is not None
+    ]
+    fitting = [d for d in PUSHED if 8 * largest * sum(min(d, w) for w in weights) <= _MEMORY]
+    return max([*_AUTO, *fitting])
 
 
 def nonnegative_norm(matrix: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate.graph.state import ELEMENTARY, EPS, Ahead, Behind, Here, Measured, up
+from lplr_cli.certificate.graph.state import ELEMENTARY, EPS, Ahead, Behind, Here, Measured, Tangent, up
 from lplr_cli.certificate.smooth import Smooth
 from lplr_cli.linalg import gamma
 
@@ -89,6 +89,28 @@ class Node(ABC):
 
     def form(self, here: Here, above: Behind, *below: Ahead) -> Form | None:
         """What the node adds to ∇²f; None for a linear one."""
+        return None
+
+    def bent(self, adjoint: Tensor, tangents: tuple[Tensor, ...], below: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """N X at θ_0, ⟨λ, D²g[w, w]⟩ = wᵀ N w being what the node adds to ∇²f; none for a linear one, or a layer.
+
+        Args:
+            adjoint: λ̂ of the output, (n, C, …).
+            tangents: X of each input, (n, D, …).
+            below: the inputs.
+
+        Returns:
+            (n, C, D, …) for each input.
+        """
+        return ()
+
+    def spread(self, here: Here, above: Behind, below: list[Ahead], tangents: list[Tangent]) -> Tensor | None:
+        """≥ how far the blocks of wᵀ N w over a ball can be from those of X̂ᵀ N̂ X̂, (n, C, K, K).
+
+        Args:
+            here, above, below: as in :meth:`form`.
+            tangents: of each input over the ball.
+        """
         return None
 
 
@@ -293,6 +315,19 @@ class Activation(Node):
         third = third + 2 * (weight * norm + spare * row) * z.second[:, None]
         return Form(up(matrix), up(third))
 
+    def bent(self, adjoint: Tensor, tangents: tuple[Tensor, ...], below: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """N = diag(λ φ'')."""
+        return ((adjoint * self.smooth.second(below[0])[:, None])[:, :, None] * tangents[0][:, None],)
+
+    def spread(self, here: Here, above: Behind, below: list[Ahead], tangents: list[Tangent]) -> Tensor:
+        """N moves with λ and with φ''."""
+        z, top = below[0], here.measured["top"]
+        _, bend = self._over(here, z)
+        spare = above.reach(here.radius) * bend[:, None]
+        computed = ELEMENTARY * (2 + z.size + z.error + bend)[:, None] * top
+        moved = self.smooth.third * z.entry_reach(here.radius)[:, None] * top + spare + computed
+        return between(self._weight(here, z) + spare, moved, computed, (z, tangents[0]), (z, tangents[0]))
+
     def _lean(self, here: Here, weight: Tensor, z: Ahead) -> Tensor:
         """sup ||√w ∘ ∂z/∂θ_p|| with w_j = |λ̂_j φ''(z_j)|, (n, C, K): by the largest w, or from θ_0 and the drift."""
         largest = weight.sqrt()[:, :, None] * z.blocks[:, None]
@@ -303,6 +338,26 @@ class Activation(Node):
         more = up(away[:, None] * here.measured["top"] + 8 * EPS * here.measured["weight"])
         near = (leaned.square() + more[:, :, None] * start.square()[:, None]).sqrt()
         return up(torch.minimum(largest, near + weight.sqrt()[:, :, None] * z.drift[:, None]))
+
+
+def between(
+    norm: Tensor, moved: Tensor, rounding: Tensor, a: tuple[Ahead, Tangent], b: tuple[Ahead, Tangent]
+) -> Tensor:
+    """≥ the distance of the blocks of Daᵀ N Db over a ball from X̂ᵀ N̂ Ŷ, the mean with those of its transpose.
+
+    Args:
+        norm: ≥ ||N||, (n, C).
+        moved: ≥ ||N − N̂||, (n, C).
+        rounding: of N̂ Ŷ as computed, relative to ||Ŷ||_F, (n, C).
+        a, b: bounds and tangents.
+    """
+    (_, x), (ahead, y) = a, b
+    whole = torch.minimum(ahead.blocks, y.size + y.rest)
+    rest = x.rest[:, :, None] * whole[:, None] + x.size[:, :, None] * y.rest[:, None]
+    start, sizes = x.size[:, :, None] * y.size[:, None], x.frobenius[:, :, None] * y.frobenius[:, None]
+    found = sum(f[..., None, None] * m[:, None] for f, m in ((norm, rest), (moved, start), (rounding, sizes)))
+    assert isinstance(found, Tensor)
+    return up((found + found.mT) / 2)
 
 
 def folded(apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lplr_cli.certificate.graph.nodes import Form, Node, Values
-from lplr_cli.certificate.graph.state import Ahead, Behind, Here, Measured, up, up_float
+from lplr_cli.certificate.graph.nodes import Form, Node, Values, between
+from lplr_cli.certificate.graph.state import Ahead, Behind, Here, Measured, Tangent, up, up_float
 from lplr_cli.certificate.graph.weighted import Weighted
 from lplr_cli.certificate.network import euclidean
 from lplr_cli.certificate.norms import frobenius_upper
@@ -151,6 +151,28 @@ class Normalise(Node):
         largest = torch.minimum(above.size, here.measured["set"] + above.reach(here.radius))
         third = third + _THIRD / self.entries * (inverse**3)[:, None] * largest * norm**3
         return Form(up(matrix), up(third + 2 * weight * norm * x.second[:, None]))
+
+    def bent(self, adjoint: Tensor, tangents: tuple[Tensor, ...], below: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """−(λyᵀ + yλᵀ + ⟨λ, y⟩ (1 − 3yyᵀ/m))h/(ms²) with λ and h centred."""
+        m = self.entries
+        p, s = self._parts(below[0].reshape(-1, 1, 1, self.sets, m))
+        y = p / s
+        h, adj = (t.reshape(*t.shape[:2], self.sets, m) for t in (tangents[0], adjoint))
+        h, adj = (h - h.mean(dim=-1, keepdim=True))[:, None], (adj - adj.mean(dim=-1, keepdim=True))[:, :, None]
+        along, meet, level = ((a * b).sum(dim=-1, keepdim=True) for a, b in ((y, h), (adj, h), (adj, y)))
+        found = -(adj * along + y * meet + level * (h - 3 * y * along / m)) / (m * s.square())
+        return (found.reshape(*found.shape[:3], *below[0].shape[1:]),)
+
+    def spread(self, here: Here, above: Behind, below: list[Ahead], tangents: list[Tangent]) -> Tensor:
+        """N moves with λ and with x."""
+        x, m, root = below[0], self.entries, math.sqrt(self.entries)
+        inverse, _ = self._over(here, x)
+        largest = torch.minimum(above.size, here.measured["set"] + above.reach(here.radius)) + above.error
+        change = _THIRD / m * inverse**3 * x.reach(here.radius)
+        moved = self._bend(inverse)[:, None] * above.reach(here.radius) + change[:, None] * largest
+        wrong = self._fresh(x, inverse) + root * (2 * self._relative(x, inverse) + gamma(4 * m + 64, torch.float64))
+        rounding = (32 / m * inverse.square() * wrong)[:, None] * largest
+        return between(self._weight(here, above, x), moved, rounding, (x, tangents[0]), (x, tangents[0]))
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from lplr_cli.certificate.graph.centre import passes
+from lplr_cli.certificate.graph.core import Core
 from lplr_cli.certificate.graph.network import GraphNetwork
 from lplr_cli.certificate.graph.nodes import Activation
-from lplr_cli.certificate.graph.state import Ahead, Here, Measured, Pushed, up
+from lplr_cli.certificate.graph.state import Ahead, Here, Measured, Pushed, Tangent, up
 from lplr_cli.certificate.graph.weighted import Weighted
-from lplr_cli.certificate.norms import largest_eigenvalue_upper
-from lplr_cli.linalg import gamma
+from lplr_cli.certificate.norms import operator_norms
 
 # Bytes of tangents that are held at a time.
 _MEMORY = 256 << 20
+# Bytes of the blocks of one sample beyond which they are not formed.
+_MOST = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,15 @@ class Pusher:
     def __init__(self, network: GraphNetwork, x: Tensor, directions: int, full: list[Ahead], here: list[Here]) -> None:
         self._network, self._x, self._full, self._here = network, x, full, here
         sizes = [t.shape[1:].numel() for t in network.forward(x[:1])]
-        chunk = max(1, _MEMORY // (8 * directions * (sum(sizes) + 2 * max(sizes))))
-        self._chunks = [slice(i, min(i + chunk, len(x))) for i in range(0, len(x), chunk)]
+        self._outputs = sizes[-1]
         self._layers = [
             (k, node) for k, node in enumerate(network.nodes) if isinstance(node, Weighted) and node.block is not None
         ]
+        pushed = sum(min(directions, network.values[layer.weight].numel()) for _, layer in self._layers)
+        chunk = max(1, _MEMORY // (8 * pushed * (sizes[-1] * pushed + 6 * max(sizes))))
+        self._chunks = [slice(i, min(i + chunk, len(x))) for i in range(0, len(x), chunk)]
+        self._cored = 8 * sizes[-1] * pushed**2 <= _MOST
+        self._of_block = {layer.block: k for k, layer in self._layers}
         self._leading: dict[int, Tensor] = {}
         self._rests: dict[int, Measured] = {}
         for k, layer in self._layers:
@@ -82,50 +88,79 @@ class Pusher:
         Args:
             rest: bounds at radius 0, by norms of layers, of what is not pushed.
         """
-        shape = (len(self._x), self._network.blocks)
-        d = [torch.zeros(shape, dtype=torch.float64) for _ in self._full]
-        rows = [torch.zeros(shape, dtype=torch.float64) for _ in self._full]
-        leans = {
-            k: torch.zeros((shape[0], self._here[k].measured["weight"].shape[1], shape[1]), dtype=torch.float64)
-            for k, node in enumerate(self._network.nodes)
-            if isinstance(node, Activation)
-        }
-        for part in self._chunks:
-            chunk = _Chunk(part, *passes(self._network, self._x[part]))
-            for k, layer in self._layers:
-                self._from(k, layer, chunk, rest, Pushed(d, rows, leans))
-        return Pushed([up(t) for t in d], [up(t) for t in rows], {k: up(t) for k, t in leans.items()})
+        n, blocks, nodes = len(self._x), self._network.blocks, self._network.nodes
+        outputs = self._outputs
 
-    def _from(self, start: int, layer: Weighted, chunk: _Chunk, rest: list[Ahead], out: Pushed) -> None:
-        """The derivatives by one layer's parameters at every place behind it."""
-        tangents = {start + 1: self._begun(start, layer, chunk)}
-        skew = 2 * self._rests[start]["skew"][chunk.rows]
-        block = layer.block
-        for place in range(start + 1, len(chunk.places)):
-            arrived = tangents.get(place) or self._through(place - 1, chunk, tangents)
-            if arrived is None:
-                continue
-            tangents[place] = arrived
-            full, left = self._full[place], rest[place]
-            flat = arrived.moved.flatten(2)
-            line = flat.square().sum(dim=1).amax(dim=1).sqrt()
-            for found, near, whole, other in (
-                (out.blocks[place], operator_norm(flat), full.blocks, left.blocks),
-                (out.rows[place], line, full.rows, left.rows),
-            ):
-                whole, other = whole[chunk.rows, block], other[chunk.rows, block]
-                # V is orthonormal to within ``skew``, so both parts are orthogonal to within it.
-                near = up(near) + arrived.error
-                near = near + skew * (near + whole)
-                found[chunk.rows, block] = torch.minimum(torch.hypot(near, other), whole)
-            for k, node in enumerate(self._network.nodes):
-                if isinstance(node, Activation) and node.inputs[0] == place:
-                    extra = (
-                        arrived.error + skew * full.blocks[chunk.rows, block],
-                        skew,
-                        left.blocks[chunk.rows, block],
-                    )
-                    out.leans[k][chunk.rows, :, block] = self._lean(k, node, chunk, flat, extra)
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros((n, *shape), dtype=torch.float64)
+
+        def everywhere() -> list[Tensor]:
+            return [empty(blocks) for _ in self._full]
+
+        leans = {k: empty(outputs, blocks) for k, node in enumerate(nodes) if isinstance(node, Activation)}
+        tangents = [Tangent(empty(blocks), empty(blocks), empty(blocks)) for _ in self._full]
+        out = Pushed(everywhere(), everywhere(), leans, tangents, empty(outputs, blocks, blocks))
+        for part in self._chunks:
+            self._sweep(_Chunk(part, *passes(self._network, self._x[part])), rest, out)
+        return Pushed(
+            [up(t) for t in out.blocks], [up(t) for t in out.rows], {k: up(t) for k, t in leans.items()},
+            [Tangent(up(t.size), up(t.frobenius), up(t.rest)) for t in tangents], up(out.core),
+        )  # fmt: skip
+
+    def _sweep(self, chunk: _Chunk, rest: list[Ahead], out: Pushed) -> None:
+        """The derivatives by the parameters of all layers, from the input up."""
+        nodes, n = self._network.nodes, len(chunk.places[0])
+        core = Core(n, self._outputs, self._network.blocks, len(nodes))
+        last = {place: k for k, node in enumerate(nodes) for place in node.inputs}
+        held: dict[int, dict[int, _Tangents]] = {0: {}}
+        for k, node in enumerate(nodes):
+            given = [held[place] for place in node.inputs]
+            below = [chunk.places[place] for place in node.inputs]
+            if self._cored:
+                core.add(node, chunk.adjoints[k], [{p: t.moved for p, t in g.items()} for g in given], below)
+            if isinstance(node, Activation):
+                for p, t in given[0].items():
+                    out.leans[k][chunk.rows, :, p] = self._lean(k, node, chunk, t, rest[node.inputs[0]], p)
+            arrived = {p: self._through(k, chunk, [g.get(p) for g in given]) for p in sorted(set().union(*given))}
+            if isinstance(node, Weighted) and node.block is not None:
+                arrived[node.block] = self._begun(k, node, chunk)
+            for p, t in arrived.items():
+                self._measure(k + 1, p, t, chunk.rows, rest[k + 1], out)
+            held[k + 1] = arrived
+            for place in set(node.inputs):
+                if last[place] == k:
+                    del held[place]
+        out.core[chunk.rows] = self._stretched(core, chunk.rows) if self._cored else torch.inf
+
+    def _stretched(self, core: Core, rows: slice) -> Tensor:
+        # V is orthonormal to within its skew, on both sides.
+        found = core.norms()
+        stretch = torch.ones((len(found), self._network.blocks), dtype=torch.float64)
+        for k, layer in self._layers:
+            stretch[:, layer.block] += self._skew(k, rows)
+        return found * (stretch[:, :, None] * stretch[:, None])[:, None]
+
+    def _skew(self, layer: int, rows: slice) -> Tensor:
+        return 2 * self._rests[layer]["skew"][rows]
+
+    def _measure(self, place: int, p: int, arrived: _Tangents, rows: slice, rest: Ahead, out: Pushed) -> None:
+        """Norms of what arrives at a place from the parameters of block p, and of what is left of these."""
+        full, skew = self._full[place], self._skew(self._of_block[p], rows)
+        flat = arrived.moved.flatten(2)
+        line = flat.square().sum(dim=1).amax(dim=1).sqrt()
+        size = up(operator_norms(flat))
+        for found, near, whole, other in (
+            (out.blocks[place], size, full.blocks, rest.blocks),
+            (out.rows[place], up(line), full.rows, rest.rows),
+        ):
+            # V is orthonormal to within ``skew``, so both parts are orthogonal to within it.
+            near = near + arrived.error
+            near = near + skew * (near + whole[rows, p])
+            found[rows, p] = torch.minimum(torch.hypot(near, other[rows, p]), whole[rows, p])
+        tangent = out.tangents[place]
+        tangent.size[rows, p] = (1 + skew) * size
+        tangent.frobenius[rows, p] = (1 + skew) * up(flat.square().sum(dim=(1, 2)).sqrt())
+        tangent.rest[rows, p] = (1 + skew) * arrived.error + rest.blocks[rows, p]
 
     def _begun(self, start: int, layer: Weighted, chunk: _Chunk) -> _Tangents:
         """Where the parameters enter."""
@@ -135,25 +170,23 @@ class Pusher:
         met = layer.overlap_root * self._full[place].error[chunk.rows] * moved.shape[1] ** 0.5
         return _Tangents(moved, up(error + met))
 
-    @staticmethod
-    def _lean(k: int, node: Activation, chunk: _Chunk, flat: Tensor, extra: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _lean(self, k: int, node: Activation, chunk: _Chunk, arrived: _Tangents, rest: Ahead, p: int) -> Tensor:
         """≥ ||√ŵ ∘ ∂z/∂θ_p|| for each output, (n, C), from the tangents and what they lack."""
-        error, skew, left = extra
-        weights = node.weights(chunk.adjoints[k], chunk.places[node.inputs[0]])
+        place, flat = node.inputs[0], arrived.moved.flatten(2)
+        skew, left = self._skew(self._of_block[p], chunk.rows), rest.blocks[chunk.rows, p]
+        error = arrived.error + skew * self._full[place].blocks[chunk.rows, p]
+        weights = node.weights(chunk.adjoints[k], chunk.places[place])
         heaviest = weights.amax(dim=2).sqrt()
         columns = []
         for c in range(weights.shape[1]):
-            near = operator_norm(flat * weights[:, c, None].sqrt()) * (1 + skew) + heaviest[:, c] * error
+            near = up(operator_norms(flat * weights[:, c, None].sqrt())) * (1 + skew) + heaviest[:, c] * error
             columns.append(torch.hypot(near, heaviest[:, c] * left))
         return torch.stack(columns, dim=1)
 
-    def _through(self, k: int, chunk: _Chunk, tangents: dict[int, _Tangents]) -> _Tangents | None:
-        """Behind node k; None where nothing arrives."""
+    def _through(self, k: int, chunk: _Chunk, given: list[_Tangents | None]) -> _Tangents:
+        """Behind node k."""
         node = self._network.nodes[k]
-        given = [tangents.get(place) for place in node.inputs]
         known = [g for g in given if g is not None]
-        if not known:
-            return None
         below = tuple(chunk.places[i] for i in node.inputs)
         moved = node.push(self._network.values, tuple(None if g is None else g.moved for g in given), below)
         size = torch.stack([g.moved.flatten(1).norm(dim=1) for g in known]).sum(dim=0)
@@ -167,11 +200,3 @@ class Pusher:
 def _some(at: Ahead, rows: slice) -> Ahead:
     """Of some samples."""
     return Ahead(*(getattr(at, key)[rows] for key in ("size", "error", "blocks", "rows", "second", "drift")))
-
-
-def operator_norm(a: Tensor) -> Tensor:
-    """≥ ||A||_op of each of many matrices, (n, D, m) → (n,), from the Gram matrix of the shorter side."""
-    short = a if a.shape[1] <= a.shape[2] else a.mT
-    square = a.square().sum(dim=(1, 2))
-    found = largest_eigenvalue_upper(short @ short.mT) + 1.01 * gamma(short.shape[2] + 8, a.dtype) * square
-    return up(torch.minimum(found, square).sqrt())

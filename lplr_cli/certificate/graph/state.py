@@ -94,6 +94,25 @@ Measured = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Tangent:
+    """∂t/∂θ_p of one place as X̂ Q_p and the rest, X̂ being what was pushed to it and ||Q_p|| ≤ 1; each (n, K).
+
+    Attributes:
+        size: ≥ ||X̂||_op.
+        frobenius: ≥ ||X̂||_F.
+        rest: ≥ ||∂t/∂θ_p − X̂ Q_p||_op, at θ_0 or over a ball.
+    """
+
+    size: Tensor
+    frobenius: Tensor
+    rest: Tensor
+
+    def over(self, at: Ahead) -> Tangent:
+        """The same over a ball."""
+        return Tangent(self.size, self.frobenius, up(self.rest + at.drift))
+
+
+@dataclass(frozen=True)
 class Pushed:
     """Derivatives of the places at θ_0 as they are, not by norms of layers; rounding included.
 
@@ -101,11 +120,15 @@ class Pushed:
         blocks: ≥ ||∂t/∂θ_p(θ_0)||_op of each place, (n, K).
         rows: the same for its entries.
         leans: ≥ ||√ŵ ∘ ∂t/∂θ_p(θ_0)||_op with ŵ_j = |λ̂_j φ''(ẑ_j)| of what each activation meets, (n, C, K), by node.
+        tangents: of each place.
+        core: ≥ the norm of each block of ∇²f_c on what was pushed, as computed, (n, C, K, K).
     """
 
     blocks: list[Tensor]
     rows: list[Tensor]
     leans: dict[int, Tensor]
+    tangents: list[Tangent]
+    core: Tensor
 
 
 @dataclass(frozen=True)

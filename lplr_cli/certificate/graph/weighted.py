@@ -14,10 +14,13 @@ from torch.nn import functional as F
 
 from lplr_cli.certificate.graph.convolution import convolution_norm_upper
 from lplr_cli.certificate.graph.nodes import Form, Node, Values, folded
-from lplr_cli.certificate.graph.state import Ahead, Behind, Here, Measured, up, up_float
+from lplr_cli.certificate.graph.state import Ahead, Behind, Here, Measured, Tangent, up, up_float
 from lplr_cli.certificate.network import euclidean
-from lplr_cli.certificate.norms import frobenius_upper, largest_eigenvalue_upper, norm_upper
+from lplr_cli.certificate.norms import frobenius_upper, norm_upper, operator_norms
 from lplr_cli.linalg import gamma
+
+# Tangents whose patches are written out at a time.
+_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,17 @@ class Weighted(Node):
         return {"own": _norms(lead), "column": up(lead.square().sum(dim=2).amax(dim=(1, 2)).sqrt())}
 
     def weigh(self, adjoint: Tensor, *below: Tensor) -> Measured:
-        """``gradient``: ||∂f_c/∂(W, b)||; ``group``: the largest ||λ̂|| of a group of outputs."""
+        """``gradient``: ||∂f_c/∂(W, b)||; ``group``: ≥ the largest ||λ̂||_op of a group, outputs by positions."""
         s = self.outputs(adjoint)
-        group = s.square().sum(dim=(3, 4)).amax(dim=2).sqrt()
         square = torch.zeros(s.shape[:2], dtype=s.dtype)
         if self.weight_trained:
             square = square + (s @ self.columns(below[0])[:, None].mT).square().sum(dim=(2, 3, 4))
         if self.bias_trained:
             square = square + s.sum(dim=4).square().sum(dim=(2, 3))
-        return {"gradient": square.sqrt(), "group": up(group)}
+        return {"gradient": square.sqrt(), "group": _norms(s)}
 
     def _grouped(self, here: Here, above: Behind) -> Tensor:
-        """≥ ||λ|| of the largest group over the ball, (n, C): what a change of the weights can meet."""
+        """≥ ||λ||_op of the largest group over the ball, (n, C): what a change of the weights can meet."""
         return torch.minimum(above.size, here.measured["group"] + above.reach(here.radius))
 
     def _moved(self, here: Here) -> tuple[float, float, float]:
@@ -274,17 +276,32 @@ class Weighted(Node):
         third = self.overlap_root * (above.norm * x.norm[:, None] + size * x.second[:, None])
         return Form(up(matrix), up(third))
 
+    def met(self, adjoint: Tensor, tangent: Tensor) -> Tensor:
+        """λ Xᵀ of each tangent of the input, (n, C, D, weights): what a change of W meets at θ_0."""
+        s, found = self.outputs(adjoint), []
+        for part in torch.split(tangent, _TOGETHER, dim=1):
+            x = self.columns(part.flatten(0, 1))
+            x = x.reshape(*part.shape[:2], *x.shape[1:])
+            found.append(torch.einsum("ncgot,ndgkt->ncdgok", s, x).flatten(3))
+        return torch.cat(found, dim=2)
+
+    def spread(self, here: Here, above: Behind, below: list[Ahead], tangents: list[Tangent]) -> Tensor | None:
+        """Of 2 ⟨λ, dW Dx⟩ and λ̂ X̂ᵀ."""
+        if not self.weight_trained or self.block is None:
+            return None
+        (x,), root = tangents, self.overlap_root
+        rounding = gamma(self.positions + 16, torch.float64) * (above.size + above.error)
+        parts = ((self._grouped(here, above), x.rest), (above.reach(here.radius), x.size), (rounding, x.frobenius))
+        cross = sum(root * size[:, :, None] * t[:, None] for size, t in parts)
+        assert isinstance(cross, Tensor)
+        matrix = cross.new_zeros((*cross.shape, cross.shape[2]))
+        matrix[:, :, self.block] += cross
+        matrix[:, :, :, self.block] += cross
+        return up(matrix)
+
 
 def _norms(a: Tensor) -> Tensor:
-    """≥ ||A||_op of the largest group of each sample, (n, g, k, T) → (n,)."""
-    n, g, k, t = a.shape
-    if k == 0:
-        return torch.zeros(n, dtype=a.dtype)
-    square = a.square().sum(dim=(2, 3))
-    if min(k, t) > 1:
-        short = (a if k <= t else a.mT).flatten(0, 1)
-        found = largest_eigenvalue_upper(short @ short.mT).reshape(n, g)
-        # |fl(AAᵀ) − AAᵀ| ≤ γ |A||A|ᵀ, of norm at most γ ||A||_F².
-        found = found + 1.01 * gamma(max(k, t) + 8, a.dtype) * square
-        square = torch.minimum(square, found)
-    return up(square.amax(dim=1).sqrt())
+    """≥ ||A||_op of the largest group of each sample, (…, g, k, T) → (…,)."""
+    if not a.numel():
+        return torch.zeros(a.shape[:-3], dtype=a.dtype)
+    return up(operator_norms(a.flatten(0, -3)).reshape(a.shape[:-2]).amax(dim=-1))
