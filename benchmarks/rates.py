@@ -1,17 +1,24 @@
-"""Does fit-rate name the law that made the data, say so where there is none, and do its intervals cover?"""
+"""Does fit-rate name the law that made the data, say so where there is none, and do its intervals cover?
+
+``python -m benchmarks.rates FILE [GROUP …]`` appends the outcome of every series to FILE as it comes, and a run that
+was stopped goes on where it ended; every group of cases in a process of its own uses all cores.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.rate_cases import CASES, Case, Sample
 from lplr_cli.diagnostics import Convergence, analyse_rate, clean_series
+from lplr_cli.diagnostics.convergence import DOUBTED
 
 SERIES = int(os.environ.get("LPLR_BENCH_SERIES", "40"))
 
@@ -40,12 +47,14 @@ class Outcome:
         said: the verdict.
         covered: whether the interval holds the truth; None without a law or a known truth.
         error: of −log ρ, relative, where the truth is known.
+        misfit: p-value of a law that is right, against a free curve; None elsewhere.
     """
 
     answer: str
     said: str
     covered: bool | None
     error: float | None
+    misfit: float | None
 
 
 def judge(case: Case, sample: Sample, result: Convergence) -> Outcome:
@@ -57,12 +66,12 @@ def judge(case: Case, sample: Sample, result: Convergence) -> Outcome:
     answer = "right" if right else "undecided" if verdict == "undecided" else "wrong"
     covered = error = None
     if right and verdict == "linear" and fit.rate and sample.rate is not None:
-        covered = (fit.rate_low or 0.0) <= np.exp(-sample.rate) <= (fit.rate_high or 1.0)
-        error = abs(np.log(fit.rate) / sample.rate + 1)
+        covered = bool((fit.rate_low or 0.0) <= np.exp(-sample.rate) <= (fit.rate_high or 1.0))
+        error = float(abs(np.log(fit.rate) / sample.rate + 1))
     if right and verdict == "sublinear" and sample.alpha is not None:
-        covered = (fit.alpha_low or 0.0) <= sample.alpha <= (fit.alpha_high or np.inf)
+        covered = bool((fit.alpha_low or 0.0) <= sample.alpha <= (fit.alpha_high or np.inf))
     said = fit.verdict + ("" if part is None else "*")
-    return Outcome(answer, said, covered, error)
+    return Outcome(answer, said, covered, error, None if covered is None or part is not None else fit.misfit)
 
 
 @dataclass(frozen=True)
@@ -95,41 +104,85 @@ class Cell:
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
         cover = "" if self.coverage is None else f"{self.coverage:.0%}"
         worst = f"{max(errors):.1%}" if errors else ""
+        answers = " | ".join(f"{self.share(answer):.0%}" for answer in ("right", "wrong", "undecided"))
         return (
-            f"| {self.case.group} | {self.case.name} | {self.rows:,} | {self.share('right'):.0%} "
-            f"| {self.share('wrong'):.0%} | {self.share('undecided'):.0%} | {cover} | {worst} | {said} "
-            f"| {'misses' if self.misses else ''} |"
+            f"| {self.case.group} | {self.case.name} | {self.rows:,} | {len(self.outcomes)} | {answers} | {cover} "
+            f"| {worst} | {said} | {'misses' if self.misses else ''} |"
         )
 
 
-def cells(cases: Sequence[Case] = CASES, series: int = SERIES) -> list[Cell]:
-    """Run the grid, one process."""
-    found = []
+class Kept:
+    """Outcomes in a file, a line a series, so that a long run can go on; or in memory alone.
+
+    Args:
+        path: of the file; None for none.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        records = [json.loads(line) for line in lines]
+        self.known = {tuple(one["series"]): Outcome(**one["outcome"]) for one in records}
+
+    def outcome(self, case: Case, rows: int, seed: int) -> Outcome:
+        """Of one series, tried unless it is known."""
+        key = (case.group, case.name, rows, seed)
+        if key not in self.known:
+            sample = sample_of(case, rows, seed)
+            self.known[key] = judge(case, sample, analyse_rate(clean_series(log_of(sample))))
+            if self.path is not None:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"series": key, "outcome": asdict(self.known[key])}) + "\n")
+        return self.known[key]
+
+
+def cells(cases: Sequence[Case] = CASES, series: int = SERIES, path: Path | None = None) -> Iterator[Cell]:
+    """Run the grid, one process; a cell as soon as it is done."""
+    kept = Kept(path)
     for case in cases:
         for rows in case.rows:
-            outcomes = []
-            for seed in range(series):
-                sample = sample_of(case, rows, seed)
-                outcomes.append(judge(case, sample, analyse_rate(clean_series(log_of(sample)))))
-            found.append(Cell(case, rows, tuple(outcomes)))
-            print(found[-1].row(), file=sys.stderr, flush=True)
-    return found
+            yield Cell(case, rows, tuple(kept.outcome(case, rows, seed) for seed in range(series)))
 
 
 HEAD = (
-    "| group | curve | rows | right | wrong | undecided | cover | worst error of the rate | said | |\n"
-    "|---|---|---:|---:|---:|---:|---:|---:|---|---|"
+    "| group | curve | rows | series | right | wrong | undecided | cover | worst error of the rate | said | |\n"
+    "|---|---|---:|---:|---:|---:|---:|---:|---:|---|---|"
 )
+
+
+def totals(found: Sequence[Cell]) -> str:
+    """Coverage, and how often the note of a law that may not be exact stands beside a right one."""
+    outcomes = [o for cell in found for o in cell.outcomes]
+    covered = [o.covered for o in outcomes if o.covered is not None]
+    doubted = [o.misfit < DOUBTED for o in outcomes if o.misfit is not None]
+    if not covered:
+        return f"{len(outcomes):,} series."
+    return (
+        f"{len(outcomes):,} series. Intervals that cover: {np.mean(covered):.2%} of {len(covered):,}. Right laws "
+        f"doubted at {DOUBTED:g}: {np.mean(doubted):.2%} of {len(doubted):,}."
+    )
 
 
 def report(series: int = SERIES) -> str:
     """A Markdown table; see docs/benchmarks.md."""
-    found = cells(series=series)
-    covered = [o.covered for cell in found for o in cell.outcomes if o.covered is not None]
-    return "\n".join(
-        [HEAD, *(cell.row() for cell in found), f"\nIntervals that cover: {np.mean(covered):.2%} of {len(covered):,}."]
-    )
+    found = list(cells(series=series))
+    return "\n".join([HEAD, *(cell.row() for cell in found), "", totals(found)])
+
+
+def main() -> None:
+    """The grid, or some groups of it, a row as it is done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, help="outcomes, a JSON line a series")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(dict.fromkeys(c.group for c in CASES)))
+    said = parser.parse_args()
+    cases = [case for case in CASES if not said.groups or case.group in said.groups]
+    print(HEAD, flush=True)
+    found = []
+    for cell in cells(cases, path=said.file):
+        found.append(cell)
+        print(cell.row(), flush=True)
+    print("\n" + totals(found))
 
 
 if __name__ == "__main__":
-    print(report())
+    main()

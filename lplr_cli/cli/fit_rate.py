@@ -130,10 +130,13 @@ def _segments(result: Convergence) -> list[Grid]:
             _span(one.rate_low, one.rate_high) if one.rate is not None else "",
             number(one.lr),
             number(one.decay_per_lr_step),
+            _span(one.decay_per_lr_step_low, one.decay_per_lr_step_high, 4)
+            if one.decay_per_lr_step is not None
+            else "",
         ]
         for one in result.segments
     ]
-    headings = ("steps", "loss", "law", "rate ρ", "95 % interval", "step size", "decay per lr·step")
+    headings = ("steps", "loss", "law", "rate ρ", "95 % interval", "step size", "decay per lr·step", "its interval")
     return [Grid("Segments", headings, rows, (3, 5, 6))]
 
 

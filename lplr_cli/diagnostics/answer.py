@@ -28,6 +28,7 @@ class RateFit:
         reason: one line for people.
         looks_like: what the curve looks like where no law holds for all of it, else None.
         part: ``{"start", "stop"}``, the steps that the law holds for, where it is not the whole window; else None.
+        last_step: of the window.
         rate: ρ, the factor of the suboptimality a unit of time (a step); of the slowest mode; None if sublinear or
             none.
         rate_low, rate_high: its 95 % interval; None at an open end.
@@ -51,6 +52,7 @@ class RateFit:
     reason: str
     looks_like: str | None
     part: dict[str, float] | None
+    last_step: float
     rate: float | None
     rate_low: float | None
     rate_high: float | None
@@ -89,7 +91,10 @@ class RateFit:
         text = {"two_rate": "linear, with two rates", "sublinear": "sublinear (power law)"}.get(
             self.verdict, self.verdict
         )
-        return text if self.part is None else f"{text}, from step {self.part['start']:g} on"
+        if self.part is None:
+            return text
+        start, stop = self.part["start"], self.part["stop"]
+        return f"{text}, from step {start:g} on" if stop >= self.last_step else f"{text}, steps {start:g} to {stop:g}"
 
     @property
     def about(self) -> str:
@@ -118,17 +123,17 @@ def fit_rate(steps: Array, loss: Array) -> RateFit | None:
 
 
 def answer(reading: Reading, steps: Array) -> RateFit:
-    """A reading with its intervals; ``steps`` are those of all its rows."""
+    """A reading with its intervals; ``steps`` are those of all its rows, by whatever clock it was read."""
     fit, weighed = reading.weighed.chosen, reading.weighed
     best = min(f.bic for f in weighed.fits.values())
     rate, half, alpha = _constants(reading)
-    whole = reading.first == 0 and reading.tail is None
-    part = None if whole or reading.first == 0 else _ends(reading, steps)
+    part = None if reading.whole else _ends(reading, steps)
     return RateFit(
         reading.verdict,
         reading.reason,
         reading.looks_like,
         part,
+        float(steps[-1]),
         *rate,
         *half,
         *alpha,

@@ -34,6 +34,8 @@ class Clock:
         """−log ρ per unit of the sum of step sizes, with its interval."""
         values = (fit.rate, fit.rate_high, fit.rate_low)
         low_to_high = [None if v is None or v <= 0 or self.size is None else -math.log(v) / self.size for v in values]
+        # ρ = 1 gives 0, not −0.
+        low_to_high = [v if v is None else v + 0.0 for v in low_to_high]
         return low_to_high[0], low_to_high[1], low_to_high[2]
 
 
@@ -47,8 +49,11 @@ def lr_clock(steps: Array, lr: Array) -> Clock | None:
     """The sum of the step sizes as time, one unit a step of mean size; None where sizes are unknown or all the same."""
     if not _usable(lr) or lr.max() <= lr.min() * (1 + 1e-9) or len(steps) < 2:
         return None
-    # The trapezoidal rule between rows: logs of epochs know the step size at their ends only.
-    elapsed = np.append(0.0, np.cumsum(0.5 * (lr[1:] + lr[:-1]) * np.diff(steps)))
+    apart = np.diff(steps)
+    # A row a step has the loss before the step and the size of it; between sparser rows the trapezoidal rule is as good
+    # as any, as they know the step size at their ends only.
+    size_between = lr[:-1] if (apart == 1).all() else 0.5 * (lr[1:] + lr[:-1])
+    elapsed = np.append(0.0, np.cumsum(size_between * apart))
     size = float(elapsed[-1] / (steps[-1] - steps[0]))
     time = steps[0] + elapsed / size
     return Clock("lr_step", time, size) if (np.diff(time) > 0).all() else None
@@ -59,9 +64,13 @@ def _usable(lr: Array) -> bool:
 
 
 def changes_of(lr: Array) -> list[int]:
-    """Rows at which the step size jumps; none where it is unknown or changes more often than a piecewise schedule."""
+    """Rows at which the step size jumps; none where it is unknown or changes more often than a piecewise schedule.
+
+    Jumps in neighbouring rows are a ramp, as those of a warm-up.
+    """
     if not _usable(lr):
         return []
-    ratio = np.abs(np.diff(np.log(lr)))
-    rows = np.flatnonzero(ratio > math.log(JUMP)) + 1
+    jumps = np.abs(np.diff(np.log(lr))) > math.log(JUMP)
+    alone = jumps & ~np.append(False, jumps[:-1]) & ~np.append(jumps[1:], False)
+    rows = np.flatnonzero(alone) + 1
     return rows.tolist() if len(rows) <= MOST_JUMPS else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
 from lplr_cli.diagnostics.fits import MIN_POINTS, REJECTED, CurveFit, fit_all, scaled
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.pl import envelope, pl_ratio
-from lplr_cli.diagnostics.rate import Reading, read
+from lplr_cli.diagnostics.rate import EVIDENCE, Reading, read
 from lplr_cli.diagnostics.segments import Segment, segments_of
 from lplr_cli.diagnostics.series import LossSeries
 from lplr_cli.diagnostics.window import Window, given_window, settled_row, stable_window
@@ -49,7 +50,7 @@ class Convergence(Shown):
             comparable with μ and between schedules; None without step sizes or when sublinear.
         lr: (lowest, highest) step size on the window; None when unknown.
         segments: the log cut where the step size jumps or, where no law holds for all of it, where the curve changes:
-            a rate each.
+            a rate each, in the sum of the step sizes where they vary within it.
         effective: ρ(t) as a series with its band; see :func:`lplr_cli.diagnostics.effective.effective_rate`.
         theory: 1 − ημ for each μ that is known and positive, for full-batch gradient descent with one step size.
         notes: what a reader must know to read the rate right.
@@ -122,7 +123,7 @@ def analyse_rate(
         raise InputError(
             f"{len(loss[rows])} usable rows are too few to fit a rate", f"{MIN_POINTS} at least, isolated faults aside"
         )
-    fit = answer(reading, clock.time)
+    fit = answer(reading, steps[rows])
     sensitivity = _sensitivity(reading, series, chosen, clock)
     segments = segments_of(steps[rows], loss[rows], lr, jumps, reading)
     kept = reading.kept
@@ -163,18 +164,38 @@ def _window(series: LossSeries, window: tuple[float, float] | None, facts: RunFa
 def _read(
     steps: Array, loss: Array, lr: Array, known: list[int], smoothing: float | None
 ) -> tuple[Clock, Reading | None]:
-    """By the step, or by the sum of the step sizes where a law holds for all of the log in it alone."""
-    plain = step_clock(steps, lr)
+    """By the step, or by the sum of the step sizes where that says more: a law of all rows before one of a part,
+    undecided before none. Of two that say as much the law of the sum counts, of all rows unless the evidence is against
+    it.
+    """
+    plain, other = step_clock(steps, lr), lr_clock(steps, lr)
     reading = read(steps, loss, known, smoothing)
-    if reading is None or (reading.verdict not in ("none", "undecided") and reading.first == 0):
+    again = None if reading is None or other is None else read(other.time, loss, known, smoothing)
+    if reading is None or other is None or again is None:
         return plain, reading
-    other = lr_clock(steps, lr)
-    if other is None:
-        return plain, reading
-    again = read(other.time, loss, known, smoothing)
-    if again is not None and again.verdict not in ("none", "undecided") and again.first == 0:
-        return other, again
-    return plain, reading
+    says, told = _says(reading), _says(again)
+    if told == says:
+        better = says == _PART or (says == _MOST and _surprise(again) < _surprise(reading) + EVIDENCE)
+    else:
+        better = told > says
+    return (other, again) if better else (plain, reading)
+
+
+# See _says.
+_PART, _MOST = 2, 3
+
+
+def _says(reading: Reading) -> int:
+    """How much: a law of all rows, of a part, several laws possible, or none."""
+    if reading.verdict in ("none", "undecided"):
+        return int(reading.verdict == "undecided")
+    return _MOST if reading.whole else _PART
+
+
+def _surprise(reading: Reading) -> float:
+    """−2 log likelihood with the price of the parameters, of the same rows by any clock."""
+    fit = reading.weighed.chosen
+    return fit.bic + 2 * math.log(fit.noise.spread)
 
 
 def _sensitivity(reading: Reading, series: LossSeries, window: Window, clock: Clock) -> dict[str, float | None]:

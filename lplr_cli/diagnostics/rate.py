@@ -23,7 +23,7 @@ from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import fine_noise, whiten
 from lplr_cli.diagnostics.shape import Stretch, describe, stretches
 from lplr_cli.diagnostics.smoothing import recognise, unsmoothed
-from lplr_cli.diagnostics.tails import SETTLED, Tail, analyse_tail
+from lplr_cli.diagnostics.tails import Tail, analyse_tail
 from lplr_cli.errors import InputError
 
 # Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
@@ -42,10 +42,17 @@ PART_SHARE, PART_ROWS, PART_FOLDS = 0.2, 30, 1.5
 _SEARCHED = 1_500
 # Errors of a law that the last digit explains are smaller than so many of its standard deviations.
 _GRAINS = 3.0
+# Errors are misfit when they are larger than the noise by this factor; in a log whose relative noise is below the
+# second value (float32 rounds at 6e-8) the largest of them.
+_MISFIT, _SILENT = 20.0, 1e-6
 # Laws of one kind.
 _KINDS = {LINEAR.name: LINEAR.name, TWO_RATE.name: LINEAR.name, SUBLINEAR.name: SUBLINEAR.name}
 # A law that misses a log without noise by less than this and tells the tail's rate within this share is exact.
 _EXACT, _SAME = 1e-4, 0.005
+# A pattern is named when it comes back this often.
+_BEATS = 8
+# A log is over where its decrements end to be resolved when no more than this share of the fall is left.
+_OVER = 1e-3
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,11 @@ class Reading:
         """First and last of the rows without spikes that the tail was read from."""
         assert self.tail is not None
         return self.tail.first, self.tail.last
+
+    @property
+    def whole(self) -> bool:
+        """Whether the law holds for all rows."""
+        return self.first == 0 and self.last == len(self.kept) - 1
 
     @property
     def spikes(self) -> int:
@@ -384,24 +396,38 @@ def _read(
 
 
 def _misfit_rules(whole: Weighed, noise: Array) -> bool:
-    """Whether the log has so little noise that what the nearest curve leaves over is misfit."""
+    """Whether the log has so little noise that what the nearest curve leaves over is misfit.
+
+    Behind a long plateau, which any curve fits, errors are typically small: where there is next to no noise the largest
+    errors count.
+    """
     nearest = min(whole.fits.values(), key=lambda fit: fit.bic)
     least = NEGLIGIBLE if whole.misfit < REJECTED else 1e3 * NEGLIGIBLE
-    return nearest.sigma > max(20 * float(np.median(noise)), least)
+    typical = float(np.median(noise))
+    if nearest.sigma > max(_MISFIT * typical, least):
+        return True
+    error = np.abs(_errors(nearest))
+    large = error >= 0.1 * error.max()
+    return typical < _SILENT and error.max() > least and float(np.median(error[large])) > _MISFIT * typical
+
+
+def _errors(fit: CurveFit) -> Array:
+    """Of the logarithm, row by row."""
+    return np.asarray(np.log(np.maximum(fit.curve.value(fit.p, fit.data.s)[0], 1e-300)) - fit.data.log_y)
 
 
 def _coarser(whole: Weighed) -> bool:
     """Whether what the nearest curve leaves over is more than the last digit of the rows."""
     nearest = min(whole.fits.values(), key=lambda fit: fit.bic)
-    data = nearest.data
-    assert data.grain is not None
-    error = np.log(nearest.curve.value(nearest.p, data.s)[0]) - data.log_y
-    return float(np.median(np.abs(error) / data.grain)) > _GRAINS
+    assert nearest.data.grain is not None
+    return float(np.median(np.abs(_errors(nearest)) / nearest.data.grain)) > _GRAINS
 
 
 def _shape_words(whole: Weighed, found: list[Stretch]) -> str:
-    period = whole.chosen.data.period
-    return describe(found) + (f"; a pattern of {period} rows repeats" if period else "")
+    data = whole.chosen.data
+    # The bends of what a curve misses come back a few times, too.
+    beats = data.period and _BEATS * data.period <= len(data.s)
+    return describe(found) + (f"; a pattern of {data.period} rows repeats" if beats else "")
 
 
 def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], noise: Array) -> Reading | None:
@@ -410,28 +436,22 @@ def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], noise: 
     if tail is None or tail.verdict not in ("linear", "sublinear", "undecided"):
         return None
     first, last = int(rows[tail.first]), int(rows[tail.last])
-    errors = tail.errors
-    reason = (
-        f"without noise: exponentials foretell the last third to {errors['exponentials']:.1%} of its change, a power "
-        f"law to {errors['power']:.1%}"
-    )
-    if tail.verdict == "linear" and tail.first_rate > 1.2 * tail.rate:
-        reason += f"; earlier rates are faster, up to {tail.first_rate / tail.rate:.3g} times"
-    if tail.verdict == "undecided":
-        reason += "; several rates are still active at the end" if tail.spread >= SETTLED else "; neither is clear"
     law = plain.weighed.chosen
+    lowest = float(y.min())
+    over = float(y[tail.last]) - lowest <= _OVER * (float(y[tail.first]) - lowest)
+    whole = tail.first <= 0.1 * len(t) and over
     # Where the law and the tail tell the same rate the law's own is the sharper one.
-    if tail.verdict == "linear" and law.curve is not SUBLINEAR and law.sigma < _EXACT and _same(law, tail):
-        return replace(plain, verdict=law.curve.name, reason=reason, looks_like=None, found=())
-    early = tail.first <= 0.1 * len(t)
+    exact = whole and law.curve is not SUBLINEAR and law.sigma < _EXACT
+    if tail.verdict == "linear" and exact and _same(law, tail):
+        return replace(plain, verdict=law.curve.name, reason=tail.reason, looks_like=None, found=())
     return replace(
         plain,
         verdict=tail.verdict,
-        reason=reason,
+        reason=tail.reason,
         tail=tail,
-        first=0 if early else first,
-        last=last,
-        looks_like=None if early else plain.looks_like,
+        first=0 if whole else first,
+        last=plain.last if over else last,
+        looks_like=None if whole else plain.looks_like,
     )
 
 

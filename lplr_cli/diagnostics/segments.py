@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from lplr_cli.diagnostics.answer import answer
+from lplr_cli.diagnostics.answer import RateFit, answer
+from lplr_cli.diagnostics.clock import lr_clock, step_clock
 from lplr_cli.diagnostics.least_squares import Array
-from lplr_cli.diagnostics.rate import Reading, weigh
+from lplr_cli.diagnostics.rate import Reading, read
 
 # A segment with fewer rows is shown, not fitted.
 LEAST_ROWS = 12
@@ -28,9 +29,11 @@ class Segment:
         rows: how many.
         trend: falls, flat or rises.
         verdict: of the rate fit on these rows; None when they are too few.
-        rate, rate_low, rate_high: ρ a step with its 95 % interval; None unless linear or two_rate.
-        lr: step size, where it is known and one; else None.
-        decay_per_lr_step: −log ρ/lr; None without a rate or a step size.
+        rate, rate_low, rate_high: ρ a step (of mean size, where sizes vary) with its 95 % interval; None unless linear
+            or two_rate.
+        lr: step size, the mean where it varies; None where it is unknown.
+        decay_per_lr_step, decay_per_lr_step_low, decay_per_lr_step_high: −log ρ/lr with its interval; None without a
+            rate or a step size.
     """
 
     start: float
@@ -43,6 +46,8 @@ class Segment:
     rate_high: float | None
     lr: float | None
     decay_per_lr_step: float | None
+    decay_per_lr_step_low: float | None
+    decay_per_lr_step_high: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -68,31 +73,30 @@ def segments_of(steps: Array, loss: Array, lr: Array, jumps: Sequence[int], read
 
 def _segment(steps: Array, loss: Array, lr: Array, reading: Reading, rows: slice) -> Segment:
     inside = np.flatnonzero(reading.kept[rows]) + rows.start
-    size = lr[rows]
-    one_size = float(size[0]) if np.isfinite(size).all() and np.ptp(size) <= 1e-9 * size[0] else None
+    clock = lr_clock(steps[rows], lr[rows]) or step_clock(steps[rows], lr[rows])
     start, stop = float(steps[rows][0]), float(steps[rows][-1])
     trend = _trend(np.log(loss[inside])) if len(inside) > 1 else "flat"
-    nothing = Segment(start, stop, rows.stop - rows.start, trend, None, None, None, None, one_size, None)
-    if len(inside) < LEAST_ROWS:
-        return nothing
-    keep = inside[np.unique(np.linspace(0, len(inside) - 1, min(len(inside), _FITTED)).round().astype(int))]
-    weighed = weigh(steps[keep], loss[keep], None if reading.grain is None else reading.grain[keep])
-    part = Reading(weighed.verdict, "", weighed, None, None, 0, len(keep) - 1, np.ones(len(keep), dtype=bool), ())
-    fit = answer(part, steps[keep])
-    linear = fit.verdict in ("linear", "two_rate")
-    rate = fit.rate if linear else None
+    fit = _fit(clock.time[inside - rows.start], loss[inside]) if len(inside) >= LEAST_ROWS else None
+    linear = fit is not None and fit.verdict in ("linear", "two_rate")
     return Segment(
         start,
         stop,
         rows.stop - rows.start,
         trend,
-        fit.verdict,
-        rate,
-        fit.rate_low if linear else None,
-        fit.rate_high if linear else None,
-        one_size,
-        None if not rate or not one_size else -math.log(rate) / one_size,
+        None if fit is None else fit.verdict,
+        *((fit.rate, fit.rate_low, fit.rate_high) if fit is not None and linear else (None, None, None)),
+        clock.size,
+        *(clock.per_lr(fit) if fit is not None and linear else (None, None, None)),
     )
+
+
+def _fit(time: Array, loss: Array) -> RateFit | None:
+    """The law of all rows of a segment, which has no spikes; none where it holds for a part."""
+    keep = np.unique(np.linspace(0, len(time) - 1, min(len(time), _FITTED)).round().astype(int))
+    reading = read(time[keep], loss[keep])
+    if reading is None:
+        return None
+    return answer(reading if reading.whole else replace(reading, verdict="none"), time[keep])
 
 
 def _trend(log_loss: Array) -> str:

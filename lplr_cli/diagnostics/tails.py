@@ -24,12 +24,13 @@ from lplr_cli.diagnostics.noise import Noise, fine_noise
 NODES = 120
 RESOLVED = 30.0
 LEAST_NODES = 10
-# A mixture describes the decrements when the logarithms differ by less, and a law foretells a tail when its error
-# there is below this share of the tail's own change.
+# A mixture describes the decrements when the logarithms differ by less.
 DESCRIBES = 0.1
-FORETELLS = 0.5
-# A power law is named when its error is this much smaller than that of exponentials.
-CLEARLY = 1.5
+# Laws are fitted to these shares of the nodes, and foretell the rest.
+SHARES = (2 / 3, 1 / 2, 1 / 3)
+# A power law foretells every rest with an error below this share of its change; the longest one better than
+# exponentials do by the second factor, or all rests together by the cube of it and none worse than by the third number.
+FORETELLS, CLEARLY, AT_WORST = 0.15, 1.5, 0.25
 # Readings share one mixture: its own error is room around them (docs/benchmarks.md).
 WIDER = 1.015
 # Readings of the rate at the end agree when they differ by less than this factor.
@@ -37,8 +38,8 @@ AGREE = 1.4
 # The rate of the gap may be below that of the decrement by this factor; beyond, it is of modes too slow to be seen.
 NEAR = 1.1
 # The end is settled when the rates that are active differ by less (squared coefficient of variation, by their share
-# of the decrement): 0 for one exponential, 1/(α + 1) for a power law.
-SETTLED = 0.1
+# of the decrement): 0 for one exponential, 1/(α + 1) for a power law, which is none below the second value.
+SETTLED, DISPERSED = 0.1, 1 / 6
 _RATES = 300
 # Modes with less of the decrement at the end say nothing about the gap that is left.
 _LEAST_SHARE = 0.02
@@ -56,7 +57,7 @@ class Tail:
         floor: L_∞ by the extrapolated decrement.
         modes: exponentials that the decrements hold.
         spread: of the active rates at the end; see :data:`SETTLED`.
-        errors: of the foretold tail as a share of its change, by law.
+        errors: of the foretold rest as a share of its change, by law; one for each of :data:`SHARES`.
         first, last: rows that are resolved.
     """
 
@@ -69,9 +70,28 @@ class Tail:
     floor: float
     modes: int
     spread: float
-    errors: dict[str, float]
+    errors: dict[str, tuple[float, ...]]
     first: int
     last: int
+
+    @property
+    def reason(self) -> str:
+        """One line for people."""
+        straight, power = self.errors["exponentials"], self.errors["power"]
+        if self.verdict == "sublinear":
+            return (
+                f"without noise: a power law foretells the log from its first third to {power[-1]:.1%} of the change "
+                f"that is left, exponentials to {straight[-1]:.1%}"
+            )
+        reason = (
+            f"without noise: exponentials foretell the last third to {straight[0]:.1%} of its change, a power law to "
+            f"{power[0]:.1%}"
+        )
+        if self.verdict == "linear" and self.first_rate > 1.2 * self.rate:
+            reason += f"; earlier rates are faster, up to {self.first_rate / self.rate:.3g} times"
+        if self.verdict == "undecided":
+            reason += "; several rates are still active at the end" if self.spread >= SETTLED else "; neither is clear"
+        return reason
 
 
 def decrements(steps: Array, loss: Array, noise: Array | None = None, nodes: int = NODES) -> tuple[Array, Array, Array]:
@@ -135,21 +155,34 @@ def analyse_tail(steps: Array, loss: Array, noise: Array | None = None) -> Tail 
     seen = [end.mean, *(_slope(data, share) for share in (0.1, 0.2))]
     readings = [*seen, end.of_gap]
     errors = _foretell(data)
-    floor = float(loss[last]) - end.gap * math.exp(data.shift) * data.span
+    verdict = _verdict(mixture.error, errors, end.spread, max(seen) / max(min(seen), 1e-300))
+    alpha, power_gap = _power(data, float(loss[last]))
+    gap = power_gap if verdict == "sublinear" else end.gap * math.exp(data.shift) * data.span
     return Tail(
-        _verdict(mixture.error, errors, end.spread, max(seen) / max(min(seen), 1e-300)),
+        verdict,
         math.sqrt(end.mean * max(end.of_gap, end.mean / NEAR)) / data.span,
         min(readings) / data.span / WIDER,
         max(readings) / data.span * WIDER,
         start.mean / data.span,
-        float(np.exp(fit_one(SUBLINEAR, data, _white(data)).p[2])) - 1,
-        min(max(floor, 0.0), float(loss.min())),
+        alpha,
+        min(max(float(loss[last]) - gap, 0.0), float(loss.min())),
         int((mixture.size > 0).sum()),
         end.spread,
         errors,
         first,
         last,
     )
+
+
+def _power(data: Data, loss: float) -> tuple[float, float]:
+    """Exponent of the power law behind the decrements and the gap it leaves, which is no more than the loss at the end.
+
+    A decrement (t + t0)^(−α−1) leaves a gap of itself times (t + t0)/α.
+    """
+    fit = fit_one(SUBLINEAR, data, _white(data))
+    reach = math.exp(data.shift + float(data.log_y[-1])) * (1 + math.exp(fit.p[1])) * data.span
+    alpha = max(float(np.exp(fit.p[2])) - 1, reach / loss)
+    return alpha, reach / alpha
 
 
 def _changing(loss: Array) -> float:
@@ -216,17 +249,21 @@ class Mixture:
         return Active(mean, float(fall.sum()) / gap, spread, gap)
 
 
-def _foretell(data: Data) -> dict[str, float]:
-    """Errors by law on the last third of the nodes, as a share of its change, of fits to those before."""
-    n = len(data.s)
-    stop = n - n // 3
-    power = fit_one(SUBLINEAR, data.rows(np.arange(n) < stop), _white(data).rows(np.arange(n) < stop))
-    told = {
-        "exponentials": Mixture.of(data, stop).log_value(data.s[stop:]),
-        "power": np.log(np.maximum(SUBLINEAR.value(power.p, data.s[stop:])[0], 1e-300)),
-    }
-    change = max(float(np.ptp(data.log_y[stop - 1 :])), 1e-12)
-    return {name: float(np.sqrt(np.mean((log - data.log_y[stop:]) ** 2))) / change for name, log in told.items()}
+def _foretell(data: Data) -> dict[str, tuple[float, ...]]:
+    """Errors by law on the nodes behind each of :data:`SHARES`, as a share of their change, of fits to those before."""
+    n, pairs = len(data.s), []
+    for share in SHARES:
+        stop = max(round(share * n), min(LEAST_NODES, n - 3))
+        before = np.arange(n) < stop
+        power = fit_one(SUBLINEAR, data.rows(before), _white(data).rows(before))
+        told = (
+            Mixture.of(data, stop).log_value(data.s[stop:]),
+            np.log(np.maximum(SUBLINEAR.value(power.p, data.s[stop:])[0], 1e-300)),
+        )
+        change = max(float(np.ptp(data.log_y[stop - 1 :])), 1e-12)
+        pairs.append([float(np.sqrt(np.mean((log - data.log_y[stop:]) ** 2))) / change for log in told])
+    exponentials, powers = zip(*pairs, strict=True)
+    return {"exponentials": exponentials, "power": powers}
 
 
 def _slope(data: Data, share: float) -> float:
@@ -235,10 +272,16 @@ def _slope(data: Data, share: float) -> float:
     return -float(np.polyfit(data.s[keep], data.log_y[keep], 1)[0])
 
 
-def _verdict(error: float, errors: dict[str, float], spread: float, apart: float) -> str:
-    straight, power = errors["exponentials"], errors["power"]
-    if error < DESCRIBES and straight < min(power, FORETELLS):
-        return "linear" if spread < SETTLED and apart < AGREE else "undecided"
-    if CLEARLY * power < min(straight, FORETELLS) and spread > SETTLED:
+def _verdict(error: float, errors: dict[str, tuple[float, ...]], spread: float, apart: float) -> str:
+    straight, power = np.array(errors["exponentials"]), np.array(errors["power"])
+    if error >= DESCRIBES:
+        return "none"
+    # Of all rests together; errors below a ten-thousandth are all the same.
+    score = float(np.log(np.maximum(straight, 1e-4) / np.maximum(power, 1e-4)).sum())
+    clearly = score > len(SHARES) * math.log(CLEARLY)
+    if spread < SETTLED and apart < AGREE and not clearly:
+        return "linear"
+    far = power.max() < FORETELLS and straight[-1] > CLEARLY * power[-1]
+    if spread > DISPERSED and (far or (clearly and power[0] < AT_WORST and power.min() < FORETELLS)):
         return "sublinear"
-    return "undecided" if min(straight, power) < FORETELLS and error < DESCRIBES else "none"
+    return "undecided"

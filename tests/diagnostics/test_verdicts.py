@@ -11,6 +11,7 @@ from scipy.signal import lfilter
 from benchmarks.rate_cases import CASES, Sample
 from benchmarks.rates import log_of, sample_of
 from lplr_cli.diagnostics import Convergence, analyse_pl_ratio, analyse_rate, clean_series, settled_row
+from lplr_cli.diagnostics.clock import changes_of
 from lplr_cli.diagnostics.faults import excursions, shifts, spikes
 from lplr_cli.diagnostics.fits import price
 from lplr_cli.diagnostics.noise import restricted_correlation, whiten
@@ -195,3 +196,59 @@ def test_stretches_of_a_broken_line() -> None:
     assert [s.trend for s in found] == ["flat", "falls", "rises"]
     assert [s.start for s in found] == pytest.approx([0, 100, 200], abs=6)
     assert describe(found).startswith("flat, then falls from step")
+
+
+def descent(lr: Array, curvatures: Array, floor: float) -> Array:
+    """Losses of gradient descent on ½ Σ h x² + floor from ones, before each step."""
+    x, loss = np.ones(len(curvatures)), np.empty(len(lr))
+    for t, size in enumerate(lr.tolist()):
+        loss[t] = 0.5 * float(curvatures @ x**2) + floor
+        x = x * (1 - size * curvatures)
+    return loss
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+@pytest.mark.parametrize("schedule", ["cosine", "warm-up"])
+def test_a_schedule_that_is_known_has_its_rate_per_summed_step_size(schedule: str, noise: float) -> None:
+    share = np.arange(600) / 600
+    cosine, warm = 0.025 * (1 + np.cos(np.pi * share)) + 5e-5, 0.04 * np.minimum(1, share / 0.2 + 0.01)
+    lr = cosine if schedule == "cosine" else warm
+    loss = descent(lr, np.array([0.3]), 0.02) * np.exp(np.random.default_rng(0).normal(0, noise, 600))
+    result = analyse_rate(clean_series(pd.DataFrame({"step": np.arange(600.0), "loss": loss, "lr": lr})))
+    assert (result.clock, result.fit.verdict, result.fit.part) == ("lr_step", "linear", None)
+    # (1 − ηh)² a step: 2h per unit of the summed step sizes, and ηh/2 of it more at the largest.
+    assert result.decay_per_lr_step == pytest.approx(0.6, rel=0.015)
+
+
+def test_without_noise_a_change_of_pace_ends_the_part_that_a_law_holds_for() -> None:
+    lr = np.repeat([0.03, 0.01, 0.003], [300, 150, 150])
+    loss = descent(lr, np.array([0.3]), 0.02)
+    result = analyse_rate(clean_series(pd.DataFrame({"step": np.arange(600.0), "loss": loss})))
+    assert result.fit.part is not None
+    assert result.fit.part["stop"] == pytest.approx(300, abs=6)
+    assert "steps 0 to" in result.fit.law
+    known = analyse_rate(clean_series(pd.DataFrame({"step": np.arange(600.0), "loss": loss, "lr": lr})))
+    for segment, size in zip(known.segments, (0.03, 0.01, 0.003), strict=True):
+        assert segment.decay_per_lr_step == pytest.approx(-2 * np.log(1 - 0.3 * size) / size, rel=1e-3)
+        low, high = segment.decay_per_lr_step_low, segment.decay_per_lr_step_high
+        assert segment.decay_per_lr_step is not None
+        assert low is not None
+        assert high is not None
+        assert low <= segment.decay_per_lr_step <= high
+
+
+def test_a_ramp_of_the_step_size_is_no_row_of_jumps() -> None:
+    assert changes_of(np.array([1.0, 2.0, 3.0, 4.0, 4.0, 4.0, 4.0])) == []
+    assert changes_of(np.array([1.0, 1.0, 0.1, 0.1, 0.1, 0.01, 0.01])) == [2, 5]
+
+
+def test_logistic_regression_is_sublinear_where_it_separates_and_linear_where_it_does_not() -> None:
+    said: dict[bool, list[str]] = {True: [], False: []}
+    for separable in (True, False):
+        name = "logistic, separable" if separable else "logistic, not separable"
+        found = next(c for c in CASES if c.name == name)
+        for seed in range(2):
+            said[separable].append(analyse_rate(clean_series(log_of(sample_of(found, 1000, seed)))).fit.verdict)
+    assert "sublinear" in said[True]
+    assert set(said[True]) <= {"sublinear", "undecided"}
+    assert set(said[False]) <= {"linear", "two_rate"}
