@@ -282,3 +282,18 @@ def test_each_constant_moves_the_bounds_in_its_direction() -> None:
     assert bounds(alpha=0.6)[1] > clean[1]
     assert bounds(beta=4.0)[2] < clean[2]
     assert bounds(loss_error=0.1)[1:] == pytest.approx((clean[1] + 0.1, clean[2] - 0.1))
+
+
+def test_nothing_is_divided_by_nothing() -> None:
+    base = quadratic_piece(3.0, 0.5)
+    # A ball that leaves no gradient, and a floor that leaves no loss.
+    assert Pieces([base]).mu(1e6, 1e300).tolist() == [0.0]
+    flat = replace(base, start=0.0, end=0.0, inner=0.0, change=0.0, along=0.0, smoothness=Smoothness(0.0, 0.0))
+    assert Pieces([flat]).share(0.02).tolist() == [flat.allowed]
+
+
+def test_a_radius_is_at_most_what_the_ball_of_the_bounds_has_room_for() -> None:
+    base = quadratic_piece(3.0, 0.5)
+    free = float(Pieces([replace(base, allowed=math.inf)]).share(0.02)[0])
+    assert 0 < free < math.inf
+    assert Pieces([replace(base, allowed=free / 2)]).share(0.02).tolist() == [free / 2]
