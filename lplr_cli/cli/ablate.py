@@ -416,6 +416,9 @@ COLUMNS = {
     "parameters": "parameters",
 }
 
+# A rate is told by what it lacks to 1.
+_DIGITS = {"parameters": 7, "path_rate": 6}
+
 
 def _results_grid(cells: list[dict[str, Any]], path: Path) -> Grid:
     from lplr_cli.reporting import Grid, number
@@ -424,7 +427,7 @@ def _results_grid(cells: list[dict[str, Any]], path: Path) -> Grid:
     if all(c["status"] == "finished" for c in cells):
         known.discard("status")
     shown = {k: v for k, v in COLUMNS.items() if k in known}
-    rows = [[number(c.get(k), 7 if k == "parameters" else 3) for k in shown] for c in cells]
+    rows = [[number(c.get(k), _DIGITS.get(k, 3)) for k in shown] for c in cells]
     right = tuple(i for i, k in enumerate(shown) if k not in ("run", "status", "regime"))
     return Grid(f"Sweep {path}", tuple(shown.values()), rows, right, _departures(cells))
 
