@@ -17,8 +17,11 @@ _DOUBLES, _SMALL = (1.5, 3.0), 15.0
 _NARROW, _ORDER = 1.5, 10.0
 # The boundary: where "within the first epochs" ends, what "nearly constant" and "a large part" are, and comparable.
 _FIRST, _CONSTANT, _LARGE, _COMPARABLE = 0.05, 0.1, 0.5, 2.0
-# Where a run has no stable window its PL minimum is taken over this part of its steps.
+# The window of the PL minimum, the same part of the steps of every run.
 _MIDDLE = 0.1, 0.8
+
+
+_WINDOW = f"from {_MIDDLE[0]:.0%} to {_MIDDLE[1]:.0%} of the steps"
 
 
 def judge_width(frame: pd.DataFrame, out: Path) -> list[Statement]:
@@ -33,13 +36,13 @@ def judge_width(frame: pd.DataFrame, out: Path) -> list[Statement]:
     if len(grid) < 4:
         return [Statement("W1", "four widths were run", None, f"{len(grid)} of 4 ended")]
     narrow, wide = grid[:-1], grid[-1]
-    found = [_start(grid), _kept(narrow, out), *_regime(narrow), _boundary(wide, narrow, out)]
+    found = [_start(grid), _kept(narrow, out), *_regime(narrow, out), _boundary(wide, narrow, out)]
     recovered = next((r for r in rows if r["follows"] is not None), None)
     if recovered is None:
         missing = "nothing left, so nothing was recovered"
         again = [Statement(f"R{i}", "recovery with a smaller step", None, missing) for i in range(1, 5)]
     else:
-        again = _recovery(recovered, wide, narrow)
+        again = _recovery(recovered, wide, narrow, out)
     return [*found, *again, *along(rows)]
 
 
@@ -73,9 +76,9 @@ def _kept(narrow: Sequence[Row], out: Path) -> Statement:
     )
 
 
-def _regime(narrow: Sequence[Row]) -> list[Statement]:
+def _regime(narrow: Sequence[Row], out: Path) -> list[Statement]:
     losses, drifts = [r["loss_final"] for r in narrow], [r["drift"] for r in narrow]
-    ratios = [r["pl_ratio_min"] for r in narrow]
+    ratios = [_lowest(r, out) for r in narrow]
     return [
         Statement(
             "W3",
@@ -91,7 +94,7 @@ def _regime(narrow: Sequence[Row]) -> list[Statement]:
         ),
         Statement(
             "W5",
-            f"the PL minimum on the window stays in one order of magnitude over them: a factor below {_ORDER:g}",
+            f"the PL minimum, {_WINDOW}, stays in one order of magnitude over them: a factor below {_ORDER:g}",
             None if any(map(math.isnan, ratios)) else max(ratios) < _ORDER * min(ratios),
             f"minimum {span(ratios)}",
         ),
@@ -127,9 +130,7 @@ def _boundary(wide: Row, narrow: Sequence[Row], out: Path) -> Statement:
 
 
 def _lowest(row: Row, out: Path) -> float:
-    """The PL minimum on the window; over the middle of the run where there is none."""
-    if not math.isnan(row["pl_ratio_min"]):
-        return float(row["pl_ratio_min"])
+    """The PL minimum with the terminal proxy over the middle of the run; NaN without one."""
     loss, square = (series(out, str(row["run"]), c) for c in ("loss", "grad_norm_sq"))
     part = slice(*(int(share * len(loss)) for share in _MIDDLE))
     gap = loss[part] - loss.min()
@@ -137,11 +138,11 @@ def _lowest(row: Row, out: Path) -> float:
     return float(ratios.min()) if len(ratios) else math.nan
 
 
-def _recovery(r: Row, wide: Row, narrow: Sequence[Row]) -> list[Statement]:
+def _recovery(r: Row, wide: Row, narrow: Sequence[Row], out: Path) -> list[Statement]:
     most, small = max(n["drift"] for n in narrow), f"step {r['lr']:.3g} instead of {wide['lr']:.3g}"
     changes = [change(n) for n in narrow]
-    ratios = [n["pl_ratio_min"] for n in (*narrow, wide)]
-    largest = max(v for v in ratios if not math.isnan(v)) if not all(map(math.isnan, ratios)) else math.nan
+    own, others = _lowest(r, out), [_lowest(n, out) for n in (*narrow, wide)]
+    largest = math.nan if any(map(math.isnan, others)) else max(others)
     return [
         Statement(
             "R1",
@@ -167,7 +168,7 @@ def _recovery(r: Row, wide: Row, narrow: Sequence[Row]) -> list[Statement]:
         Statement(
             "R4",
             "its PL minimum is the largest of the study",
-            bool(r["pl_ratio_min"] > largest),
-            f"{r['pl_ratio_min']:.3g} against {largest:.3g} at most",
+            own > largest,
+            f"{own:.3g} against {largest:.3g} at most",
         ),
     ]

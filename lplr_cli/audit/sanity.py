@@ -72,7 +72,7 @@ def window(e: Evidence) -> Finding | None:
         return Finding("window", Status.UNKNOWN, None, None, reason)
     found = None if e.ratio is None else e.ratio.window
     if found is None:
-        return Finding("window", Status.FAILS, None, None, "the rule leaves fewer than three rows")
+        return Finding("window", Status.FAILS, None, None, "the rule leaves hardly a row")
     return Finding("window", Status.ESTIMATED, found.stop - found.start, None, found.explanation)
 
 

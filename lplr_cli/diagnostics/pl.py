@@ -72,7 +72,7 @@ class PLRatio(Shown):
 
     Attributes:
         l_star, l_star_rule: the L* of ``pl_ratio`` and how it was chosen.
-        window: None when the rule leaves no three rows; the envelope of ``pl_ratio`` is then empty, that of
+        window: None when the rule leaves hardly a row; the envelope of ``pl_ratio`` is then empty, that of
             ``pl_ratio_star`` over all rows.
         pl_ratio: envelope of ½||∇L||²/(L − L*).
         pl_ratio_star: of ½||∇L||²/L, the left end of the bracket: valid whatever L* is.

@@ -23,6 +23,8 @@ PROXY_TOLERANCE = 1.0
 ABOVE_NOISE = 30.0
 # Rounding of a loss that was accumulated over many samples, in units of itself, with room for a gap of some digits.
 _ROUNDING = 3e-13
+# Rows that a window has at least; of long logs more, as a few between a transient and a bad proxy tell nothing.
+_FEW, _ENOUGH = 3, 10
 # By how much of the window's length its ends are moved to see how much they matter.
 SENSITIVITY = 0.2
 
@@ -120,7 +122,8 @@ def stable_window(
     first: int = 0,
     cause: str = "",
 ) -> Window | None:
-    """The window of a positive, finite loss series; None when the rule leaves fewer than three rows.
+    """The window of a positive, finite loss series; None when the rule leaves fewer rows than a fiftieth of the log,
+    three at least and ten at most.
 
     The rule: go through the rows from ``first`` on and stop before the first stretch of rows (a hundredth of them) that
     all come too near to the lowest loss min L. Near is L_t − min L below min L − L_∞, as the terminal proxy of L* would
@@ -148,7 +151,7 @@ def stable_window(
     if len(fair):
         gaps = np.flatnonzero(np.diff(fair) > max(1, count // 100))
         last = int(fair[gaps[0]] if len(gaps) else fair[-1])
-    if last - first + 1 < 3:
+    if last - first + 1 < max(_FEW, min(_ENOUGH, count // 50)):
         return None
     end = (
         f"where the terminal loss stops being a proxy of L* within a factor {1 + PROXY_TOLERANCE:g}"

@@ -63,7 +63,7 @@ def sweep_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
         for axes, label, mark in zip(panels.ravel(), labels, "abcd", strict=True):
             axes.set_xlabel("step")
             axes.set_ylabel(label)
-            axes.set_title(f"({mark})", loc="left", fontsize=9)
+            axes.set_title(f"({mark})", loc="right", fontsize=9)
             if label != labels[2]:
                 axes.set_yscale("log")
             readable_ticks(axes)
