@@ -1,6 +1,14 @@
 """Finished runs and checkpoints, of lplr and of anyone: what they are, and what can be said of them."""
 
-from lplr_cli.analysis.certificates import certificate_of_run, certified_columns, certify_checkpoint, certify_run
+from lplr_cli.analysis.certificates import (
+    RunCertificate,
+    StartCertificate,
+    certificate_of_run,
+    certified_columns,
+    certify_checkpoint,
+    certify_run,
+    certify_start,
+)
 from lplr_cli.analysis.conclude import conclude
 from lplr_cli.analysis.curvature import HessianProbe, HessianSeries, hessian_along, probe_hessian
 from lplr_cli.analysis.lazy import LAZY, MOST_ROWS, LazyPrediction, predict_outputs, predict_run
@@ -29,7 +37,9 @@ __all__ = [
     "NoiseFloor",
     "PathCertificate",
     "PathFigures",
+    "RunCertificate",
     "Source",
+    "StartCertificate",
     "Subject",
     "Summary",
     "certificate_of_run",
@@ -37,6 +47,7 @@ __all__ = [
     "certify_checkpoint",
     "certify_path",
     "certify_run",
+    "certify_start",
     "conclude",
     "find_checkpoint",
     "hessian_along",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from lplr_cli.analysis.summary import Certified
 from lplr_cli.analysis.trajectory import trajectory_of
 from lplr_cli.certificate import (
     Certificate,
+    Estimates,
+    RunCheck,
+    Sampled,
     Trajectory,
     certify,
     check_run,
@@ -59,7 +62,118 @@ _CONSTANTS = {
 }
 
 
-def certify_checkpoint(
+@dataclass(frozen=True)
+class Followed:
+    """A run held against the certificate of its start.
+
+    Attributes:
+        path: of the run.
+        drift: the largest ||θ_t − θ_0||.
+        over_radius: the drift in certified radii; None where none is certified.
+        lr: the first known step size.
+        check: of containment and rate.
+        measured: constants that the probes of the run tell.
+    """
+
+    path: Path
+    drift: float
+    over_radius: float | None
+    lr: float | None
+    check: RunCheck
+    measured: Estimates
+
+    def to_dict(self) -> dict[str, Any]:
+        """``run`` in the record of ``certify``."""
+        return {
+            "path": str(self.path),
+            "drift_max": self.drift,
+            "drift_over_radius_jacobian": self.over_radius,
+            "lr": self.lr,
+            "check": asdict(self.check),
+            "L_J_probes": self.measured.l_j,
+            "L_K_probes": self.measured.l_k,
+            "mu_estimated": self.measured.mu_kernel,
+        }
+
+
+@dataclass(frozen=True)
+class StartCertificate:
+    """A certificate at a checkpoint, with what it is held against.
+
+    Attributes:
+        checkpoint: its file. step: of the optimiser; None where the file does not tell.
+        assumptions: what was read off the file or assumed, for the output.
+        loss: that the numbers are for. scale: s; None for a loss that the certificate does not speak of.
+        certificate: in units of that loss.
+        estimates: sampled constants; None where they were left out.
+        run: held against it; None without one.
+    """
+
+    checkpoint: Path
+    step: int | None
+    assumptions: tuple[str, ...]
+    loss: str
+    scale: float | None
+    certificate: Certificate
+    estimates: Sampled | None
+    run: Followed | None
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether every ball is certified, as of a linear model."""
+        return math.isinf(self.certificate.radius_jacobian)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record of ``certify --format json``; infinite radii become null with ``unbounded`` true."""
+        record = {
+            "command": "certify",
+            "schema_version": SCHEMA_VERSION,
+            "checkpoint": str(self.checkpoint),
+            "step": self.step,
+            "assumptions": self.assumptions,
+            "normalisation": {"loss": self.loss, "loss_scale": self.scale, **NORMALISATION},
+            **asdict(self.certificate),
+            "unbounded": self.unbounded,
+            "constants": _CONSTANTS,
+            "estimates": None if self.estimates is None else self.estimates.to_dict(),
+            "run": None if self.run is None else self.run.to_dict(),
+        }
+        cleaned: dict[str, Any] = plain(record)
+        return cleaned
+
+
+@dataclass(frozen=True)
+class RunCertificate:
+    """What is proved of a run: around its start, and along its path.
+
+    Attributes:
+        path: of the run.
+        start: None where there is no certificate.
+        why_not: the reason then.
+        along: the region along the path.
+    """
+
+    path: Path
+    start: StartCertificate | None
+    why_not: str
+    along: PathCertificate
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record of ``certify --path --format json``."""
+        if self.start is not None:
+            record = self.start.to_dict()
+        else:
+            record = {"command": "certify", "schema_version": SCHEMA_VERSION, "checkpoint": str(self.path)}
+            record["verdict"] = self.why_not
+        return {**record, "path": self.along.to_dict()}
+
+
+def certify_checkpoint(path: Path, **options: Any) -> dict[str, Any]:
+    """The record of :func:`certify_start`, with its options."""
+    return certify_start(path, **options).to_dict()
+
+
+def certify_start(
     path: Path,
     *,
     run: Path | None = None,
@@ -68,7 +182,7 @@ def certify_checkpoint(
     directions: int = 4,
     memory: int = DEFAULT_MEMORY,
     source: Source = OWN,
-) -> dict[str, Any]:
+) -> StartCertificate:
     """Certificate at a checkpoint, on its full training set, in float64.
 
     Args:
@@ -100,42 +214,32 @@ def certify_checkpoint(
     x, y = _training_data(subject, trajectory)
     found = certify(subject.module, x, y, radius=radius, method=method, memory=memory)
     reach = radius if radius else found.radius_jacobian
-    estimates: dict[str, Any] | None = None
+    estimates = None
     if directions > 0 and 0 < reach < math.inf:
         estimates = sampled_constants(subject.module, x, reach, directions=directions, memory=memory)
-    record = {
-        "command": "certify",
-        "schema_version": SCHEMA_VERSION,
-        "checkpoint": str(path),
-        "step": subject.step,
-        **_for_its_loss(found, subject, trajectory),
-        "estimates": estimates,
-        "run": None if other is None or trajectory is None else _against(found, trajectory, other),
-    }
-    cleaned: dict[str, Any] = plain(record)
-    return cleaned
+    own, scale, assumed = _for_its_loss(found, subject, trajectory)
+    return StartCertificate(
+        checkpoint=path,
+        step=subject.step,
+        assumptions=(*subject.assumptions, *assumed),
+        loss=_formula(scale, "" if trajectory is None else trajectory.loss_label),
+        scale=scale,
+        certificate=own,
+        estimates=estimates,
+        run=None if other is None or trajectory is None else _against(found, trajectory, other),
+    )
 
 
-def _for_its_loss(found: Certificate, subject: Subject, trajectory: Trajectory | None) -> dict[str, Any]:
-    """The certificate in the loss of its run, of its file, or else in one that is assumed and named."""
-    scale = subject.loss_scale if trajectory is None else trajectory.scale
-    assumed: tuple[str, ...] = ()
+def _for_its_loss(
+    found: Certificate, subject: Subject, trajectory: Trajectory | None
+) -> tuple[Certificate, float | None, tuple[str, ...]]:
+    """The certificate in the loss of its run, of its file, or else in one that is assumed and named; its s."""
     if trajectory is not None:
-        own = own_certificate(found, trajectory)
-    elif scale is not None:
-        own = scaled(found, scale)
-    else:
-        # Of a file that tells no loss the numbers are those of the squared one with s = 1, which is said.
-        own, scale, assumed = found, 1.0, ("the squared loss with s = 1",)
-    return {
-        "assumptions": [*subject.assumptions, *assumed],
-        "normalisation": {
-            "loss": _formula(scale, "" if trajectory is None else trajectory.loss_label),
-            "loss_scale": scale,
-            **NORMALISATION,
-        },
-        **_record(own),
-    }
+        return own_certificate(found, trajectory), trajectory.scale, ()
+    if subject.loss_scale is not None:
+        return scaled(found, subject.loss_scale), subject.loss_scale, ()
+    # Of a file that tells no loss the numbers are those of the squared one with s = 1, which is said.
+    return found, 1.0, ("the squared loss with s = 1",)
 
 
 def certify_run(
@@ -147,12 +251,12 @@ def certify_run(
     memory: int = DEFAULT_MEMORY,
     source: Source = OWN,
     stretch: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, Any], PathCertificate]:
+) -> RunCertificate:
     """The certificate at the start of a run, as far as there is one, and the region along its path beside it.
 
     Args:
         run: the run.
-        radius, method, directions, memory, source: see :func:`certify_checkpoint`.
+        radius, method, directions, memory, source: see :func:`certify_start`.
         stretch: options of :func:`lplr_cli.analysis.certify_path`.
 
     Raises:
@@ -160,14 +264,13 @@ def certify_run(
     """
     along = certify_path(run, memory=memory, source=source, **(stretch or {}))
     try:
-        record = certify_checkpoint(
+        start = certify_start(
             run.path, radius=radius, method=method, directions=directions, memory=memory, source=source
         )
     except (InputError, NumericalError) as error:
         # The ball has no certificate; the path has at least an estimate.
-        record = {"command": "certify", "schema_version": SCHEMA_VERSION, "checkpoint": str(run.path)}
-        record["verdict"] = error.what
-    return {**record, "path": along.to_dict()}, along
+        return RunCertificate(run.path, None, error.what, along)
+    return RunCertificate(run.path, start, "", along)
 
 
 def _formula(scale: float | None, label: str) -> str:
@@ -238,25 +341,14 @@ def certified_columns(run: RunDirectory, source: Source = OWN) -> Certified:
     return Certified(given.mu_jacobian, radius, reason)
 
 
-def _record(certificate: Certificate) -> dict[str, Any]:
-    """JSON of a certificate; infinite radii of linear models become null with ``unbounded`` true."""
-    values = asdict(certificate)
-    values["unbounded"] = certificate.radius_jacobian == float("inf")
-    values["constants"] = _CONSTANTS
-    return values
-
-
-def _against(certificate: Certificate, trajectory: Trajectory, run: RunDirectory) -> dict[str, Any]:
+def _against(certificate: Certificate, trajectory: Trajectory, run: RunDirectory) -> Followed:
     drift = largest_drift(trajectory)
     lr = trajectory.lr[np.isfinite(trajectory.loss) & np.isfinite(trajectory.lr)]
-    measured = estimate_constants(run.log(), run.probes(), trajectory.scale)
-    return {
-        "path": str(run.path),
-        "drift_max": drift,
-        "drift_over_radius_jacobian": drift / certificate.radius_jacobian if certificate.radius_jacobian > 0 else None,
-        "lr": float(lr[0]) if len(lr) else None,
-        "check": asdict(check_run(certificate, trajectory)),
-        "L_J_probes": measured.l_j,
-        "L_K_probes": measured.l_k,
-        "mu_estimated": measured.mu_kernel,
-    }
+    return Followed(
+        path=run.path,
+        drift=drift,
+        over_radius=drift / certificate.radius_jacobian if certificate.radius_jacobian > 0 else None,
+        lr=float(lr[0]) if len(lr) else None,
+        check=check_run(certificate, trajectory),
+        measured=estimate_constants(run.log(), run.probes(), trajectory.scale),
+    )

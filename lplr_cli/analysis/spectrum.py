@@ -24,24 +24,107 @@ from lplr_cli.training import resolve_device
 
 @dataclass(frozen=True, repr=False)
 class KernelProbe(Shown):
-    """Spectrum of the NTK at a checkpoint: the JSON record and the eigenvalues, ascending."""
+    """Spectrum of the NTK at a checkpoint.
 
-    record: dict[str, Any]
-    eigenvalues: NDArray[np.float64]
+    Attributes:
+        checkpoint: its file. step: of the optimiser; None where the file does not tell.
+        assumptions: what was read off the file rather than written down.
+        kernel: the spectrum, and which engine served.
+        formula: which kernel it is, with its normalisation.
+        samples: of the data set, of which the kernel takes the first n.
+        parameters: P.
+        rank_at_most: what the rank of K cannot exceed.
+        dtype: of the arithmetic.
+        verified: whether a lower bound of λ_min was asked for.
+        duplicate_inputs: the first two samples of equal inputs, which make λ_min exactly 0.
+        upper_bound_full: what λ_min of all samples and outputs cannot exceed.
+        shown: extremal eigenvalues at each end in the record.
+    """
+
+    checkpoint: Path
+    step: int | None
+    assumptions: tuple[str, ...]
+    kernel: ntk.KernelSpectrum
+    formula: str
+    samples: int
+    parameters: int
+    rank_at_most: int
+    dtype: str
+    verified: bool
+    duplicate_inputs: tuple[int, int] | None
+    upper_bound_full: float
+    shown: int
+
+    @property
+    def spectrum(self) -> ntk.Spectrum:
+        """Of K."""
+        return self.kernel.spectrum
+
+    @property
+    def eigenvalues(self) -> NDArray[np.float64]:
+        """All of them, or the extremal ones, ascending."""
+        return self.spectrum.eigenvalues
+
+    @property
+    def subset(self) -> bool:
+        """Whether K is of less than all samples."""
+        return self.kernel.n < self.samples
 
     def to_dict(self) -> dict[str, Any]:
         """The record of ``probe-ntk --format json``."""
-        return self.record
+        kernel, spectrum = self.kernel, self.spectrum
+        record = {
+            "command": "probe-ntk",
+            "schema_version": SCHEMA_VERSION,
+            "checkpoint": str(self.checkpoint),
+            "step": self.step,
+            "assumptions": self.assumptions,
+            "normalisation": {"ntk": self.formula, "n": kernel.n},
+            "samples": self.samples,
+            "n": kernel.n,
+            "subset": self.subset,
+            "outputs": str(kernel.outputs),
+            "rows": spectrum.size,
+            "parameters": self.parameters,
+            "rank_at_most": self.rank_at_most,
+            "engine": kernel.engine,
+            "fallback": kernel.fallback,
+            "dtype": self.dtype,
+            "method": spectrum.method,
+            "verified": self.verified,
+            "lambda_min": {
+                "value": spectrum.lambda_min,
+                "lower": spectrum.lambda_min_lower,
+                "resolution": spectrum.resolution,
+                "digits": spectrum.digits,
+                "residual": spectrum.residual,
+                "upper_bound_full": self.upper_bound_full,
+            },
+            "lambda_max": spectrum.lambda_max,
+            "trace": spectrum.trace,
+            "effective_rank": spectrum.effective_rank,
+            "condition_number": spectrum.condition_number,
+            "duplicate_inputs": self.duplicate_inputs,
+            "smallest": list(self.eigenvalues[: self.shown]),
+            "largest": list(self.eigenvalues[::-1][: self.shown]),
+        }
+        cleaned: dict[str, Any] = plain(record)
+        return cleaned
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The same as :meth:`to_dict`."""
+        return self.to_dict()
 
     def to_frame(self) -> pd.DataFrame:
         """A row an eigenvalue, ascending."""
         return pd.DataFrame({"index": range(len(self.eigenvalues)), "eigenvalue": self.eigenvalues})
 
 
-def _duplicate(dataset: Dataset, n: int) -> list[int] | None:
+def _duplicate(dataset: Dataset, n: int) -> tuple[int, int] | None:
     """The first pair of equal inputs among the first ``n`` samples: it makes λ_min exactly 0."""
     pair = dataset.duplicate()
-    return list(pair) if pair is not None and pair[1] < n else None
+    return pair if pair is not None and pair[1] < n else None
 
 
 def _rank_bound(parameters: int, count: int, outputs: str) -> int:
@@ -105,37 +188,21 @@ def probe_checkpoint(
         progress=progress,
         tasks=tasks,
     )
-    spectrum = kernel.spectrum
-    record: dict[str, Any] = {
-        "command": "probe-ntk",
-        "schema_version": SCHEMA_VERSION,
-        "checkpoint": str(subject.path),
-        "step": subject.step,
-        "assumptions": list(subject.assumptions),
-        "normalisation": {"ntk": _formula(outputs), "n": kernel.n},
-        "samples": dataset.n,
-        "n": kernel.n,
-        "subset": kernel.n < dataset.n,
-        "outputs": str(kernel.outputs),
-        "rows": spectrum.size,
-        "parameters": network.parameter_count,
-        "rank_at_most": min(spectrum.size, _rank_bound(network.parameter_count, dataset.outputs, outputs)),
-        "engine": kernel.engine,
-        "fallback": list(kernel.fallback),
-        "dtype": dtype,
-        "method": spectrum.method,
-        "verified": verify,
-        "lambda_min": _smallest(kernel, dataset.n, dataset.outputs if outputs == "trace" else 1),
-        "lambda_max": spectrum.lambda_max,
-        "trace": spectrum.trace,
-        "effective_rank": spectrum.effective_rank,
-        "condition_number": spectrum.condition_number,
-        "duplicate_inputs": _duplicate(dataset, kernel.n),
-        "smallest": [float(v) for v in spectrum.eigenvalues[:eigenvalues]],
-        "largest": [float(v) for v in spectrum.eigenvalues[::-1][:eigenvalues]],
-    }
-    cleaned: dict[str, Any] = plain(record)
-    return KernelProbe(cleaned, spectrum.eigenvalues)
+    return KernelProbe(
+        checkpoint=subject.path,
+        step=subject.step,
+        assumptions=tuple(subject.assumptions),
+        kernel=kernel,
+        formula=_formula(outputs),
+        samples=dataset.n,
+        parameters=network.parameter_count,
+        rank_at_most=min(kernel.spectrum.size, _rank_bound(network.parameter_count, dataset.outputs, outputs)),
+        dtype=dtype,
+        verified=verify,
+        duplicate_inputs=_duplicate(dataset, kernel.n),
+        upper_bound_full=_upper_bound(kernel, dataset.n, dataset.outputs if outputs == "trace" else 1),
+        shown=eigenvalues,
+    )
 
 
 def _formula(outputs: str) -> str:
@@ -147,18 +214,10 @@ def _formula(outputs: str) -> str:
     return f"K = J_c J_c^T / n of output c = {outputs} alone"
 
 
-def _smallest(kernel: ntk.KernelSpectrum, samples: int, summed: int) -> dict[str, Any]:
-    """λ_min with its bound and accuracy, and the bound that it gives for K of all samples and outputs.
+def _upper_bound(kernel: ntk.KernelSpectrum, samples: int, summed: int) -> float:
+    """What λ_min of K of all samples and outputs cannot exceed.
 
     A principal submatrix (a subset of samples, one output) has a λ_min no smaller by interlacing; the trace over C
     outputs, a sum of C such, has one C times as large at least.
     """
-    spectrum = kernel.spectrum
-    return {
-        "value": spectrum.lambda_min,
-        "lower": spectrum.lambda_min_lower,
-        "resolution": spectrum.resolution,
-        "digits": spectrum.digits,
-        "residual": spectrum.residual,
-        "upper_bound_full": spectrum.lambda_min * kernel.n / samples / summed,
-    }
+    return kernel.spectrum.lambda_min * kernel.n / samples / summed

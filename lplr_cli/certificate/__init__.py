@@ -13,7 +13,7 @@ from lplr_cli.certificate.against import (
 )
 from lplr_cli.certificate.ball import BallBounds, Over
 from lplr_cli.certificate.certify import AtRadius, Certificate, Containment, certify
-from lplr_cli.certificate.estimates import Estimates, estimate_constants, sampled_constants
+from lplr_cli.certificate.estimates import Estimates, Sampled, estimate_constants, sampled_constants
 from lplr_cli.certificate.loss_ball import CertifiedCurvature
 from lplr_cli.certificate.network import Layer, NoCertificateError, SmoothMLP
 from lplr_cli.certificate.path import CERTIFIED, ESTIMATE, Aim, Curvature, Walk
@@ -39,6 +39,7 @@ __all__ = [
     "RatioCheck",
     "Region",
     "RunCheck",
+    "Sampled",
     "SmoothMLP",
     "Smoothness",
     "StepRow",

@@ -86,6 +86,33 @@ def estimate_constants(log: pd.DataFrame, probes: pd.DataFrame, loss_scale: floa
     )
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Estimated constants of a ball, from below.
+
+    Attributes:
+        l_j, l_k: of L_J and L_K.
+        radius: of the ball.
+        directions, ascents: random directions, and power steps from each.
+    """
+
+    l_j: float
+    l_k: float
+    radius: float
+    directions: int
+    ascents: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "L_J_sampled": self.l_j,
+            "L_K_sampled": self.l_k,
+            "radius": self.radius,
+            "directions": self.directions,
+            "ascents": self.ascents,
+        }
+
+
 def sampled_constants(
     module: nn.Module,
     inputs: Tensor,
@@ -96,7 +123,7 @@ def sampled_constants(
     ascents: int = 4,
     samples: int = 256,
     memory: int = DEFAULT_MEMORY,
-) -> dict[str, Any]:
+) -> Sampled:
     """Lower bounds of L_J and L_K on a ball, maximised over directions: estimates, for comparison with the bounds.
 
     From each random direction u power steps u ← ΔJᵀw / ||ΔJᵀw||, with ΔJ = J(θ_0 + R u) − J(θ_0) and w its largest
@@ -135,13 +162,7 @@ def sampled_constants(
                 break
             ahead, behind = (_weighted_gradient(network, x, vectors[:, -1]) for network in (there, base))
             step = {k: ahead[k] - behind[k] for k in step}
-    return {
-        "L_J_sampled": l_j,
-        "L_K_sampled": l_k,
-        "radius": radius,
-        "directions": directions,
-        "ascents": ascents,
-    }
+    return Sampled(l_j, l_k, radius, directions, ascents)
 
 
 def _weighted_gradient(network: Network, x: Tensor, w: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,11 @@ from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from lplr_cli.analysis import Source
+    from lplr_cli.analysis import Source, StartCertificate
+    from lplr_cli.analysis.certificates import Followed
+    from lplr_cli.reporting import Grid
 
 PATH = "Along the path of a run"
-
-if TYPE_CHECKING:
-    from lplr_cli.reporting import Grid
 
 
 @expanded
@@ -68,9 +68,9 @@ def certify(
         stretch = _stretch(pieces, radius_path, from_step, to_step)
         _certify_path(checkpoint, run, radius, bounds, directions, budget, source, stretch, sink)
         return
-    from lplr_cli.analysis import certify_checkpoint
+    from lplr_cli.analysis import certify_start
 
-    record = certify_checkpoint(
+    found = certify_start(
         checkpoint,
         run=run,
         radius=radius,
@@ -79,7 +79,8 @@ def certify(
         memory=budget,
         source=source,
     )
-    sink.emit(out_.Result(record, out_.key_value_frame(record), _grids(record)))
+    record = found.to_dict()
+    sink.emit(out_.Result(record, out_.key_value_frame(record), [_grid(found)]))
 
 
 def _stretch(pieces: str, radius: str, first: int, last: int | None) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def _certify_path(
         raise InputError("--path needs a run directory", "give RUN, whose path it is, as the only argument")
     directory = RunDirectory.open(checkpoint)
     with counting_progress("steps certified") as progress:
-        record, along = certify_run(
+        found = certify_run(
             directory,
             radius=radius,
             method=bounds,
@@ -120,109 +121,114 @@ def _certify_path(
             stretch={**stretch, "progress": progress},
         )
     if stretch == {"pieces": None, "radius": None, "first": 0, "last": None}:
-        keep(directory, along.figures, along.to_frame())
-    grids = [*(_grids(record) if "n" in record else []), path_grid(along.figures, record)]
+        keep(directory, found.along.figures, found.along.to_frame())
+    start = found.start
+    given = None if start is None else start.certificate.given
+    grids = [] if start is None else [_grid(start)]
+    grids.append(path_grid(found.along.figures, given))
+    record = found.to_dict()
     sink.emit(out_.Result(record, out_.key_value_frame(record), grids))
 
 
-def _grids(r: dict[str, Any]) -> list[Grid]:
+def _grid(found: StartCertificate) -> Grid:
     from lplr_cli.reporting import Grid
 
-    rows = [*_start_rows(r), *_ball_rows(r), *_containment_rows(r), *_estimate_rows(r)]
-    notes = [f"Verdict: {r['verdict']}."]
-    if r["assumptions"]:
-        notes.append(f"Assumed: {'; '.join(r['assumptions'])}.")
-    if r["run"] is not None:
-        rows += _run_rows(r["run"], _two(r))
-        check = r["run"]["check"]
-        done = f"{check['steps']} steps, {check['violations']} violations" if check["applies"] else "not applicable"
-        notes.append(f"Run against the certificate: {done} ({check['reason']}).")
-    title = f"Certificate at {r['checkpoint']} (step {r['step']}), {r['n']:,} samples, P = {r['parameters']:,}"
-    if r["normalisation"]["loss_scale"] != 1:
-        title += f", {r['normalisation']['loss']}"
-    return [Grid(title, ("quantity", "value", "kind", "section", "meaning"), rows, right=(1,), note=tuple(notes))]
+    rows = [*_start_rows(found), *_ball_rows(found), *_containment_rows(found), *_estimate_rows(found)]
+    notes = [f"Verdict: {found.certificate.verdict}."]
+    if found.assumptions:
+        notes.append(f"Assumed: {'; '.join(found.assumptions)}.")
+    if found.run is not None:
+        rows += _run_rows(found.run, _two(found))
+        check = found.run.check
+        done = f"{check.steps} steps, {check.violations} violations" if check.applies else "not applicable"
+        notes.append(f"Run against the certificate: {done} ({check.reason}).")
+    n, parameters = found.certificate.n, found.certificate.parameters
+    title = f"Certificate at {found.checkpoint} (step {found.step}), {n:,} samples, P = {parameters:,}"
+    if found.scale != 1:
+        title += f", {found.loss}"
+    return Grid(title, ("quantity", "value", "kind", "section", "meaning"), rows, right=(1,), note=tuple(notes))
 
 
-def _two(r: dict[str, Any]) -> str:
+def _two(found: StartCertificate) -> str:
     """The factor 2s of μ and β."""
-    scale = r["normalisation"]["loss_scale"]
-    return "2" if scale in (1, None) else f"2·{scale:g}"
+    return "2" if found.scale in (1, None) else f"2·{found.scale:g}"
 
 
-def _start_rows(r: dict[str, Any]) -> list[list[str]]:
+def _start_rows(found: StartCertificate) -> list[list[str]]:
     """At θ0, and the largest radii."""
-    from lplr_cli.reporting import number
+    from lplr_cli.reporting import known
 
-    free = "unbounded" if r["unbounded"] else None
+    c, free = found.certificate, "unbounded" if found.unbounded else None
     return [
-        ["λ0 ≥", number(r["lambda_0_lower"], 5), "verified", "7", f"λ_min(K) on all {r['n']:,} samples"],
-        ["σ0 ≥", number(r["sigma_0_lower"], 5), "verified", "3", "√λ0"],
-        ["‖J̃(θ0)‖ ≤", number(r["norm_upper"], 5), "verified", "3", "√λ_max(K)"],
-        ["√L0 ≤", number(r["sqrt_loss_upper"], 5), "verified", "4", "residual at θ0"],
-        ["L_J at R = 0", number(r["l_j_start"], 5), "bound", "5", f"Hessians at θ0, {r['method']} bounds"],
-        ["R Kernel-Weyl", free or number(r["radius_kernel"], 5), "verified", "3", "largest found with L_K R < λ0"],
-        ["R Jacobian-Weyl", free or number(r["radius_jacobian"], 5), "verified", "3", "largest found with L_J R < σ0"],
+        ["λ0 ≥", known(c.lambda_0_lower, 5), "verified", "7", f"λ_min(K) on all {c.n:,} samples"],
+        ["σ0 ≥", known(c.sigma_0_lower, 5), "verified", "3", "√λ0"],
+        ["‖J̃(θ0)‖ ≤", known(c.norm_upper, 5), "verified", "3", "√λ_max(K)"],
+        ["√L0 ≤", known(c.sqrt_loss_upper, 5), "verified", "4", "residual at θ0"],
+        ["L_J at R = 0", known(c.l_j_start, 5), "bound", "5", f"Hessians at θ0, {c.method} bounds"],
+        ["R Kernel-Weyl", free or known(c.radius_kernel, 5), "verified", "3", "largest found with L_K R < λ0"],
+        ["R Jacobian-Weyl", free or known(c.radius_jacobian, 5), "verified", "3", "largest found with L_J R < σ0"],
     ]
 
 
-def _ball_rows(r: dict[str, Any]) -> list[list[str]]:
+def _ball_rows(found: StartCertificate) -> list[list[str]]:
     """On the ball that was asked for."""
-    from lplr_cli.reporting import number
+    from lplr_cli.reporting import known
 
-    at, two = r["given"], _two(r)
+    at, two = found.certificate.given, _two(found)
     if at is None:
         return []
-    name, none = f"R = {at['radius']:.4g}", "none: not positive" if at["beta"] is not None else "none: another loss"
+    name, none = f"R = {at.radius:.4g}", "none: not positive" if math.isfinite(at.beta) else "none: another loss"
     return [
-        [f"L_J on {name}", number(at["l_j"], 5), "bound", "5", "Jacobian, Lipschitz"],
-        [f"L_K on {name}", number(at["l_k"], 5), "bound", "3", "2 (‖J̃‖ + L_J R) L_J"],
+        [f"L_J on {name}", known(at.l_j, 5), "bound", "5", "Jacobian, Lipschitz"],
+        [f"L_K on {name}", known(at.l_k, 5), "bound", "3", "2 (‖J̃‖ + L_J R) L_J"],
         *(
-            [f"μ on {name}, {way}", number(mu, 5), none if mu is None else "verified", "3", formula]
+            [f"μ on {name}, {way}", known(mu, 5), none if mu is None else "verified", "3", formula]
             for way, mu, formula in (
-                ("Kernel-Weyl", at["mu_kernel"], f"{two}(λ0 − L_K R)"),
-                ("Jacobian-Weyl", at["mu_jacobian"], f"{two}(σ0 − L_J R)²"),
+                ("Kernel-Weyl", at.mu_kernel, f"{two}(λ0 − L_K R)"),
+                ("Jacobian-Weyl", at.mu_jacobian, f"{two}(σ0 − L_J R)²"),
             )
         ),
     ]
 
 
-def _containment_rows(r: dict[str, Any]) -> list[list[str]]:
-    from lplr_cli.reporting import number
+def _containment_rows(found: StartCertificate) -> list[list[str]]:
+    from lplr_cli.reporting import known
 
-    c, two = r["containment"], _two(r)
-    if c["at"]["beta"] is None:
+    c, two = found.certificate.containment, _two(found)
+    if not math.isfinite(c.at.beta):
         return []
     root = "√L0" if two == "2" else "‖r̃0‖"
     meaning = f"R (σ0 − L_J R) / 2{root}: above ½ for small steps, 1 for η = 1/β"
-    rows = [["containment", number(c["reach"], 4), "verified" if c["holds"] else "not proved", "4", meaning]]
-    if c["holds"]:
-        beta = f"{c['step_fraction']:.3g}/β, β = {two}(B² + L_J {root})"
+    rows = [["containment", known(c.reach), "verified" if c.holds else "not proved", "4", meaning]]
+    if c.holds:
+        beta = f"{c.step_fraction:.3g}/β, β = {two}(B² + L_J {root})"
         rows += [
-            ["R contained", number(c["at"]["radius"], 5), "verified", "4", "every iterate stays within"],
-            ["μ", number(c["at"]["mu_jacobian"], 5), "verified", "4", "L_t ≤ (1 − ημ)^t L0"],
-            ["η ≤", number(c["eta_max"], 5), "verified", "4", beta],
+            ["R contained", known(c.at.radius, 5), "verified", "4", "every iterate stays within"],
+            ["μ", known(c.at.mu_jacobian, 5), "verified", "4", "L_t ≤ (1 − ημ)^t L0"],
+            ["η ≤", known(c.eta_max, 5), "verified", "4", beta],
         ]
     return rows
 
 
-def _estimate_rows(r: dict[str, Any]) -> list[list[str]]:
-    from lplr_cli.reporting import number
+def _estimate_rows(found: StartCertificate) -> list[list[str]]:
+    from lplr_cli.reporting import known
 
-    e = r["estimates"]
+    e = found.estimates
     if e is None:
         return []
-    where = f"largest over {e['directions']} directions with {e['ascents']} ascents each, R = {e['radius']:.3g}"
+    where = f"largest over {e.directions} directions with {e.ascents} ascents each, R = {e.radius:.3g}"
     return [
-        ["L_J ≥", number(e["L_J_sampled"], 5), "estimate", "3", where],
-        ["L_K ≥", number(e["L_K_sampled"], 5), "estimate", "3", where],
+        ["L_J ≥", known(e.l_j, 5), "estimate", "3", where],
+        ["L_K ≥", known(e.l_k, 5), "estimate", "3", where],
     ]
 
 
-def _run_rows(run: dict[str, Any], two: str) -> list[list[str]]:
-    from lplr_cli.reporting import number
+def _run_rows(run: Followed, two: str) -> list[list[str]]:
+    from lplr_cli.reporting import known
 
+    measured = run.measured
     return [
-        ["drift of the run", number(run["drift_max"], 5), "measured", "", "largest ‖θ_t − θ_0‖"],
-        ["L_J ≥", number(run["L_J_probes"], 5), "estimate", "3", "probes of the run"],
-        ["μ estimated", number(run["mu_estimated"], 5), "estimate", "3", f"{two}(λ0 − L_K R) with L_K from probes"],
+        ["drift of the run", known(run.drift, 5), "measured", "", "largest ‖θ_t − θ_0‖"],
+        ["L_J ≥", known(measured.l_j, 5), "estimate", "3", "probes of the run"],
+        ["μ estimated", known(measured.mu_kernel, 5), "estimate", "3", f"{two}(λ0 − L_K R) with L_K from probes"],
     ]

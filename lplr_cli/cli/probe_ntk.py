@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lplr_cli.analysis import KernelProbe
+    from lplr_cli.analysis import KernelProbe, LazyPrediction
     from lplr_cli.linalg.tasks import Tasks
     from lplr_cli.reporting import Grid
 
@@ -94,22 +94,23 @@ def probe_ntk(
             progress=progress,
             tasks=tasks,
         )
-    if probe.record["method"] == "lanczos":
+    spectrum = probe.spectrum
+    if spectrum.method == "lanczos":
         out_.note(
             "matrix-free: the smallest values are Ritz values, estimates from above; "
-            f"some eigenvalue lies within {probe.record['lambda_min']['residual']:.2g} of λ_min"
+            f"some eigenvalue lies within {spectrum.residual:.2g} of λ_min"
         )
     if dtype == "float32":
         out_.note(
-            f"float32: λ_min can have about {probe.record['lambda_min']['digits']:.1f} decimal digits here; "
+            f"float32: λ_min can have about {spectrum.digits:.1f} decimal digits here; "
             "float64 is the default for a reason"
         )
-    result = out_.Result(probe.record, probe.to_frame(), _grids(probe, eigenvalues))
+    result = out_.Result(probe.to_dict(), probe.to_frame(), _grids(probe))
     if predict:
         with counting_progress("kernels") as progress:
             found = predict_run(checkpoint, source=source, pieces=pieces, memory=budget, progress=progress)
-        record = {**probe.record, "prediction": found.to_dict()}
-        result = out_.Result(record, found.to_frame(), [*result.grids, *_prediction_grids(record["prediction"])])
+        record = {**result.record, "prediction": found.to_dict()}
+        result = out_.Result(record, found.to_frame(), [*result.grids, *_prediction_grids(found)])
     sink.emit(result)
     if predict and figure is not None:
         from lplr_cli.reporting.figures import prediction_figure, save
@@ -149,41 +150,17 @@ def _check_prediction(predict: bool, checkpoint: Path, size: str, outputs: str, 
         raise InputError("a part of the kernel predicts no loss", "leave out --size and --outputs")
 
 
-def _prediction_grids(p: dict[str, Any]) -> list[Any]:
-    from lplr_cli.reporting import Grid, number
+def _prediction_grids(found: LazyPrediction) -> list[Grid]:
+    from lplr_cli.reporting import Grid, known
 
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{number(100 * value, 3)} %"
-
-    lazy = {True: "yes", False: "no", None: "unknown"}[p["lazy"]]
-    start, end, final = p["start"], p["end"], p["final"]
-    rows = [
-        ["lazy", lazy, "estimate", f"every predicted loss within {100 * (math.exp(p['threshold']) - 1):.0f} %"],
-        ["laziness error", number(p["laziness_error"]), "estimate", "largest |log L predicted − log L| over the run"],
-        [
-            "last loss",
-            number(final["predicted"]),
-            "estimate",
-            f"predicted from K_0; measured {number(final['measured'])}",
-        ],
-        ["kernel change", percent(p["kernel_change"]), "measured", f"‖K_t − K_0‖/‖K_0‖ at step {end['step']:,}"],
-    ]
-    for name, at in (("start", start), (f"step {end['step']:,}", end)):
-        rows += [
-            [f"alignment, {name}", number(at["alignment"]), "computed", "r'Kr/(‖K‖_F ‖r‖²)"],
-            [f"participation, {name}", number(at["participation"]), "computed", "(tr K)²/‖K‖_F², directions of K"],
-            [f"90 % of ‖r‖², {name}", number(at["directions_90"]), "computed", "fewest eigendirections that hold it"],
-        ]
-    pieces = [
-        [number(q["step"]), number(q["until"]), number(q["error"]), number(q["error_to_end"])] for q in p["pieces"]
-    ]
+    pieces = [[known(v) for v in (p.step, p.until, p.error, p.error_to_end)] for p in found.pieces]
     held = [
-        [number(d["rank"]), number(d["eigenvalue"]), percent(d["share"]), percent(d["cumulative"]),
-         number(d["rate"], 6), number(d["half_life"], 3)]
-        for d in p["directions"]
+        [known(d.rank), known(d.eigenvalue), _percent(d.share), _percent(d.cumulative), known(d.rate, 6),
+         known(d.half_life, 3)]
+        for d in found.directions().itertuples()
     ]  # fmt: skip
     return [
-        Grid("Prediction by the kernel", ("quantity", "value", "kind", "meaning"), rows, right=(1,)),
+        Grid("Prediction by the kernel", ("quantity", "value", "kind", "meaning"), _predicted(found), right=(1,)),
         Grid(
             "Predicted from the kernel at",
             ("step", "until", "error", "error to the end"),
@@ -199,58 +176,96 @@ def _prediction_grids(p: dict[str, Any]) -> list[Any]:
     ]
 
 
-_KERNELS = {"full": "K = J Jᵀ/n", "trace": "K = Σ_c J_c J_cᵀ/n, the trace over the outputs,"}
+def _predicted(found: LazyPrediction) -> list[list[str]]:
+    from lplr_cli.analysis.lazy import LAZY, PART
+    from lplr_cli.reporting import known
 
-
-def _grids(probe: KernelProbe, shown: int) -> list[Any]:
-    from lplr_cli.reporting import Grid, number
-
-    r = probe.record
-    low = r["lambda_min"]
-    where = "a subset: λ_min bounds the full one from above" if r["subset"] else "all samples"
-    digits = f"about {low['digits']:.1f} decimal digits in {r['dtype']}"
-    ritz, whole = r["method"] == "lanczos", r["outputs"] == "full"
-    above = f"Ritz value, from above; residual {number(low['residual'], 3)}"
+    last = f"step {found.parameters_step:,}"
+    within = f"every predicted loss within {100 * (math.exp(LAZY) - 1):.0f} %"
+    measured = f"predicted from K_0; measured {known(found.descent.loss[-1])}"
     rows = [
-        ["λ_min", number(low["value"], 6), "estimate" if ritz else "computed", above if ritz else digits],
-        [
-            "λ_max",
-            number(r["lambda_max"], 6),
-            "computed",
-            "gradient descent on L is stable to about η = 1/λ_max (lazy)" if whole else "of this part of the kernel",
-        ],
-        ["trace", number(r["trace"], 6), "computed", "sum of the eigenvalues"],
-        ["effective rank", number(r["effective_rank"], 6), "computed", "trace/λ_max"],
-        ["condition number", number(r["condition_number"], 4), "computed", "λ_max/λ_min"],
+        ["lazy", {True: "yes", False: "no", None: "unknown"}[found.lazy], "estimate", within],
+        ["laziness error", known(found.error), "estimate", "largest |log L predicted − log L| over the run"],
+        ["last loss", known(found.pieces[0].predicted[-1]), "estimate", measured],
+        ["kernel change", _percent(found.kernel_change), "measured", f"‖K_t − K_0‖/‖K_0‖ at {last}"],
     ]
-    if low["lower"] is not None or r["verified"]:
-        meaning = "covers the rounding of forming K and of the factorisation"
-        rows.insert(1, ["λ_min ≥", number(low["lower"], 6), "verified", meaning])
-    if r["subset"] or not whole:
-        of = {
-            "full": "by interlacing, from this subset",
-            "trace": "a trace over C outputs has C times λ_min at least",
-        }
-        meaning = of.get(r["outputs"], "by interlacing, from this output")
-        rows.append(["full λ_min ≤", number(low["upper_bound_full"], 6), "computed", meaning])
-    kernel = _KERNELS.get(r["outputs"], f"K = J_c J_cᵀ/n of output c = {r['outputs']}")
+    for name, at in (("start", found.start), (last, found.end)):
+        most = known(at.directions(PART))
+        rows += [
+            [f"alignment, {name}", known(at.alignment), "computed", "r'Kr/(‖K‖_F ‖r‖²)"],
+            [f"participation, {name}", known(at.participation), "computed", "(tr K)²/‖K‖_F², directions of K"],
+            [f"90 % of ‖r‖², {name}", most, "computed", "fewest eigendirections that hold it"],
+        ]
+    return rows
+
+
+def _percent(value: Any) -> str:
+    from lplr_cli.reporting import known
+
+    return "–" if value is None else f"{known(100 * value, 3)} %"
+
+
+_KERNELS = {"full": "K = J Jᵀ/n", "trace": "K = Σ_c J_c J_cᵀ/n, the trace over the outputs,"}
+# Whence a bound of λ_min of the full kernel.
+_BOUNDS = {
+    "full": "by interlacing, from this subset",
+    "trace": "a trace over C outputs has C times λ_min at least",
+}
+
+
+def _grids(probe: KernelProbe) -> list[Grid]:
+    from lplr_cli.reporting import Grid
+
+    kernel, rows = probe.kernel, probe.spectrum.size
+    where = "a subset: λ_min bounds the full one from above" if probe.subset else "all samples"
+    which = _KERNELS.get(str(kernel.outputs), f"K = J_c J_cᵀ/n of output c = {kernel.outputs}")
     title = (
-        f"NTK of {r['checkpoint']}: {r['n']:,} of {r['samples']:,} samples ({where}), "
-        f"{kernel} is {r['rows']:,} × {r['rows']:,}, engine {r['engine']}"
+        f"NTK of {probe.checkpoint}: {kernel.n:,} of {probe.samples:,} samples ({where}), "
+        f"{which} is {rows:,} × {rows:,}, engine {kernel.engine}"
     )
-    notes = [f"Assumed: {'; '.join(r['assumptions'])}."] if r["assumptions"] else []
-    if r["duplicate_inputs"]:
-        one, two = r["duplicate_inputs"]
+    head = ("quantity", "value", "kind", "meaning")
+    summary = Grid(title, head, _figures(probe), right=(1,), note=tuple(_notes(probe)))
+    return [summary, _extremal(probe.eigenvalues, probe.shown)]
+
+
+def _figures(probe: KernelProbe) -> list[list[str]]:
+    from lplr_cli.reporting import number
+
+    found, outputs = probe.spectrum, str(probe.kernel.outputs)
+    ritz, whole = found.method == "lanczos", outputs == "full"
+    digits = f"about {found.digits:.1f} decimal digits in {probe.dtype}"
+    above = f"Ritz value, from above; residual {number(found.residual, 3)}"
+    stable = "gradient descent on L is stable to about η = 1/λ_max (lazy)" if whole else "of this part of the kernel"
+    rows = [
+        ["λ_min", number(found.lambda_min, 6), "estimate" if ritz else "computed", above if ritz else digits],
+        ["λ_max", number(found.lambda_max, 6), "computed", stable],
+        ["trace", number(found.trace, 6), "computed", "sum of the eigenvalues"],
+        ["effective rank", number(found.effective_rank, 6), "computed", "trace/λ_max"],
+        ["condition number", number(found.condition_number, 4), "computed", "λ_max/λ_min"],
+    ]
+    if found.lambda_min_lower is not None or probe.verified:
+        meaning = "covers the rounding of forming K and of the factorisation"
+        rows.insert(1, ["λ_min ≥", number(found.lambda_min_lower, 6), "verified", meaning])
+    if probe.subset or not whole:
+        meaning = _BOUNDS.get(outputs, "by interlacing, from this output")
+        rows.append(["full λ_min ≤", number(probe.upper_bound_full, 6), "computed", meaning])
+    return rows
+
+
+def _notes(probe: KernelProbe) -> list[str]:
+    rows, fallback = probe.spectrum.size, probe.kernel.fallback
+    notes = [f"Assumed: {'; '.join(probe.assumptions)}."] if probe.assumptions else []
+    if probe.duplicate_inputs:
+        one, two = probe.duplicate_inputs
         notes.append(f"Samples {one} and {two} have equal inputs: λ_min is exactly 0, and no PL region is certified.")
-    if r["rank_at_most"] < r["rows"]:
+    if probe.rank_at_most < rows:
         notes.append(
-            f"K has {r['rows']:,} rows and a rank of at most {r['rank_at_most']:,}, the parameters of the network: it "
+            f"K has {rows:,} rows and a rank of at most {probe.rank_at_most:,}, the parameters of the network: it "
             "is singular, λ_min is exactly 0, and no PL region is certified."
         )
-    if r["fallback"]:
-        notes.append(f"No structured rule for {', '.join(r['fallback'])}: Jacobian used for these parameters.")
-    summary = Grid(title, ("quantity", "value", "kind", "meaning"), rows, right=(1,), note=tuple(notes))
-    return [summary, _extremal(probe.eigenvalues, shown)]
+    if fallback:
+        notes.append(f"No structured rule for {', '.join(fallback)}: Jacobian used for these parameters.")
+    return notes
 
 
 def _extremal(values: NDArray[np.float64], shown: int) -> Grid:

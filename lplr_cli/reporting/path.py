@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lplr_cli.reporting.text import Grid, number
 
 if TYPE_CHECKING:
     from lplr_cli.analysis import PathFigures
+    from lplr_cli.certificate import AtRadius
 
 # Stretches of steps that are named one by one; more are counted.
 _NAMED = 8
 
 
-def path_grid(p: PathFigures, record: Mapping[str, Any] | None = None) -> Grid:
+def path_grid(p: PathFigures, ball: AtRadius | None = None) -> Grid:
     """The figures of a path.
 
     Args:
         p: the figures.
-        record: that of ``lplr certify``, for the ball; None leaves its row out.
+        ball: what is proved on the ball of the whole run; None leaves its row out.
     """
-    rows = [*_ball_row(record), *_tube_row(p), *_mu_rows(p), *_extent_rows(p), *_rate_rows(p)]
+    rows = [*_ball_row(ball), *_tube_row(p), *_mu_rows(p), *_extent_rows(p), *_rate_rows(p)]
     title = f"Region along the path, {p.loss}: {p.pieces:,} pieces, {p.balls:,} balls"
     return Grid(title, ("quantity", "value", "kind", "meaning"), rows, right=(1,), note=tuple(_notes(p)))
 
@@ -68,12 +68,11 @@ def _rate_rows(p: PathFigures) -> list[list[str]]:
     ]
 
 
-def _ball_row(record: Mapping[str, Any] | None) -> list[list[str]]:
-    given = (record or {}).get("given")
-    if given is None:
+def _ball_row(ball: AtRadius | None) -> list[list[str]]:
+    if ball is None:
         return []
-    meaning = f"2(σ0 − L_J R)² on the ball of the whole run, R = {number(given['radius'])}"
-    return [["μ on the ball", number(given["mu_jacobian"]), "certified", meaning]]
+    meaning = f"2(σ0 − L_J R)² on the ball of the whole run, R = {number(ball.radius)}"
+    return [["μ on the ball", number(ball.mu_jacobian), "certified", meaning]]
 
 
 def _tube_row(p: PathFigures) -> list[list[str]]:

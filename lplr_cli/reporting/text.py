@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lplr_cli import escape
+from lplr_cli.runs import plain
 
 # A column of words is not set narrower than this, if its words go on that long; between columns Rich leaves this much.
 _WORDS, _GAP = 14, 3
@@ -28,6 +29,11 @@ def number(value: Any, digits: int = 4) -> str:
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     return str(value)
+
+
+def known(value: Any, digits: int = 4) -> str:
+    """A number of a result, as :func:`number` writes that of its record: missing where it is not finite."""
+    return number(plain(value), digits)
 
 
 def plain_text(text: str, style: str = "") -> Text:
