@@ -10,7 +10,8 @@ from lplr_cli.analysis.certificates import (
     certify_start,
 )
 from lplr_cli.analysis.conclude import conclude
-from lplr_cli.analysis.curvature import HessianProbe, HessianSeries, hessian_along, probe_hessian
+from lplr_cli.analysis.curvature import hessian_along, probe_hessian
+from lplr_cli.analysis.hessian import HessianProbe, HessianSeries
 from lplr_cli.analysis.lazy import LAZY, MOST_ROWS, LazyPrediction, predict_outputs, predict_run
 from lplr_cli.analysis.logs import LogInput, read_log
 from lplr_cli.analysis.noise import NoiseFloor, kept_floor, noise_floor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +17,16 @@ from lplr_cli.runs import RunDirectory
 from lplr_cli.runs.checkpoint import is_checkpoint, parse_checkpoint
 from lplr_cli.runs.foreign_weights import read_file
 from lplr_cli.training import resolve_device
+
+
+@dataclass(frozen=True)
+class LossName:
+    """A loss in words: its scale is None where it is not one of lplr's, and then not ``known``."""
+
+    name: str
+    scale: float | None
+    formula: str
+    known: bool
 
 
 @dataclass(frozen=True)
@@ -42,15 +51,11 @@ class Case:
     state: OptimizerState | str
 
     @property
-    def loss_record(self) -> dict[str, Any]:
-        """The loss, for the JSON."""
-        known = isinstance(self.loss, Loss)
-        return {
-            "name": self.loss.name if isinstance(self.loss, Loss) else getattr(self.loss, "__name__", "given"),
-            "scale": self.loss.scale if isinstance(self.loss, Loss) else None,
-            "formula": self.loss.formula if isinstance(self.loss, Loss) else "L = (1/n) sum_i l(f(x_i), y_i)",
-            "known": known,
-        }
+    def loss_name(self) -> LossName:
+        """The loss in words."""
+        if isinstance(self.loss, Loss):
+            return LossName(self.loss.name, self.loss.scale, self.loss.formula, True)
+        return LossName(getattr(self.loss, "__name__", "given"), None, "L = (1/n) sum_i l(f(x_i), y_i)", False)
 
 
 def open_case(

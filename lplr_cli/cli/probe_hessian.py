@@ -15,8 +15,8 @@ from lplr_cli.cli.progress import stages_progress
 from lplr_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from lplr_cli.analysis import HessianProbe, HessianSeries, Source
-    from lplr_cli.curvature import Effort, PerSample
+    from lplr_cli.analysis import HessianProbe, HessianSeries, NoiseFloor, Source
+    from lplr_cli.curvature import Effort, Interval, PerSample
     from lplr_cli.losses import Loss
     from lplr_cli.reporting import Grid
 
@@ -107,12 +107,11 @@ def probe_hessian(
     with stages_progress() as report:
         if every is None:
             probe = analysis.probe_hessian(checkpoint, report=report, **shared)
-            found = _noise_floor(checkpoint, shared["source"], shared["memory"]) if noise else None
-            probe.record["noise_floor"] = found
-            result = _one(probe, plot)
+            floor = _noise_floor(checkpoint, shared["source"], shared["memory"]) if noise else None
+            result = _one(probe, floor, plot)
         else:
             series = analysis.hessian_along(checkpoint, every=every, report=report, **shared)
-            result = out_.Result(series.record, series.table, [_series_grid(series)])
+            result = out_.Result(series.to_dict(), series.table, [_series_grid(series)])
     sink.emit(result)
     if figure is not None:
         from lplr_cli.reporting import figures
@@ -121,11 +120,11 @@ def probe_hessian(
         figures.save(drawn, figure)
 
 
-def _noise_floor(run: Path, source: Source, memory: int) -> dict[str, Any]:
+def _noise_floor(run: Path, source: Source, memory: int) -> NoiseFloor:
     from lplr_cli.analysis import noise_floor
     from lplr_cli.runs import RunDirectory
 
-    return noise_floor(RunDirectory.open(run), source, memory).to_dict()
+    return noise_floor(RunDirectory.open(run), source, memory)
 
 
 def _loss(name: str | None, scale: float) -> Loss | PerSample | None:
@@ -140,7 +139,7 @@ def _loss(name: str | None, scale: float) -> Loss | PerSample | None:
     return Loss(name, scale)
 
 
-def _one(probe: HessianProbe, plot: bool) -> out_.Result:
+def _one(probe: HessianProbe, floor: NoiseFloor | None, plot: bool) -> out_.Result:
     charts = []
     if plot and len(probe.density):
         from lplr_cli.reporting import terminal_chart
@@ -155,118 +154,137 @@ def _one(probe: HessianProbe, plot: bool) -> out_.Result:
                 label="eigenvalue",
             )
         ]
-    return out_.Result(probe.record, probe.to_frame(), _grids(probe.record), charts)
+    record = {**probe.to_dict(), "noise_floor": None if floor is None else floor.to_dict()}
+    return out_.Result(record, probe.to_frame(), _grids(probe, floor), charts)
 
 
-def _span(found: dict[str, Any]) -> str:
-    from lplr_cli.reporting import number
+def _span(found: Interval) -> str:
+    from lplr_cli.reporting import known
 
-    if found["low"] is None:
+    if found.low is None:
         return "one vector: no interval"
-    return f"between {number(found['low'], 3)} and {number(found['high'], 3)}"
+    return f"between {known(found.low, 3)} and {known(found.high, 3)}"
 
 
-def _rows(r: dict[str, Any]) -> list[list[str]]:
-    """Quantity, value, kind, meaning."""
-    from lplr_cli.reporting import number
+def _end(probe: HessianProbe, name: str, value: float, residual: float, meaning: str) -> list[str]:
+    """Of a spectrum."""
+    from lplr_cli.reporting import known
 
-    def end(name: str, found: dict[str, float], meaning: str) -> list[str]:
-        within = max(found["residual"], r["resolution"])
-        return [name, number(found["value"], 6), "estimate", f"{meaning}; an eigenvalue within {within:.2g}"]
+    within = max(residual, probe.found.resolution)
+    return [name, known(float(value), 6), "estimate", f"{meaning}; an eigenvalue within {within:.2g}"]
 
-    def random(name: str, found: dict[str, Any] | None, meaning: str) -> list[list[str]]:
-        if found is None:
-            return []
-        error = found["standard_error"]
-        said = "no sampling error left" if not error else f"standard error {number(error, 3)}"
-        return [[name, number(found["value"], 5), "estimate", f"{meaning}; {said}"]]
 
+def _random(name: str, value: float, error: float | None, meaning: str) -> list[str]:
+    """From random vectors."""
+    from lplr_cli.reporting import known
+
+    said = "no sampling error left" if not error else f"standard error {known(error, 3)}"
+    return [name, known(value, 5), "estimate", f"{meaning}; {said}"]
+
+
+def _whole_rows(probe: HessianProbe) -> list[list[str]]:
+    ends, trace = probe.found.extremes, probe.found.trace
     rows = [
-        end("λ_max(H), sharpness", r["lambda_max"], "from below"),
-        end("λ_min(H)", r["lambda_min"], "from above"),
-        *random("trace(H)", r["trace"], "sum of all eigenvalues"),
-        *random("‖H‖_F", r["frobenius"], "root of the sum of squares"),
+        _end(probe, "λ_max(H), sharpness", ends.high[-1], ends.high_residuals[-1], "from below"),
+        _end(probe, "λ_min(H)", ends.low[0], ends.low_residuals[0], "from above"),
     ]
-    inner, rest, negative = r["gauss_newton"], r["rest"], r["negative"]
-    if inner is not None:
-        rows.append(end("λ_max(G)", inner["lambda_max"], "Gauss-Newton part"))
-        if inner["kernel"] is not None:
-            agree = f"from the kernel; λ_max(G) differs by {inner['kernel']['relative_difference']:.1g}"
-            rows.append(["2s·λ_max(K)", number(inner["kernel"]["lambda_max"], 6), "estimate", agree])
-        if r["subset"] and inner["lower_bound_full"] is not None:
-            low = number(inner["lower_bound_full"], 6)
-            rows.append(
-                ["λ_max(G) of all ≥", low, "estimate", "as every sample only adds to G; there is no such for H"]
-            )
-        rows += random("trace(G)", inner["trace"], "sum of its eigenvalues")
-        rows.append(end("λ_max(H − G)", rest["lambda_max"], "residuals times curvature of the network"))
-        rows.append(end("λ_min(H − G)", rest["lambda_min"], "the same"))
-    if negative is not None:
+    if trace is not None:
         rows += [
-            ["negative weight", number(negative["weight"]["value"], 3), "estimate",
-             f"negative part of Σ|λ|, {_span(negative['weight'])}"],
-            [f"share below {number(negative['threshold'], 2)}", number(negative["share"]["value"], 3), "estimate",
-             f"of the eigenvalues by number, {_span(negative['share'])}"],
-        ]  # fmt: skip
-    if r["preconditioned"] is not None:
-        p = r["preconditioned"]
-        rows.append(end("λ_max(P^−½ H P^−½)", p["lambda_max"], "as Adam sees it, P = √v̂ + ε frozen"))
-        if p["ratio"] is not None:
-            meaning = f"Adam is stable up to {number(p['threshold'], 4)} = {p['rule']}; an indicator, as P moves"
-            rows.append(["the same / stable", number(p["ratio"], 4), "estimate", meaning])
-    return [*rows, *_stability_rows(r["stability"]), *_noise_rows(r.get("noise_floor"))]
+            _random("trace(H)", trace.trace, trace.trace_error, "sum of all eigenvalues"),
+            _random("‖H‖_F", trace.frobenius, trace.frobenius_error, "root of the sum of squares"),
+        ]
+    return rows
 
 
-def _noise_rows(found: dict[str, Any] | None) -> list[list[str]]:
-    from lplr_cli.analysis import NoiseFloor
-    from lplr_cli.reporting import number
-    from lplr_cli.reporting.noise import floor_meaning
+def _part_rows(probe: HessianProbe) -> list[list[str]]:
+    """Of G and of H − G."""
+    from lplr_cli.reporting import known
 
+    parts, kernel, bound = probe.found.parts, probe.kernel, probe.lower_bound_full
+    if parts is None:
+        return []
+    inner, rest, trace = parts.gauss_newton, parts.rest, parts.gauss_newton_trace
+    rows = [_end(probe, "λ_max(G)", inner.high[-1], inner.high_residuals[-1], "Gauss-Newton part")]
+    if kernel is not None:
+        agree = f"from the kernel; λ_max(G) differs by {kernel.relative_difference:.1g}"
+        rows.append(["2s·λ_max(K)", known(kernel.lambda_max, 6), "estimate", agree])
+    if probe.subset and bound is not None:
+        adds = "as every sample only adds to G; there is no such for H"
+        rows.append(["λ_max(G) of all ≥", known(bound, 6), "estimate", adds])
+    if trace is not None:
+        rows.append(_random("trace(G)", trace.trace, trace.trace_error, "sum of its eigenvalues"))
+    residual = "residuals times curvature of the network"
+    rows.append(_end(probe, "λ_max(H − G)", rest.high[-1], rest.high_residuals[-1], residual))
+    rows.append(_end(probe, "λ_min(H − G)", rest.low[0], rest.low_residuals[0], "the same"))
+    return rows
+
+
+def _negative_rows(probe: HessianProbe) -> list[list[str]]:
+    from lplr_cli.reporting import known
+
+    found = probe.negative
     if found is None:
         return []
-    floor = NoiseFloor(**found)
+    weight, share = found.weight, found.share
+    below = f"share below {known(found.threshold, 2)}"
     return [
-        ["tr Σ", number(floor.trace), "estimate", "covariance of single samples' gradients"],
-        ["noise floor above L*", number(floor.floor), "estimate", floor_meaning(floor)],
+        ["negative weight", known(weight.value, 3), "estimate", f"negative part of Σ|λ|, {_span(weight)}"],
+        [below, known(share.value, 3), "estimate", f"of the eigenvalues by number, {_span(share)}"],
     ]
 
 
-def _stability_rows(s: dict[str, Any]) -> list[list[str]]:
-    from lplr_cli.reporting import number
+def _stability_rows(probe: HessianProbe) -> list[list[str]]:
+    """Beside what the optimiser bears, as Adam sees it too."""
+    from lplr_cli.reporting import known
 
-    if s["ratio"] is None:
-        return [["λ_max / stable", "–", "unknown", s["rule"].removeprefix("unknown: ")]]
-    meaning = f"stable up to {number(s['threshold'], 4)} = {s['rule']}; above 1: the edge of stability"
-    return [["λ_max / stable", number(s["ratio"], 4), "estimate", meaning]]
+    rows, adam, at = [], probe.preconditioned, probe.stability
+    if adam is not None:
+        meaning = "as Adam sees it, P = √v̂ + ε frozen"
+        rows.append(_end(probe, "λ_max(P^−½ H P^−½)", adam.value, adam.residual, meaning))
+    if adam is not None and adam.ratio is not None:
+        meaning = f"Adam is stable up to {known(adam.threshold)} = {adam.rule}; an indicator, as P moves"
+        rows.append(["the same / stable", known(adam.ratio), "estimate", meaning])
+    if at.ratio is None:
+        return [*rows, ["λ_max / stable", "–", "unknown", at.rule.removeprefix("unknown: ")]]
+    meaning = f"stable up to {known(at.threshold)} = {at.rule}; above 1: the edge of stability"
+    return [*rows, ["λ_max / stable", known(at.ratio), "estimate", meaning]]
 
 
-def _grids(r: dict[str, Any]) -> list[Grid]:
-    from lplr_cli.reporting import Grid, number
+def _noise_rows(floor: NoiseFloor | None) -> list[list[str]]:
+    from lplr_cli.reporting import known
+    from lplr_cli.reporting.noise import floor_meaning
 
-    where = "a subset, whose mean loss this is: no bound for all" if r["subset"] else "all samples"
+    if floor is None:
+        return []
+    return [
+        ["tr Σ", known(floor.trace), "estimate", "covariance of single samples' gradients"],
+        ["noise floor above L*", known(floor.floor), "estimate", floor_meaning(floor)],
+    ]
+
+
+def _grids(probe: HessianProbe, floor: NoiseFloor | None) -> list[Grid]:
+    from lplr_cli.reporting import Grid, known
+
+    found, ends = probe.found, probe.found.extremes
+    where = "a subset, whose mean loss this is: no bound for all" if probe.subset else "all samples"
     title = (
-        f"Hessian of {r['checkpoint']}: {r['n']:,} of {r['samples']:,} samples ({where}), "
-        f"{r['parameters']:,} parameters, loss {number(r['loss']['value'], 6)}"
+        f"Hessian of {probe.checkpoint}: {found.n:,} of {probe.samples:,} samples ({where}), "
+        f"{found.size:,} parameters, loss {known(found.loss, 6)}"
     )
-    notes = [
-        f"{r['loss']['formula']}. {r['products']} products ({r['method']}, micro-batches of {r['micro_batch']:,})."
-    ]
-    if not r["converged"]:
+    notes = [f"{probe.loss.formula}. {found.products} products ({found.method}, micro-batches of {found.batch:,})."]
+    if not ends.converged:
         notes.append("Not every extreme reached the tolerance: give more --products.")
-    if r["assumptions"]:
-        notes.append(f"Assumed: {'; '.join(r['assumptions'])}.")
+    if probe.assumptions:
+        notes.append(f"Assumed: {'; '.join(probe.assumptions)}.")
+    columns = (ends.low, ends.low_residuals, ends.high[::-1], ends.high_residuals[::-1])
     pairs = [
-        [
-            str(i),
-            number(low["value"], 6),
-            number(low["residual"], 2),
-            number(high["value"], 6),
-            number(high["residual"], 2),
-        ]
-        for i, (low, high) in enumerate(zip(r["smallest"], r["largest"], strict=True), start=1)
+        [str(i), known(low, 6), known(below, 2), known(high, 6), known(above, 2)]
+        for i, (low, below, high, above) in enumerate(zip(*columns, strict=True), start=1)
     ]
+    rows = [*_whole_rows(probe), *_part_rows(probe), *_negative_rows(probe), *_stability_rows(probe)]
+    rows += _noise_rows(floor)
     return [
-        Grid(title, ("quantity", "value", "kind", "meaning"), _rows(r), right=(1,), note=tuple(notes)),
+        Grid(title, ("quantity", "value", "kind", "meaning"), rows, right=(1,), note=tuple(notes)),
         Grid(
             "Extreme eigenvalues", ("rank", "smallest", "residual", "largest", "residual"), pairs, right=(0, 1, 2, 3, 4)
         ),
@@ -274,9 +292,8 @@ def _grids(r: dict[str, Any]) -> list[Grid]:
 
 
 def _series_grid(series: HessianSeries) -> Grid:
-    from lplr_cli.reporting import Grid, number
+    from lplr_cli.reporting import Grid, known
 
-    r = series.record
     columns = {
         "step": "step",
         "loss": "loss",
@@ -287,10 +304,10 @@ def _series_grid(series: HessianSeries) -> Grid:
         "threshold": "stable up to",
         "ratio": "λ_max / stable",
     }
-    rows = [[number(row[key], 5) for key in columns] for row in r["rows"]]
-    growth = f"λ_max grows by a factor of {number(r['sharpness']['growth'], 3)} from first to last"
-    notes = [f"{r['loss']['formula']}. Stable up to {r['rule'].removeprefix('unknown: ')}. {growth}."]
-    if r["subset"]:
-        notes.append(f"{r['n']:,} of {r['samples']:,} samples: the mean loss of a subset.")
-    title = f"Curvature along {r['run']}, {r['parameters']:,} parameters"
+    rows = [[known(row[key], 5) for key in columns] for row in series.table[list(columns)].to_dict("records")]
+    growth = f"λ_max grows by a factor of {known(series.growth, 3)} from first to last"
+    notes = [f"{series.loss.formula}. Stable up to {series.rule.removeprefix('unknown: ')}. {growth}."]
+    if series.subset:
+        notes.append(f"{series.n:,} of {series.samples:,} samples: the mean loss of a subset.")
+    title = f"Curvature along {series.run}, {series.parameters:,} parameters"
     return Grid(title, tuple(columns.values()), rows, right=tuple(range(len(columns))), note=tuple(notes))

@@ -227,7 +227,7 @@ def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
 
 def density_figure(probe: HessianProbe) -> Figure:
     """The density of the Hessian's eigenvalues with its band, and the extreme ones as ticks on the axis."""
-    curve, record = probe.density, probe.record
+    curve, ends = probe.density, probe.found.extremes
     with style():
         figure = new_figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
@@ -236,7 +236,7 @@ def density_figure(probe: HessianProbe) -> Figure:
         axes.fill_between(at, kept["low"], kept["high"], color=SKY, alpha=0.4, lw=0, label="95 % band")
         axes.plot(at, curve["density"].where(curve["density"] > floor), color=BLUE, label="density")
         axes.set_ylim(bottom=floor)
-        extremes = [e["value"] for e in (*record["smallest"], *record["largest"])]
+        extremes = [*ends.low, *ends.high[::-1]]
         axes.plot(
             extremes,
             [0.02] * len(extremes),

@@ -1,0 +1,219 @@
+"""Which curve the evidence of one stretch of rows is for: a law, a curve that is no law, or none.
+
+Linear, two-rate and sublinear curves with a floor are weighed by the Bayesian information criterion under one noise
+(theory.md sections 8 and 12). A law is named when it fits: a free curve on top of it must not better it (an F test),
+nor a stretched exponential or a logarithm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lplr_cli.diagnostics.decay import LABELS, LAWS, LINEAR, LOGARITHM, STRETCHED, SUBLINEAR, TWO_RATE
+from lplr_cli.diagnostics.fits import NEGLIGIBLE, REJECTED, RESOLUTION, CurveFit, fit_all, price, scaled
+from lplr_cli.diagnostics.least_squares import Array
+from lplr_cli.diagnostics.noise import whiten
+
+# Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
+EVIDENCE = 6.0
+# A second exponential is resolved when it decays this much faster than the first.
+GAP = 2.0
+# A stretched exponential whose exponent is this near to 1 is an exponential.
+NEARLY_ONE = 0.15
+# Innovations that correlate with a p-value below this are no noise that intervals could rest on; a law is given up for
+# them where they are this large a share of the loss.
+COLOURED = 1e-8
+LARGE = 0.2
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """All curves fitted to one stretch of rows, and what the evidence says.
+
+    Attributes:
+        verdict: linear, two_rate, sublinear, undecided or none.
+        reason: one line for people.
+        chosen: the law whose constants are reported; for ``none`` the nearest.
+        fits: by name of the curve.
+        misfit: p-value of ``chosen`` against a free curve on top.
+        label: what the curve looks like, when a curve that is no law says it.
+        constant_bic: criterion of a loss that stays where it is.
+    """
+
+    verdict: str
+    reason: str
+    chosen: CurveFit
+    fits: dict[str, CurveFit]
+    misfit: float
+    label: str | None
+    constant_bic: float
+
+
+def weigh(steps: Array, loss: Array, grain: Array | None = None, changes: Sequence[int] = ()) -> Weighed:
+    """Fit every curve and weigh the evidence.
+
+    Args:
+        steps: increasing, shape (T,), T ≥ :data:`MIN_POINTS`; any unit of time.
+        loss: positive and finite, without spikes, shape (T,).
+        grain: relative noise of each row where it is known, shape (T,).
+        changes: rows where something is known to change: a law must hold across them.
+    """
+    laws = _Laws.of(fit_all(scaled(steps, loss, grain, changes)))
+    return _without_fall(laws) or _without_law(laws) or _between(laws)
+
+
+@dataclass(frozen=True)
+class _Laws:
+    """The laws of a series against each other.
+
+    Attributes:
+        fits: of every curve by its name.
+        straight: the linear law, with a second rate where that is resolved.
+        law: the likelier of it and the power law. rival: the other.
+        misfit: p-value of the law against a free curve on top.
+        noise_like: whether what the law leaves over looks like noise, or is too small to matter.
+        constant: criterion of a loss that stays where it is.
+    """
+
+    fits: dict[str, CurveFit]
+    straight: CurveFit
+    law: CurveFit
+    rival: CurveFit
+    misfit: float
+    noise_like: bool
+    constant: float
+
+    @classmethod
+    def of(cls, fits: dict[str, CurveFit]) -> _Laws:
+        """Choose among the fits."""
+        one, two, power = (fits[c.name] for c in LAWS)
+        straight = two if two.bic < one.bic - EVIDENCE and _resolved(two) else one
+        law, rival = (straight, power) if straight.bic <= power.bic else (power, straight)
+        noise_like = law.sigma < LARGE or law.whiteness() >= COLOURED
+        return cls(fits, straight, law, rival, law.misfit(), noise_like, _constant_bic(one))
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the law does not go through the series."""
+        return self.misfit < REJECTED
+
+    def answer(self, verdict: str, reason: str, chosen: CurveFit, label: str | None = None) -> Weighed:
+        """With all that was weighed."""
+        return Weighed(verdict, reason, chosen, self.fits, self.misfit, label, self.constant)
+
+
+def _without_fall(laws: _Laws) -> Weighed | None:
+    """The answer of a loss that rises or stays where it is."""
+    law, straight = laws.law, laws.straight
+    if _rises(law):
+        return laws.answer("none", "the loss ends above all of its beginning", straight)
+    stays = laws.constant < law.bic + EVIDENCE
+    if not stays:
+        return None
+    if laws.refuted:
+        return laws.answer("none", _refuted(law, laws.misfit), straight)
+    if not laws.noise_like:
+        return laws.answer("none", _coloured(law), straight)
+    return laws.answer("undecided", "the loss does not fall measurably more than its noise", straight)
+
+
+def _without_law(laws: _Laws) -> Weighed | None:
+    """The answer of a loss that falls by none of the laws."""
+    law, label = laws.law, _label(laws.fits, laws.law)
+    if label is not None:
+        return laws.answer("none", _beaten(law, label), law, _looks(label))
+    if laws.refuted:
+        return laws.answer("none", _refuted(law, laws.misfit), law)
+    return None if laws.noise_like else laws.answer("none", _coloured(law), law)
+
+
+def _between(laws: _Laws) -> Weighed:
+    """Which of the laws it is, where the evidence tells them apart."""
+    law, gap = laws.law, laws.rival.bic - laws.law.bic
+    if gap < EVIDENCE:
+        reason = (
+            f"the evidence between linear and sublinear is thin (ΔBIC {gap:.1f} for {_name(law)}, {EVIDENCE:g} is "
+            "asked for)"
+        )
+        return laws.answer("undecided", reason, laws.straight)
+    close = _close_label(laws.fits, law)
+    if close is not None:
+        return laws.answer("undecided", f"a {_name(close)} fits as well as the power law", laws.straight)
+    against = f"ΔBIC {gap:.1f} against {'sublinear' if law is laws.straight else 'linear'}"
+    second = ""
+    if law.curve is TWO_RATE:
+        second = f", {laws.fits[LINEAR.name].bic - law.bic:.1f} for a second rate"
+    return laws.answer(law.curve.name, against + second, law)
+
+
+def _rises(fit: CurveFit) -> bool:
+    """Whether the median of the last third lies above all of the first third."""
+    log_y, third = fit.data.log_y, len(fit.data.log_y) // 3
+    return float(np.median(log_y[-third:])) > float(log_y[:third].max()) + RESOLUTION
+
+
+def _name(fit: CurveFit) -> str:
+    return {
+        LINEAR.name: "the linear law",
+        TWO_RATE.name: "the linear law with two rates",
+        SUBLINEAR.name: "the power law",
+        STRETCHED.name: "stretched exponential",
+        LOGARITHM.name: "logarithm",
+    }[fit.curve.name]
+
+
+def _resolved(two: CurveFit) -> bool:
+    """Whether the rates of two exponentials are apart and both amplitudes matter."""
+    rates = two.p[1:-1:2]
+    return float(rates[1] - rates[0]) > math.log(GAP)
+
+
+def _refuted(law: CurveFit, misfit: float) -> str:
+    return f"{_name(law)}, the nearest, is refuted by its misfit (p = {misfit:.1g} against a free curve)"
+
+
+def _coloured(law: CurveFit) -> str:
+    return f"what {_name(law)} leaves over is no noise: neighbouring errors belong together"
+
+
+def _label(fits: dict[str, CurveFit], law: CurveFit) -> CurveFit | None:
+    """A curve that is no law, fits, and beats the best law."""
+    best = min((fits[c.name] for c in LABELS), key=lambda fit: fit.bic)
+    if best.curve is STRETCHED and abs(float(best.p[2])) < NEARLY_ONE:
+        return None
+    return best if best.bic < law.bic - EVIDENCE and best.misfit() >= REJECTED else None
+
+
+def _close_label(fits: dict[str, CurveFit], law: CurveFit) -> CurveFit | None:
+    """A curve that is no law and nearly as likely as a power law."""
+    if law.curve is not SUBLINEAR:
+        return None
+    best = min((fits[c.name] for c in LABELS), key=lambda fit: fit.bic)
+    return best if best.bic < law.bic + EVIDENCE / 2 else None
+
+
+def _beaten(law: CurveFit, label: CurveFit) -> str:
+    return f"a {_name(label)} fits better than {_name(law)}, the nearest (ΔBIC {law.bic - label.bic:.1f})"
+
+
+def _looks(label: CurveFit) -> str:
+    if label.curve is LOGARITHM:
+        return "falls ever slower, like a logarithm of time"
+    beta = float(np.exp(label.p[2]))
+    pace = "slower" if beta < 1 else "faster"
+    return f"falls ever {pace}, like a stretched exponential exp(−(t/τ)^{beta:.2g})"
+
+
+def _constant_bic(fit: CurveFit) -> float:
+    """Criterion of a constant under the noise of ``fit``."""
+    data, noise = fit.data, fit.noise
+    scale = noise.scale / np.exp(data.log_y) if noise.additive else noise.scale
+    both = whiten(np.column_stack([data.log_y, np.ones(len(data.s))]) / scale[:, None], noise.phi, noise.theta)
+    white, level = both[:, 0], both[:, 1]
+    white = white - level * float(level @ white) / float(level @ level)
+    n = len(white)
+    return n * math.log(max(float(white @ white), n * NEGLIGIBLE**2) / n) + price(1, n)
