@@ -15,7 +15,7 @@ from torch import Tensor
 from lplr_cli.certificate.graph.centre import passes
 from lplr_cli.certificate.graph.core import Core
 from lplr_cli.certificate.graph.network import GraphNetwork
-from lplr_cli.certificate.graph.nodes import Activation
+from lplr_cli.certificate.graph.nodes import Activation, Node
 from lplr_cli.certificate.graph.state import Ahead, Here, Measured, Pushed, Tangent, up
 from lplr_cli.certificate.graph.weighted import Weighted
 from lplr_cli.certificate.norms import operator_norms
@@ -121,9 +121,7 @@ class Pusher:
             if isinstance(node, Activation):
                 for p, t in given[0].items():
                     out.leans[k][chunk.rows, :, p] = self._lean(k, node, chunk, t, rest[node.inputs[0]], p)
-            arrived = {p: self._through(k, chunk, [g.get(p) for g in given]) for p in sorted(set().union(*given))}
-            if isinstance(node, Weighted) and node.block is not None:
-                arrived[node.block] = self._begun(k, node, chunk)
+            arrived = self._arrived(k, node, chunk, given)
             for p, t in arrived.items():
                 self._measure(k + 1, p, t, chunk.rows, rest[k + 1], out)
             held[k + 1] = arrived
@@ -131,6 +129,13 @@ class Pusher:
                 if last[place] == k:
                     del held[place]
         out.core[chunk.rows] = self._stretched(core, chunk.rows) if self._cored else torch.inf
+
+    def _arrived(self, k: int, node: Node, chunk: _Chunk, given: list[dict[int, _Tangents]]) -> dict[int, _Tangents]:
+        """What is behind node k of the parameters of each block below it, and of its own."""
+        arrived = {p: self._through(k, chunk, [g.get(p) for g in given]) for p in sorted(set().union(*given))}
+        if isinstance(node, Weighted) and node.block is not None:
+            arrived[node.block] = self._begun(k, node, chunk)
+        return arrived
 
     def _stretched(self, core: Core, rows: slice) -> Tensor:
         # V is orthonormal to within its skew, on both sides.
