@@ -14,9 +14,10 @@ from lplr_cli.diagnostics.clock import Clock, changes_of, lr_clock, step_clock
 from lplr_cli.diagnostics.effective import effective_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
 from lplr_cli.diagnostics.fits import MIN_POINTS, REJECTED, CurveFit, fit_all, scaled
+from lplr_cli.diagnostics.laws import EVIDENCE
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.pl import envelope, pl_ratio
-from lplr_cli.diagnostics.rate import EVIDENCE, Reading, read
+from lplr_cli.diagnostics.rate import Reading, read
 from lplr_cli.diagnostics.segments import Segment, segments_of
 from lplr_cli.diagnostics.series import LossSeries
 from lplr_cli.diagnostics.window import Window, given_window, settled_row, stable_window
