@@ -88,7 +88,7 @@ def along_of(e: Evidence, found: Finding) -> Along:
     mu, star = (p.mu_path, p.mu_path_star) if p.certified else (p.mu_path_estimated, p.mu_path_star_estimated)
     figures = (p.kind, mu, star, p.share)
     if found.status is Status.VERIFIED:
-        return Along(Verdict.YES, f"certified, {found.reason}", *figures)
+        return Along(Verdict.YES, f"certified, as kept by the run: {found.reason}", *figures)
     if found.status is Status.ESTIMATED:
         return Along(Verdict.YES, f"by an estimate, not by proof: {found.reason}", *figures)
     return Along(Verdict.UNDETERMINED, found.reason, *figures)

@@ -257,7 +257,7 @@ def test_what_is_said_along_the_path(number: int) -> None:
         assert status is UNKNOWN or f"μ ≥ {value:.4g} within 0.001 of the whole path, measured 0.6" in found.reason
         along = along_of(e, found)
         assert along.verdict is (Verdict.UNDETERMINED if status is UNKNOWN else Verdict.YES)
-        assert along.explanation.startswith("certified, ") == (status is YES)
+        assert along.explanation.startswith("certified, as kept by the run: ") == (status is YES)
         if changes is not None:
             estimated = not changes.get("certified", True)
             wanted = (0.7, 0.65) if estimated else (changes.get("mu_path", 0.5), 0.4)

@@ -15,6 +15,7 @@ from torch import Tensor
 from lplr_cli.certificate import BallBounds, CertifiedCurvature, SmoothMLP, Smoothness
 from lplr_cli.certificate.loss_ball import LossBall
 from lplr_cli.certificate.rounding import RoundedBounds
+from lplr_cli.errors import InputError
 from lplr_cli.linalg import gamma
 from lplr_cli.losses import Loss
 from lplr_cli.models import ModelSpec, build_model
@@ -219,6 +220,22 @@ def test_rounding_is_its_formula(loss: Loss, frozen: str, parametrization: str, 
     loss_error, gradient_error = rounding(case, ball, radius)
     assert loss_error <= found.loss_error == pytest.approx(loss_error, rel=1e-7, abs=0)
     assert gradient_error <= found.gradient_error == pytest.approx(gradient_error, rel=1e-7, abs=0)
+
+
+@pytest.mark.parametrize("loss", LOSSES[2:], ids=lambda v: v.name)
+def test_targets_that_are_no_probabilities_have_no_bound(loss: Loss) -> None:
+    """|q| ≤ s, which the bounds take, is false there: a target of 3 gives a sample's loss the slope −2.5 at f = 0."""
+    case = Case(loss, width=4, n=4)
+    assert float(loss.gradients(torch.zeros_like(case.y), 3 * case.y).abs().max()) > 2 * loss.scale
+    for wrong in (3 * case.y, -case.y):
+        with pytest.raises(InputError, match="outside"):
+            CertifiedCurvature(case.module, case.x, wrong, loss)
+
+
+def test_inputs_of_more_than_one_axis_are_flattened() -> None:
+    case = Case(LOSSES[1], width=4, n=4)
+    shaped = CertifiedCurvature(case.module, case.x[:, None], case.y, LOSSES[1])
+    assert shaped.ball(case.start).at(0.1) == case.curvature.ball(case.start).at(0.1)
 
 
 def test_rounding_of_loss_and_gradient_is_covered() -> None:

@@ -202,7 +202,7 @@ def test_links_in_a_run_lead_nowhere(stopped: Path, tmp_path: Path, lplr: Lplr) 
 
 WIDE = ["step", "loss", *(f"layers.{i}.attention.weight.norm" for i in range(2500))]
 MAKERS: dict[str, Callable[[list[list[float]]], str]] = {
-    "l.csv": lambda rows: "".join(",".join(str(v) for v in row) + "\n" for row in [WIDE, *rows]),
+    "l.csv": lambda rows: "".join(",".join(row) + "\n" for row in [WIDE, *([str(v) for v in row] for row in rows)]),
     "l.jsonl": lambda rows: "".join(json.dumps(dict(zip(WIDE, row, strict=True))) + "\n" for row in rows),
     "nan.jsonl": lambda rows: "".join(
         json.dumps({**dict(zip(WIDE, row, strict=True)), "x": float("nan")}) + "\n" for row in rows
