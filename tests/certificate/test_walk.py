@@ -111,10 +111,12 @@ def apart(a: Tensor, b: Tensor) -> mpmath.mpf:
 
 
 HARD = Aim(1e3, 1e3, 0.0)
+# A tube so wide that halves in the same ball are no better: they get balls of their own.
+CROWDED = {"radius": 0.2, "budget": 60}
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"aim": HARD}, {"radius": 0.02}, {"memory": 16 * 3 * 3}, {"aim": HARD, "budget": 60}]
+    "options", [{}, {"aim": HARD}, {"radius": 0.02}, {"memory": 16 * 3 * 3}, {"aim": HARD, "budget": 60}, CROWDED]
 )
 @pytest.mark.parametrize(
     ("stride", "loose", "steep"),
@@ -144,7 +146,9 @@ def test_every_piece_and_its_tube_lie_in_the_ball_of_its_bounds(
             assert found.region.radius is None or found.region.radius <= piece.allowed
 
 
-@pytest.mark.parametrize("options", [{}, {"aim": HARD}, {"memory": 1}, {"aim": HARD, "budget": 40}, {"budget": 26}])
+@pytest.mark.parametrize(
+    "options", [{}, {"aim": HARD}, {"memory": 1}, {"aim": HARD, "budget": 40}, {"budget": 26}, CROWDED]
+)
 @pytest.mark.parametrize(
     ("stride", "loose", "steep"),
     [
