@@ -7,9 +7,9 @@ import importlib.util
 import io
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from subprocess import CompletedProcess, Popen
+from subprocess import PIPE, CompletedProcess, Popen, TimeoutExpired
 from types import ModuleType
 from unittest import mock
 
@@ -30,7 +30,26 @@ def command(*arguments: str, cwd: Path, **env: str) -> CompletedProcess[str]:
     return CompletedProcess(["lplr", *arguments], code, out.getvalue(), err.getvalue())
 
 
-def wait_for(happened: Callable[[], bool], process: Popen[bytes] | None = None, seconds: float = 120.0) -> None:
+# Seconds after which what has not happened is taken to have failed: far more than a busy machine needs.
+DEADLINE = 400.0
+
+
+@contextlib.contextmanager
+def started(arguments: Sequence[str], cwd: Path) -> Iterator[Popen[bytes]]:
+    """A process with pipes that does not outlive the block, nor do those that it has started, whatever fails."""
+    with Popen(arguments, cwd=cwd, stdout=PIPE, stderr=PIPE) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=30)
+                except TimeoutExpired:
+                    process.kill()
+
+
+def wait_for(happened: Callable[[], bool], process: Popen[bytes] | None = None, seconds: float = DEADLINE) -> None:
     """Return when something has happened; fail when a process ends before that, or the time is up."""
     deadline = time.monotonic() + seconds
     while not happened():

@@ -57,7 +57,7 @@ def weigh(steps: Array, loss: Array, grain: Array | None = None, changes: Sequen
     """Fit every curve and weigh the evidence.
 
     Args:
-        steps: increasing, shape (T,), T ≥ :data:`MIN_POINTS`; any unit of time.
+        steps: increasing, shape (T,), T ≥ :data:`lplr_cli.diagnostics.fits.MIN_POINTS`; any unit of time.
         loss: positive and finite, without spikes, shape (T,).
         grain: relative noise of each row where it is known, shape (T,).
         changes: rows where something is known to change: a law must hold across them.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -21,7 +20,7 @@ from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training import TrainConfig
-from tests.command import grown, wait_for
+from tests.command import DEADLINE, grown, started, wait_for
 
 BASE = TrainConfig(
     DataSpec("mnist", samples=12), ModelSpec(depth=1), lr=0.01, steps=12, probe_every=6, checkpoint_every=4
@@ -151,11 +150,11 @@ def test_interrupting_parallel_runs_keeps_them_resumable(tmp_path: Path) -> None
         "--steps", "100000", "--probe-every", "0", "--no-sharpness", "--checkpoint-every", "0", "--jobs", "2",
         "--out", str(tmp_path / "s"),
     ]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path)
     names = ("width3", "width5")
-    wait_for(lambda: all(grown(tmp_path / "s" / n / "log.csv", 2000) for n in names), process)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    with started(command, tmp_path) as process:
+        wait_for(lambda: all(grown(tmp_path / "s" / n / "log.csv", 2000) for n in names), process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 130
     assert b"--resume --out" in err
     for name in names:

@@ -18,7 +18,7 @@ from lplr_cli.data import DataSpec
 from lplr_cli.models import ModelSpec
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training import TrainConfig, repeat, resume, train
-from tests.command import grown, wait_for
+from tests.command import DEADLINE, grown, started, wait_for
 
 BASE = TrainConfig(
     DataSpec("mnist", samples=24), ModelSpec(width=6, depth=1), lr=0.02, steps=400, probe_every=100, checkpoint_every=25
@@ -125,10 +125,10 @@ def test_signals_finish_the_step_and_say_how_to_go_on(
         sys.executable, "-m", "lplr_cli", "train", "mnist", "--samples", "24", "--width", "6", "--depth", "1",
         "--lr", "0.02", "--steps", "400", "--probe-every", "100", "--checkpoint-every", "25", "--out", "r",
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    wait_for(lambda: grown(tmp_path / "r" / "log.csv", 500), process)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    with started(command, tmp_path) as process:
+        wait_for(lambda: grown(tmp_path / "r" / "log.csv", 500), process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=DEADLINE)
     if process.returncode == 0:
         pytest.skip("the run was faster than the signal")
     assert process.returncode == 130

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from lplr_cli.models import ModelSpec
 from lplr_cli.runs import LOG_COLUMNS, Appender, RunDirectory
 from lplr_cli.runs.atomic import clear_temporaries
 from lplr_cli.training import Recorder, TrainConfig, resume, train
+from tests.command import wait_for
 
 CONFIG = TrainConfig(DataSpec("mnist", samples=8), ModelSpec(width=3, depth=1), lr=0.02, steps=20, probe_every=10)
 X, Y = torch.linspace(-1, 1, 12).reshape(6, 2), torch.linspace(0, 1, 6).reshape(6, 1)
@@ -157,20 +157,21 @@ def test_kill_between_status_and_summary(tmp_path: Path) -> None:
 # Rows
 
 
-def forty_rows(path: Path, pause: float) -> Callable[[], None]:
+def forty_rows(path: Path, *, wait: bool) -> Callable[[], None]:
     def record() -> None:
         recorder = Recorder(net(), path, norms_every=1)
         for i in range(40):
             recorder.record(float(i))
-        time.sleep(pause)
+        if wait:
+            wait_for(lambda: (path / "log.csv").read_text().count("\n") == 41)
         os._exit(7)
 
     return record
 
 
-def test_rows_are_on_disk_within_half_a_second(tmp_path: Path) -> None:
+def test_rows_reach_the_disk_by_themselves(tmp_path: Path) -> None:
     """Also where the loop appends no more, and nothing is closed or flushed at the end."""
-    assert forked(forty_rows(tmp_path / "r", 2.0)) == 7
+    assert forked(forty_rows(tmp_path / "r", wait=True)) == 7
     directory = RunDirectory.open(tmp_path / "r")
     assert directory.log()["step"].tolist() == list(range(40))
     assert directory.manifest().status == "running"
@@ -178,7 +179,7 @@ def test_rows_are_on_disk_within_half_a_second(tmp_path: Path) -> None:
 
 def test_what_waits_is_whole_lines(tmp_path: Path) -> None:
     """``os._exit`` in the window loses the newest rows, never the order or a part of one."""
-    assert forked(forty_rows(tmp_path / "r", 0.0)) == 7
+    assert forked(forty_rows(tmp_path / "r", wait=False)) == 7
     text = (tmp_path / "r" / "log.csv").read_text()
     assert text.endswith("\n")
     assert RunDirectory.open(tmp_path / "r").log()["step"].tolist() == list(range(text.count("\n") - 1))
@@ -463,6 +464,5 @@ def test_the_timer_is_no_burden(tmp_path: Path) -> None:
     for i in range(20):
         with Appender(tmp_path / f"{i}.csv", LOG_COLUMNS, lag=0.01) as appender:
             appender.append({"step": 1})
-    time.sleep(0.1)
-    assert threading.active_count() <= before
+    wait_for(lambda: threading.active_count() <= before)
     assert all(len((tmp_path / f"{i}.csv").read_text().splitlines()) == 2 for i in range(20))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from lplr_cli.ntk import Network
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training import Recorder, resume
 from lplr_cli.training.callbacks import lightning_callback, transformers_callback
+from tests.command import DEADLINE, started
 from tests.curvature import dense
 from tests.foreign_nets import TinyTransformer, mlp, table, tokens
 
@@ -321,16 +322,16 @@ dist.destroy_process_group()
 
 def test_two_gloo_processes_write_one_run(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", DDP, str(rank), str(tmp_path / "store"), str(tmp_path / "r")],
-            cwd=root,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        assert worker.wait(timeout=100) == 0, worker.stderr.read().decode() if worker.stderr else ""
+    with contextlib.ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                started([sys.executable, "-c", DDP, str(rank), str(tmp_path / "store"), str(tmp_path / "r")], root)
+            )
+            for rank in range(2)
+        ]
+        for worker in workers:
+            _, err = worker.communicate(timeout=DEADLINE)
+            assert worker.returncode == 0, err.decode()
     # Mean over ranks of losses and of gradients: the same as one process with all samples.
     module = net()
     with Recorder(module, tmp_path / "one", norms_every=1) as recorder:

@@ -71,7 +71,7 @@ class Convolution(Linear):
         return b.reshape(m, q, s, self.groups, channels // self.groups, -1).transpose(4, 5)
 
     def pull(self, part: Part, v: Tensor) -> Tensor:
-        """As in :class:`Kind`, by the convolution's own derivative: patches would take nine times the room."""
+        """By the convolution's own derivative: patches would take nine times the room."""
         assert part.a is not None
         back = weighted(part.b, v)
         size = part.use.parameter
@@ -84,7 +84,7 @@ class Convolution(Linear):
         return torch.stack(found)
 
     def push(self, part: Part, u: Tensor) -> Tensor:
-        """As in :class:`Kind`, by the convolution itself."""
+        """By the convolution itself."""
         a = part.a
         assert a is not None
         z = [F.conv2d(a, w, None, self.stride, self.padding, self.dilation, self.groups) for w in u]
