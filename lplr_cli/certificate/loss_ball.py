@@ -59,8 +59,9 @@ class CertifiedCurvature:
         inputs: all training inputs (n, …).
         targets: (n, C).
         loss: with its scale.
-        method: of :class:`lplr_cli.certificate.BallBounds`; ``auto`` is tight only where that is as cheap. Of a graph ``tight`` pushes many
-            derivatives through the network, ``fast`` none, and ``auto`` what pays on a few samples.
+        method: of :class:`lplr_cli.certificate.BallBounds`; ``auto`` is tight only where that is as cheap. Of a graph
+            ``tight`` pushes many derivatives through the network, ``fast`` none, and ``auto`` what pays on a few
+            samples.
         memory: bytes for the kernel.
 
     Raises:
