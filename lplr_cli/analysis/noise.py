@@ -10,7 +10,7 @@ from typing import Any
 from lplr_cli.analysis.path_figures import log_fingerprint
 from lplr_cli.analysis.step_rule import rule_of_run
 from lplr_cli.analysis.subject import OWN, Source, open_subject
-from lplr_cli.batches import SAMPLINGS, Batches
+from lplr_cli.batches import REPLACEMENT, SAMPLINGS, Batches
 from lplr_cli.curvature import EPOCHS, OWN_BATCH, STEPS, GradientNoise, StepRule
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.models import DTYPES
@@ -27,6 +27,8 @@ _CHEAP = 2e8
 @dataclass(frozen=True)
 class NoiseFloor:
     """E[L − L*] that the noise of the batches keeps up, for the quadratic that the loss is near the last checkpoint.
+
+    L* is the loss of the limit that the run would have without noise; with weight decay that is no minimum of L.
 
     An estimate: Σ and H are those of one θ, seen through random vectors; a momentum's and sampling's effect is exact
     for a quadratic.
@@ -72,6 +74,10 @@ def noise_floor(run: RunDirectory, source: Source = OWN, memory: int = DEFAULT_M
         )
     if loss is None:
         raise InputError(f"{run.path} has no loss that is known ({manifest.loss.label})", "record it with loss=…")
+    if rule.weight_decay and batches.sampling != REPLACEMENT:
+        raise InputError(
+            "no noise floor for weights that decay in reshuffled epochs", "their order moves the end of the run itself"
+        )
     subject = open_subject(run.path, source)
     network = subject.network(DTYPES["float64"], resolve_device("cpu"))
     inputs, targets = subject.dataset.tensors()
@@ -130,8 +136,6 @@ def _rule(run: RunDirectory, manifest: Manifest) -> StepRule:
         raise InputError(
             f"no noise floor for the schedule {manifest.optimizer.schedule}", "it falls with the step size"
         )
-    if rule.weight_decay:
-        raise InputError("no noise floor for weights that decay", "their minimum is another one")
     return rule
 
 

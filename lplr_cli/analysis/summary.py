@@ -13,6 +13,7 @@ import pandas as pd
 
 from lplr_cli.analysis.noise import NoiseFloor, kept_floor
 from lplr_cli.analysis.path_figures import PathFigures, kept_path, kept_rows
+from lplr_cli.analysis.predicted_end import PredictedEnd, kept_prediction
 from lplr_cli.analysis.trajectory import plain_step
 from lplr_cli.certificate import Estimates, estimate_constants
 from lplr_cli.diagnostics import (
@@ -32,7 +33,7 @@ from lplr_cli.diagnostics import (
     envelope,
 )
 from lplr_cli.errors import OutputError
-from lplr_cli.runs import NORMALISATION, SCHEMA_VERSION, Manifest, RunDirectory, plain
+from lplr_cli.runs import KERNEL_GRADIENT, NORMALISATION, SCHEMA_VERSION, Manifest, RunDirectory, plain
 
 _EMPTY = envelope(np.empty(0))
 
@@ -144,6 +145,7 @@ class Summary:
         window, pl_ratio, pl_ratio_star: the PL ratio's window and envelopes; None and empty without gradient norms.
         rate: the fitted law; None where the rows are too few.
         noise: of mini-batch gradients, None where the log tells none; noise_floor: what they predict.
+        prediction: the end of the run as the kernel at its start predicts it, where that was kept.
         dropped_rows: rows left out, by reason.
     """
 
@@ -167,6 +169,7 @@ class Summary:
     rate: RateFit | None
     noise: BatchNoise | None
     noise_floor: NoiseFloor | None
+    prediction: PredictedEnd | None
     sharpness: SharpnessRange
     dropped_rows: dict[str, int]
 
@@ -261,6 +264,7 @@ class Summary:
                 "rate": None if self.rate is None else self.rate.to_dict(),
                 "noise": None if self.noise is None else self.noise.to_dict(),
                 "noise_floor": None if self.noise_floor is None else self.noise_floor.to_dict(),
+                "prediction": None if self.prediction is None else self.prediction.to_dict(),
                 "sharpness": asdict(self.sharpness),
                 "dropped_rows": self.dropped_rows,
                 "verdict": self.verdict,
@@ -313,6 +317,7 @@ def summarize(run: RunDirectory, certified: Certified | None = None, path_reason
         rate=None if rate is None else rate.fit,
         noise=batch_noise(series, facts),
         noise_floor=floor,
+        prediction=kept_prediction(run),
         sharpness=_sharpness([v for _, v in facts.sharpness], manifest.optimizer.lr),
         dropped_rows=series.dropped,
     )
@@ -348,8 +353,9 @@ def run_facts(run: RunDirectory, summary: Summary) -> RunFacts:
         certified_radius=summary.certified.radius,
         **_path_facts(run, summary),
         sharpness=_pairs(probes, "sharpness"),
-        # The identity holds for the kernel of all samples and outputs.
+        # The identities hold for the kernel of all samples and outputs.
         residual_rayleigh=[] if summary.probe.subset else _pairs(probes, "residual_rayleigh"),
+        kernel_gradient=[] if summary.probe.subset else _pairs(probes, KERNEL_GRADIENT),
         eta=eta,
         momentum=manifest.optimizer.momentum,
         **_noise_facts(manifest, summary.noise_floor),

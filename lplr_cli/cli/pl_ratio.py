@@ -146,7 +146,7 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
         notes.append(f"Moving an end of the window by 20 % of its length changes the minimum by up to {relative:.1%}.")
     if result.identity_error is not None:
         notes.append(
-            f"Identity ½‖∇L‖²/L = 2·r'Kr/r'r at {result.identity_probes} probes: "
+            f"Identity ‖∇L‖² = q'Kq/n, q = ∂ℓ/∂f, at {result.identity_probes} probes: "
             f"largest relative difference {result.identity_error:.1e}."
         )
     if result.undefined:

@@ -46,17 +46,19 @@ def excess(
     """E[L − L*] of a quadratic for noise of one unit of variance in each eigendirection, (k,).
 
     Multiplied by the eigendirection's part of Σ and summed, the floor of the loss. Directions that do not curve
-    upwards add nothing, as no run waits for them; one beyond the threshold of stability has an infinite floor.
+    upwards add nothing, as no run waits for them; one beyond the threshold of stability has an infinite floor. Coupled
+    weight decay w holds a direction with λ + w; L* is then the loss of the run's limit without noise, and where
+    λ < 0 < λ + w the noise lowers L.
 
     Args:
         curvature: λ (k,).
-        rule: of plain or momentum descent.
+        rule: of plain or momentum descent, with or without coupled weight decay.
         batches: how they are drawn.
         at: where the loss is read.
         steps: that the noise has had to gather; of epochs, whole ones.
 
     Returns:
-        None for a rule that is not linear in the gradient with a fixed matrix: Adam, or weights that decay.
+        None for a rule that is not linear in the gradient with a fixed matrix: Adam, or decay apart from the gradient.
     """
     return _by_direction(_excess, curvature, rule, batches, at, steps)
 
@@ -67,11 +69,11 @@ Formula = Callable[[Vector, StepRule, Batches, str, float], Vector]
 def _by_direction(
     formula: Formula, curvature: Vector, rule: StepRule, batches: Batches, at: str, steps: float
 ) -> Vector | None:
-    """A formula where it holds, 0 where nothing curves upwards, infinity beyond the threshold of stability."""
+    """A formula where it holds, 0 where nothing holds a direction, infinity beyond the threshold of stability."""
     threshold = rule.threshold
-    if rule.adaptive or rule.weight_decay or threshold is None:
+    if rule.adaptive or (rule.decoupled and rule.weight_decay) or threshold is None:
         return None
-    used = (curvature > 0) & (curvature < threshold)
+    used = (curvature + rule.weight_decay > 0) & (curvature < threshold)
     values = formula(curvature[used], rule, batches, at, steps)
     found = np.zeros((len(curvature), *values.shape[1:]))
     found[curvature >= threshold] = math.inf
@@ -85,19 +87,20 @@ def _excess(curvature: Vector, rule: StepRule, batches: Batches, at: str, steps:
     move, push = _recursion(curvature, rule)
     gathered = _epoch(move, push, batches)[1]
     ends = (gathered * _lasting(curvature, rule, batches, at, steps)).sum(axis=(1, 2))
-    return np.asarray(np.maximum(ends, 0.0) + _within(curvature, rule, batches, at))
+    return np.asarray(np.where(ends * curvature > 0, ends, 0.0) + _within(curvature, rule, batches, at))
 
 
 def _recursion(curvature: Vector, rule: StepRule) -> tuple[Vector, Vector]:
-    """M (k, 2, 2) and N (2,) of z ← M z + N ξ, z = (x, v), in torch's convention."""
+    """M (k, 2, 2) and N (2,) of z ← M z + N ξ, z = (x, v), in torch's convention; coupled decay adds to λ."""
+    stiffness = curvature + rule.weight_decay
     beta, kept = rule.momentum, 1 - rule.dampening
     # v ← β v + kept g; x ← x − η d, with d = v, or for Nesterov d = g + β v.
     of_gradient = 1 + beta * kept if rule.nesterov else kept
     of_velocity = beta * beta if rule.nesterov else beta
     move = np.empty((len(curvature), 2, 2))
-    move[:, 0, 0] = 1 - rule.lr * of_gradient * curvature
+    move[:, 0, 0] = 1 - rule.lr * of_gradient * stiffness
     move[:, 0, 1] = -rule.lr * of_velocity
-    move[:, 1, 0] = kept * curvature
+    move[:, 1, 0] = kept * stiffness
     move[:, 1, 1] = beta
     return move, np.array([-rule.lr * of_gradient, kept])
 
@@ -272,9 +275,12 @@ class GradientNoise:
             batches: how they are drawn.
             at: where the loss is read.
             steps: that the noise has had to gather.
-            epochs: linearised ones to go through, where batches are reshuffled.
+            epochs: linearised ones to go through, where batches are reshuffled; without weight decay, with which the
+                loss has a slope where the run ends, and the mean that the order of an epoch moves counts as well.
         """
         if excess(np.ones(1), rule, batches, at=at) is None:
+            return None
+        if rule.weight_decay and batches.sampling != REPLACEMENT:
             return None
         if batches.sampling == REPLACEMENT or batches.count == 1:
             return self.spectrum().additive_floor(rule, batches, at=at, steps=steps)

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
+from lplr_cli.curvature.slopes import KeptSlopes
 from lplr_cli.errors import InputError, first_line
 from lplr_cli.ntk import structured
 from lplr_cli.ntk.network import Network, check_finite, evaluation_mode
@@ -97,7 +98,8 @@ class LossCurvature:
             if batch is None:
                 self._room = self._left(memory, keep, size)
             if keep:
-                self._graph = self._gradient(self._parts[0])
+                with KeptSlopes():
+                    self._graph = self._gradient(self._parts[0])
 
     @property
     def method(self) -> str:
@@ -127,9 +129,7 @@ class LossCurvature:
         self.products += 1
         direction = self._split(v)
         if self._graph is not None:
-            whole = self._pull(self._graph, direction, keep=True)
-            product: Vector = torch.cat([t.detach().reshape(-1) for t in whole]).double().cpu().numpy()
-            return product
+            return self._joined(self._pull(self._graph, direction, keep=True))
         return self._summed(lambda part: self._hessian_part(part, direction))
 
     def gauss_newton(self, v: Vector) -> Vector:
@@ -186,7 +186,7 @@ class LossCurvature:
                     seen[storage.data_ptr()] = storage.nbytes()
                 return t
 
-            with saved_tensors_hooks(note, lambda t: t):
+            with saved_tensors_hooks(note, lambda t: t), KeptSlopes():
                 self._gradient(slice(0, count))
             return sum(seen.values())
 
@@ -243,6 +243,15 @@ class LossCurvature:
             for place, t in zip(places, term, strict=True):
                 place += t.detach().reshape(-1)
         result: Vector = total.cpu().numpy()
+        return result
+
+    def _joined(self, parts: Sequence[Tensor]) -> Vector:
+        """Tensors of the parameters' shapes as one vector (P,)."""
+        whole = torch.empty(self.size, dtype=torch.float64, device=self.network.device)
+        for place, t in zip(torch.split(whole, self._counts), parts, strict=True):
+            # Weights' parts come transposed, which torch turns fast only within one type.
+            place.copy_(t.detach().reshape(-1))
+        result: Vector = whole.cpu().numpy()
         return result
 
     def _hessian_part(self, part: slice, direction: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -23,6 +23,7 @@ class RunFacts:
         certified_radius: largest radius with a proved μ > 0.
         sharpness: (step, largest eigenvalue of the Hessian) a probe.
         residual_rayleigh: (step, r'Kr/r'r) a probe on all samples.
+        kernel_gradient: (step, q̃ᵀKq̃) a probe on all samples, q̃ the gradient of any loss in the outputs over √n.
         eta: constant step size of full-batch gradient descent without momentum, else None: theory's rate is for that.
         momentum: of the optimiser, None when unknown.
         batch_size: of mini-batches. batch_variance: of a batch's gradient, in multiples of tr Σ.
@@ -45,6 +46,7 @@ class RunFacts:
     certified_radius: float | None = None
     sharpness: Sequence[tuple[float, float]] = ()
     residual_rayleigh: Sequence[tuple[float, float]] = ()
+    kernel_gradient: Sequence[tuple[float, float]] = ()
     eta: float | None = None
     momentum: float | None = None
     batch_size: int | None = None

@@ -83,8 +83,8 @@ class PLRatio(Shown):
         sensitivity: minimum of ``pl_ratio`` with an end of the window moved by 20 % of its length, by which end; and
             ``relative``, the largest relative change.
         undefined: rows of the window where L ≤ L*.
-        identity_probes, identity_error: probes on all samples where ½||∇L||²/L is compared with 2 s r'Kr/r'r, which it
-            equals (theory.md section 1), and the largest relative difference.
+        identity_probes, identity_error: probes on all samples where ||∇L||² is compared with q̃ᵀKq̃, which it equals
+            (theory.md section 14; section 1 for the squared loss), and the largest relative difference.
         rolling_rows: rows of the rolling envelope.
         facts: what is known of the run beside its log.
         table: step, loss, suboptimality, pl_ratio_star, pl_ratio, pl_ratio_envelope, in_window a row; and
@@ -205,7 +205,7 @@ def analyse_pl_ratio(
         batch_noise(series, facts),
         _sensitivity(ratio, chosen),
         undefined,
-        *_identity(steps, star, facts),
+        *_identity(steps, series.grad_norm_sq, star, facts),
         count,
         facts,
         table,
@@ -230,15 +230,20 @@ def _optional_columns(
     return found
 
 
-def _identity(steps: NDArray[np.float64], star: NDArray[np.float64], facts: RunFacts) -> tuple[int, float | None]:
+def _identity(
+    steps: NDArray[np.float64], square: NDArray[np.float64], star: NDArray[np.float64], facts: RunFacts
+) -> tuple[int, float | None]:
+    """Probes that the log's gradient can be held against, and the largest relative difference; none of mini-batches."""
     errors: list[float] = []
-    if facts.loss_scale is None:
+    if facts.exact is False:
         return 0, None
-    for step, rayleigh in facts.residual_rayleigh:
+    measured, pairs = square, list(facts.kernel_gradient)
+    if not pairs and facts.loss_scale is not None:
+        measured, pairs = star, [(step, 2 * facts.loss_scale * value) for step, value in facts.residual_rayleigh]
+    for step, expected in pairs:
         row = int(np.searchsorted(steps, step))
-        expected = 2 * facts.loss_scale * rayleigh
-        if row < len(steps) and steps[row] == step and np.isfinite(star[row]) and expected > 0:
-            errors.append(abs(float(star[row]) / expected - 1))
+        if row < len(steps) and steps[row] == step and np.isfinite(measured[row]) and expected > 0:
+            errors.append(abs(float(measured[row]) / expected - 1))
     return len(errors), max(errors) if errors else None
 
 

@@ -259,6 +259,7 @@ def _comparison(reports: Sequence[RunReport]) -> str:
                 r.audit.along.verdict,
                 r.audit.verdict,
                 number(f.loss.last),
+                number(_predicted(r)),
                 number(f.pl_ratio.min if f.pl_ratio else None),
                 number(f.pl_ratio_star.min if f.pl_ratio_star else None),
                 number(f.rate.rate if f.rate else None, 7),
@@ -268,8 +269,14 @@ def _comparison(reports: Sequence[RunReport]) -> str:
             ]
         )
     verdicts = ("run", "PL along the run", "PL around its start")
-    figures = ("loss", "PL min", "PL* min", "rate ρ", "drift", "certified R", "η·sharpness/2")
-    return "<h2>Comparison</h2>" + _table((*verdicts, *figures), rows, range(3, 10))
+    figures = ("loss", "by K_0", "PL min", "PL* min", "rate ρ", "drift", "certified R", "η·sharpness/2")
+    return "<h2>Comparison</h2>" + _table((*verdicts, *figures), rows, range(3, 11))
+
+
+def _predicted(report: RunReport) -> float | None:
+    """The last loss that the kernel at the start predicts."""
+    found = report.audit.prediction
+    return None if found is None else float(found.pieces[0].predicted[-1])
 
 
 def _counted(verdicts: Sequence[str]) -> str:

@@ -130,9 +130,12 @@ def _measured_rows(s: Summary) -> list[Row]:
 
 
 def _step_rows(s: Summary) -> list[Row]:
-    """Drift of the kernel, and the step size against the curvature."""
+    """The prediction and the drift of the kernel, and the step size against the curvature."""
     edge = "above 1 the step size exceeds 2/sharpness: the edge of stability"
+    p = s.prediction
+    lazy: list[Row] = [] if p is None else [("last loss that K_0 predicts", p.predicted, "estimate", p.meaning)]
     return [
+        *lazy,
         ("NTK drift", s.ntk_drift_percent, "measured", "‖K_T − K_0‖/‖K_0‖ in per cent"),
         ("η·sharpness/2", s.sharpness.lr_over_stable, "estimate", edge),
     ]

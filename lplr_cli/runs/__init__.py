@@ -19,6 +19,7 @@ from lplr_cli.runs.manifest import (
 )
 from lplr_cli.runs.tables import (
     BATCH_NOISE,
+    KERNEL_GRADIENT,
     LARGEST_LOSS,
     LOG_COLUMNS,
     PRECONDITIONED,
@@ -37,6 +38,7 @@ __all__ = [
     "BATCHES",
     "BATCH_NOISE",
     "EXACT",
+    "KERNEL_GRADIENT",
     "LARGEST_LOSS",
     "LOG_COLUMNS",
     "LOG_FORMATS",

@@ -25,6 +25,8 @@ LOG_COLUMNS = ("step", "epoch", "loss", "grad_norm_sq", "drift", "lr", "seconds"
 PRECONDITIONED, STABLE = "preconditioned", "stable_curvature"
 # Of probes under a cross-entropy with hard labels: the largest loss of a sample, for scale 1.
 LARGEST_LOSS = "largest_loss"
+# Of probes: ||∇L||² as the kernel and the gradients of the loss in the outputs give it.
+KERNEL_GRADIENT = "kernel_grad_norm_sq"
 # Of a recorder's steps: ||θ_t − θ_{t−1}||.
 UPDATE = "update_norm"
 # Of runs with mini-batches: tr Σ of single samples' gradients, and the variance of the row's own gradient.
@@ -41,11 +43,15 @@ PROBE_COLUMNS = (
     "ntk_change",
     "jacobian_change",
     "residual_rayleigh",
+    KERNEL_GRADIENT,
     "sharpness",
     "engine",
     "dtype",
     "seconds",
 )
+
+# Bytes of a header, at most.
+_HEADER = 1 << 14
 
 TEXT_COLUMNS = ("outputs", "engine", "dtype")
 
@@ -63,8 +69,8 @@ class Appender:
     """A CSV file that grows by whole lines.
 
     Args:
-        path: created with its header when it does not exist, else continued.
-        columns: of every row.
+        path: created with its header when it does not exist, else continued in the columns that it has.
+        columns: of every row of a new file.
         lag: seconds that a row may wait in memory before it is written; 0 writes each at once. Waiting rows are written
             by a thread, so that a loop which stops appending loses none; what cannot be written waits on, and is told
             by the next :meth:`append` or :meth:`close`.
@@ -77,7 +83,10 @@ class Appender:
         self._timer: threading.Timer | None = None
         with output_errors(path):
             fresh = not path.exists() or path.stat().st_size == 0
-            self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
+            self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
+            if not fresh:
+                header = os.read(self._handle, _HEADER).split(b"\n", 1)[0].decode(errors="replace")
+                self.columns = tuple(header.strip().split(","))
             # Also where nobody closes it: at the end of the process, but not in a forked child.
             self._release = weakref.finalize(self, _release, self._handle, self._waiting, os.getpid())
             if fresh:

@@ -16,13 +16,14 @@ from lplr_cli.curvature import (
     OptimizerState,
     PerSample,
     largest,
+    per_sample,
     preconditioned,
     sharpness,
 )
 from lplr_cli.errors import InputError
 from lplr_cli.losses import SQUARED, Loss
 from lplr_cli.ntk import Kernel, Network
-from lplr_cli.runs import LARGEST_LOSS, PRECONDITIONED, STABLE
+from lplr_cli.runs import KERNEL_GRADIENT, LARGEST_LOSS, PRECONDITIONED, STABLE
 
 Row = dict[str, Any]
 # Samples in one pass for the values of a loss.
@@ -142,6 +143,7 @@ class Prober:
             "ntk_change": ntk_change,
             "jacobian_change": jacobian_change,
             "residual_rayleigh": self._rayleigh(network, kernel),
+            KERNEL_GRADIENT: self._kernel_gradient(network, kernel),
             "sharpness": sharp,
             "engine": kernel.engine,
             "dtype": "float64",
@@ -183,6 +185,29 @@ class Prober:
             parts = zip(*(torch.split(t, _MICRO_BATCH) for t in (self.inputs, self.targets)), strict=True)
             values = [loss.values(network.forward(network.cast(x)), y.to(network.dtype)).max() for x, y in parts]
         return float(torch.stack(values).max()) / loss.scale
+
+    def _kernel_gradient(self, network: Network, kernel: Kernel) -> float | None:
+        """q̃ᵀK q̃ = ||∇L||² of the loss over the probe's samples (theory.md section 14), q̃ = ∇_f ℓ/√n; None unless
+        outputs are full, and for a loss that is not known, or fails in float64.
+        """
+        loss = self.settings.loss
+        if kernel.outputs != "full" or loss is None:
+            return None
+        with torch.no_grad(), ntk.evaluation_mode(self.module):
+            f = network.forward(network.cast(self.subset))
+        labels = self._labels[: len(f)].to(f.device)
+        labels = labels.to(f.dtype) if labels.is_floating_point() else labels
+        leaf = f.requires_grad_()
+        try:
+            with torch.enable_grad():
+                total = per_sample(loss)(leaf, labels).sum()
+                (q,) = torch.autograd.grad(total, leaf, materialize_grads=True)
+        except (RuntimeError, ValueError, TypeError):
+            if isinstance(loss, Loss):
+                raise
+            return None
+        q = q.reshape(-1)
+        return float(q @ (kernel.matrix @ q)) / len(f)
 
     def _rayleigh(self, network: Network, kernel: Kernel) -> float | None:
         """rᵀK r / ||r||² of the residual on the probe's samples; None unless outputs are full, the loss squared."""

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 import lplr_cli as lplr
-from lplr_cli.analysis import open_subject, predict_run
+from lplr_cli.analysis import open_subject, predict_run, summarize
+from lplr_cli.analysis.predicted_end import kept_prediction
 from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
 from lplr_cli.ntk import Linearised, empirical_ntk, laziness_error
+from lplr_cli.reporting.summary import summary_grid
+from lplr_cli.runs import RunDirectory
 from tests import foreign_nets
 from tests.command import command
 
@@ -81,6 +84,21 @@ def test_a_network_against_the_recursion_by_hand(tmp_path: Path) -> None:
     assert found.kernel_change == pytest.approx(np.linalg.norm(last - kernel, 2) / np.linalg.norm(kernel, 2), rel=1e-8)
     directions = found.directions()
     assert directions["rate"][0] == pytest.approx((1 - 2 * 0.05 * directions["eigenvalue"][0]) ** 2)
+    # What training has kept of it for its closing table.
+    directory = RunDirectory.open(run)
+    kept = kept_prediction(directory)
+    assert kept is not None
+    assert (kept.step, kept.predicted) == (30, pytest.approx(losses[-1], rel=1e-10))
+    assert kept.measured == measured[-1]
+    assert (kept.error, kept.lazy) == (pytest.approx(error, rel=1e-9), found.lazy)
+    assert (kept.directions_start, kept.directions_end) == (found.start.directions(), found.end.directions())
+    assert ("last loss that K_0 predicts", f"{losses[-1]:.4g}") in [
+        (row[0], row[1]) for row in summary_grid(summarize(directory)).rows
+    ]
+    record = json.loads((run / "prediction.json").read_text())
+    for wrong in ({"step": "30"}, {"measured": None}, {"log": "another"}):
+        (run / "prediction.json").write_text(json.dumps({**record, **wrong}))
+        assert kept_prediction(directory) is None
     assert len(found.pieces) == 1
     assert found.pieces[0].until == 30
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,12 @@ def step(rule: StepRule, curvature: float) -> tuple[np.ndarray, np.ndarray]:
     def moved(x: float, v: float, noise: float) -> list[float]:
         p = torch.nn.Parameter(torch.tensor([x], dtype=torch.float64))
         optimizer = torch.optim.SGD(
-            [p], lr=rule.lr, momentum=rule.momentum, dampening=rule.dampening, nesterov=rule.nesterov
+            [p],
+            lr=rule.lr,
+            momentum=rule.momentum,
+            dampening=rule.dampening,
+            nesterov=rule.nesterov,
+            weight_decay=rule.weight_decay,
         )
         if rule.momentum:
             optimizer.state[p]["momentum_buffer"] = torch.tensor([v], dtype=torch.float64)
@@ -45,6 +51,9 @@ RULES = [
     StepRule(0.2, momentum=0.7),
     StepRule(0.2, momentum=0.7, dampening=0.4),
     StepRule(0.1, momentum=0.6, nesterov=True),
+    StepRule(0.3, weight_decay=0.4),
+    StepRule(0.2, momentum=0.7, dampening=0.4, weight_decay=0.2),
+    StepRule(0.1, momentum=0.6, nesterov=True, weight_decay=0.3),
 ]
 
 
@@ -109,7 +118,11 @@ def test_reshuffling_leaves_less_and_a_small_last_batch_more() -> None:
 def test_the_ends_of_what_is_known() -> None:
     batches = Batches(10, 2)
     assert excess(np.array([1.0]), StepRule(0.1, adaptive=True), batches) is None
-    assert excess(np.array([1.0]), StepRule(0.1, weight_decay=0.1), batches) is None
+    assert excess(np.array([1.0]), StepRule(0.1, weight_decay=0.1, decoupled=True), batches) is None
+    # Held by the decay alone, x varies with η/(b (2 − η(λ + w))(λ + w)) and L falls by ½|λ| of it.
+    held = excess(np.array([-0.1, -0.5]), StepRule(0.1, weight_decay=0.3), Batches(1000, 2, REPLACEMENT))
+    assert held is not None
+    assert held.tolist() == [pytest.approx(-0.05 * 0.1 / (2 * (2 - 0.02) * 0.2), rel=1e-9), 0.0]
     found = excess(np.array([-1.0, 0.0, 20.0]), StepRule(0.1), batches)
     assert found is not None
     assert found.tolist() == [0.0, 0.0, np.inf]
@@ -161,7 +174,13 @@ def test_planted_least_squares(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [StepRule(0.09), StepRule(0.02, momentum=0.7), StepRule(0.03, momentum=0.6, nesterov=True)], ids=str
+    "rule",
+    [
+        StepRule(0.09),
+        StepRule(0.02, momentum=0.7),
+        StepRule(0.03, momentum=0.6, nesterov=True),
+    ],
+    ids=str,
 )
 def test_batches_of_different_curvature(rule: StepRule) -> None:
     """Least squares of six samples and two parameters: the mean over all 720 orders of the true products."""
@@ -171,7 +190,7 @@ def test_batches_of_different_curvature(rule: StepRule) -> None:
     values, vectors = np.linalg.eigh(2 * x.T @ x / 6)
     forces = 2 * x * (x @ theta - y)[:, None]
     (move, push), zero = step(rule, 0.0), np.zeros((2, 2))
-    free = np.block([[np.eye(2), move[0, 1] * np.eye(2)], [zero, move[1, 1] * np.eye(2)]])
+    free = np.kron(move, np.eye(2))
     give = np.concatenate([push[0] * np.eye(2), push[1] * np.eye(2)])
     orders = list(itertools.permutations(range(6)))
     kron, gathered = np.zeros((16, 16)), np.zeros((4, 4))
@@ -190,11 +209,48 @@ def test_batches_of_different_curvature(rule: StepRule) -> None:
         layer.weight.copy_(torch.from_numpy(theta[None]))
     noise = GradientNoise(Network.from_module(layer), torch.from_numpy(x), torch.from_numpy(y[:, None]), Loss().values)
     found = noise.floor(rule, Batches(6, 2), epochs=120)
+    assert noise.floor(replace(rule, weight_decay=0.1), Batches(6, 2)) is None
     plain = noise.spectrum(60).additive_floor(rule, Batches(6, 2))
     assert found is not None
     assert plain is not None
     assert found == pytest.approx(exact, rel=0.3)
     assert abs(plain - exact) > abs(found - exact)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+def test_weights_that_decay(momentum: float) -> None:
+    """Batches of two of six samples with replacement: the exact mean of L over all 36 of them at every step."""
+    rule = StepRule(0.003, momentum=momentum, weight_decay=3.0)
+    random = np.random.default_rng(3)
+    x, y = random.standard_normal((6, 2)), random.standard_normal(6)
+    curvature, zero = 2 * x.T @ x / 6, np.zeros((2, 2))
+    # Where the run would end without noise: there L has a slope.
+    theta = np.linalg.solve(curvature + rule.weight_decay * np.eye(2), 2 * x.T @ y / 6)
+    move, push = step(replace(rule, weight_decay=0.0), 0.0)
+    free = np.kron(move, np.eye(2))
+    give = np.concatenate([push[0] * np.eye(2), push[1] * np.eye(2)])
+    kron, mean, gathered = np.zeros((16, 16)), np.zeros((4, 4)), np.zeros((4, 4))
+    for pair in itertools.product(range(6), repeat=2):
+        rows = list(pair)
+        held = x[rows].T @ x[rows] + rule.weight_decay * np.eye(2)
+        force = x[rows].T @ (x[rows] @ theta - y[rows]) + rule.weight_decay * theta
+        one = free + give @ np.concatenate([held, zero], axis=1)
+        kron, mean = kron + np.kron(one, one) / 36, mean + one / 36
+        gathered += np.outer(give @ force, give @ force) / 36
+    # Noise that depends on x has no mean, as batches do not depend on it.
+    assert np.abs(np.linalg.eigvals(mean)).max() < 1
+    covariance = np.linalg.solve(np.eye(16) - kron, gathered.reshape(16)).reshape(4, 4)[:2, :2]
+    exact = 0.5 * float(np.sum(curvature * covariance))
+    layer = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(theta[None]))
+    noise = GradientNoise(Network.from_module(layer), torch.from_numpy(x), torch.from_numpy(y[:, None]), Loss().values)
+    spectrum, batches = noise.spectrum(200), Batches(6, 2, REPLACEMENT)
+    assert spectrum.additive_floor(rule, batches) == pytest.approx(exact, rel=0.15)
+    # The decay counts: without it the same noise keeps up more.
+    free_of_it = spectrum.additive_floor(replace(rule, weight_decay=0.0), batches)
+    assert free_of_it is not None
+    assert free_of_it > 1.3 * exact
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_probe_rows_against_the_kernel(tmp_path: Path) -> None:
     # The identity of theory.md section 1 joins the log and the probe.
     last = log.iloc[-1]
     assert 0.5 * last["grad_norm_sq"] / last["loss"] == pytest.approx(2 * row["residual_rayleigh"], rel=1e-9)
+    assert last["grad_norm_sq"] == pytest.approx(row["kernel_grad_norm_sq"], rel=1e-9)
     assert probes["ntk_change"][0] == 0.0
 
 
