@@ -15,7 +15,7 @@ from lplr_cli.schema import check_fields
 
 _FILE = "prediction.json"
 # Rows of K, and parameters times rows, up to which two kernels with their eigenvectors cost a second or two.
-_ROWS, _CHEAP = 500, 2e8
+_ROWS, _CHEAP = 1000, 2e8
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class PredictedEnd:
     def meaning(self) -> str:
         """For the closing table."""
         answer = {True: "lazy", False: "not lazy", None: "not comparable"}[self.lazy]
-        held = f"{self.directions_start:,} → {self.directions_end:,} eigendirections hold {PART:.0%} of the residual"
-        away = "" if self.error is None else f", within a factor {math.exp(min(self.error, 700)):.3g} over the run"
-        return f"measured {self.measured:.4g} at step {self.step:,}{away}: {answer}; {held}"
+        away = "" if self.error is None else f", all along within a factor {math.exp(min(self.error, 700)):.4g}"
+        return f"measured {self.measured:.4g}{away}: {answer}"
 
     def to_dict(self) -> dict[str, Any]:
         """``prediction`` in the summary."""

@@ -119,27 +119,13 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
     l_star = f"L* = {number(result.l_star)} ({result.l_star_rule})"
     above = "" if facts.exact is False else ": from above"
     loss = f", {facts.other_loss}" if facts.other_loss else ""
-    rows = [
-        _envelope_row("pl_ratio_star", result.pl_ratio_star, f"½‖∇L‖²/L {where}: {facts.bound}"),
-        _envelope_row("pl_ratio", result.pl_ratio, f"½‖∇L‖²/(L − L*) on the window, {l_star}"),
-        _envelope_row("pl_ratio_proxy", result.pl_ratio_proxy, f"½‖∇L‖²/(L − min L) on the window{above}"),
-    ]
-    rows += _noise_rows(result)
-    for title, mu, factor, meaning in (
-        ("μ estimated", facts.mu_estimated, result.over(facts.mu_estimated), "2(λ0 − L_K·R), estimate from probes"),
-        (
-            "μ certified",
-            facts.mu_certified,
-            result.over(facts.mu_certified),
-            "proved on the ball of the run" if facts.mu_certified is not None else str(facts.mu_certified_reason),
-        ),
-    ):
-        times = f"; the measured minimum is {number(factor)} times that" if factor is not None else ""
-        rows.append([title, number(mu), "", "", meaning + times])
-    if facts.mu_path_star is not None:
-        along = "proved along the path of the run, every step of its region"
-        rows.append(["μ certified, L* = 0", number(facts.mu_path_star), "", "", f"{along}, against pl_ratio_star"])
-        rows.append(["μ certified, path", number(facts.mu_path), "", "", f"{along}, relative to its own infimum"])
+    rows = [_envelope_row("pl_ratio_star", result.pl_ratio_star, f"½‖∇L‖²/L {where}: {facts.bound}")]
+    if result.window is not None:
+        rows += [
+            _envelope_row("pl_ratio", result.pl_ratio, f"½‖∇L‖²/(L − L*) on the window, {l_star}"),
+            _envelope_row("pl_ratio_proxy", result.pl_ratio_proxy, f"½‖∇L‖²/(L − min L) on the window{above}"),
+        ]
+    rows += [*_noise_rows(result), *_mu_rows(result)]
     notes = [f"Window: {result.window.explanation}." if result.window else "No stable window: the rule leaves no rows."]
     relative = result.sensitivity["relative"]
     if relative is not None:
@@ -156,6 +142,31 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
     return Grid(
         f"PL ratio of {name}{loss}", ("quantity", "min", "5 %", "median", "meaning"), rows, (1, 2, 3), tuple(notes)
     )
+
+
+def _mu_rows(result: PLRatio) -> list[list[str]]:
+    """μ beside the ratio; of the ball only where there is one, or could be for this loss."""
+    from lplr_cli.reporting import number
+
+    facts, rows = result.facts, []
+    for title, mu, factor, meaning in (
+        ("μ estimated", facts.mu_estimated, result.over(facts.mu_estimated), "2(λ0 − L_K·R), estimate from probes"),
+        (
+            "μ certified",
+            facts.mu_certified,
+            result.over(facts.mu_certified),
+            "proved on the ball of the run" if facts.mu_certified is not None else str(facts.mu_certified_reason),
+        ),
+    ):
+        if mu is None and facts.loss_name != "squared":
+            continue
+        times = f"; the measured minimum is {number(factor)} times that" if factor is not None else ""
+        rows.append([title, number(mu), "", "", meaning + times])
+    if facts.mu_path_star is not None:
+        along = "proved along the path of the run, every step of its region"
+        rows.append(["μ certified, L* = 0", number(facts.mu_path_star), "", "", f"{along}, against pl_ratio_star"])
+        rows.append(["μ certified, path", number(facts.mu_path), "", "", f"{along}, relative to its own infimum"])
+    return rows
 
 
 def _noise_rows(result: PLRatio) -> list[list[str]]:

@@ -59,6 +59,7 @@ def rate_figure(report: RunReport) -> Figure | None:
                 low, high = (gap * (r / fit.rate) ** elapsed for r in (fit.rate_low, fit.rate_high))
                 axes.fill_between(table["step"], low, high, color=draw.VERMILION, alpha=0.2, lw=0, label="range of ρ")
                 draw.legend(axes)
+        draw.legend(below)
         axes.label_outer()
     return figure
 

@@ -132,8 +132,13 @@ def _measured_rows(s: Summary) -> list[Row]:
 def _step_rows(s: Summary) -> list[Row]:
     """The prediction and the drift of the kernel, and the step size against the curvature."""
     edge = "above 1 the step size exceeds 2/sharpness: the edge of stability"
-    p = s.prediction
-    lazy: list[Row] = [] if p is None else [("last loss that K_0 predicts", p.predicted, "estimate", p.meaning)]
+    p, lazy = s.prediction, list[Row]()
+    if p is not None:
+        before = f"{p.directions_start:,} at the start: the fewest eigendirections of K with 90 % of ‖r‖²"
+        lazy = [
+            ("last loss that K_0 predicts", p.predicted, "estimate", p.meaning),
+            ("directions of the residual", p.directions_end, "computed", before),
+        ]
     return [
         *lazy,
         ("NTK drift", s.ntk_drift_percent, "measured", "‖K_T − K_0‖/‖K_0‖ in per cent"),

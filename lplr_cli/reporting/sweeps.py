@@ -67,11 +67,11 @@ def sweep_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
             if label != labels[2]:
                 axes.set_yscale("log")
             readable_ticks(axes)
-        panels[0, 1].plot([], [], color=BLACK, lw=0.6, alpha=0.5, label="thin: outside the window, a proxy artefact")
-        legend(panels[0, 1])
         # One legend of the runs for all panels.
         handles, names = panels[1, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4))
+        thin = panels[0, 1].plot([], [], color=BLACK, lw=0.6, alpha=0.5)
+        names += ["thin in (b): outside the window, a proxy artefact"]
+        figure.legend([*handles, *thin], names, loc="outside lower center", ncols=min(len(names), 4))
         figure.suptitle(escape.figure(title), fontsize=10)
     return figure
 
