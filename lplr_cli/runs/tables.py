@@ -43,13 +43,14 @@ PROBE_COLUMNS = (
     "ntk_change",
     "jacobian_change",
     "residual_rayleigh",
-    KERNEL_GRADIENT,
     "sharpness",
     "engine",
     "dtype",
     "seconds",
 )
 
+# Those of new runs; older ones lack the last.
+NEW_PROBE_COLUMNS = (*PROBE_COLUMNS, KERNEL_GRADIENT)
 # Bytes of a header, at most.
 _HEADER = 1 << 14
 

@@ -22,6 +22,7 @@ from lplr_cli.runs import (
     EXACT,
     LARGEST_LOSS,
     LOG_COLUMNS,
+    NEW_PROBE_COLUMNS,
     PROBE_COLUMNS,
     SAMPLE_NOISE,
     Appender,
@@ -268,7 +269,7 @@ def _run(
     signals = Signals(run, trainer)
     noisy = (SAMPLE_NOISE,) if trainer.config.optimizer == "sgd" else ()
     columns = (*LOG_COLUMNS, *(("accuracy",) if trainer.loss.classifies else ()), *noisy)
-    probe_columns = (*PROBE_COLUMNS, LARGEST_LOSS) if trainer.loss.classifies else PROBE_COLUMNS
+    probe_columns = (*NEW_PROBE_COLUMNS, LARGEST_LOSS) if trainer.loss.classifies else NEW_PROBE_COLUMNS
     with (
         signals.caught(),
         Appender(run.log_path, columns) as log,

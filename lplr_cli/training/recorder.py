@@ -21,8 +21,8 @@ from lplr_cli.models import parameter_count
 from lplr_cli.runs import (
     LARGEST_LOSS,
     LOG_COLUMNS,
+    NEW_PROBE_COLUMNS,
     PRECONDITIONED,
-    PROBE_COLUMNS,
     SAMPLE_NOISE,
     STABLE,
     Appender,
@@ -189,7 +189,7 @@ class Recorder:
         self._write_manifest()
         noise = (SAMPLE_NOISE,) if self._has_batches and self._exact is not None else ()
         self._log = Appender(self._run.log_path, (*LOG_COLUMNS, *self._near.columns, *noise), lag=LAG)
-        columns = (*PROBE_COLUMNS, PRECONDITIONED, STABLE, LARGEST_LOSS)
+        columns = (*NEW_PROBE_COLUMNS, PRECONDITIONED, STABLE, LARGEST_LOSS)
         self._probes = Appender(self._run.probes_path, columns) if self.probe_every else None
         self._iterates = IterateWriter(self.path, self._tracked.shapes) if keep_path else None
         self._save()

@@ -33,9 +33,10 @@ def theirs() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def network(theirs: dict[str, Any]) -> Network:
-    module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, OUTPUTS)).double()
+    layers = (nn.Linear(3, 5), nn.Linear(5, OUTPUTS))
+    module = nn.Sequential(layers[0], nn.Tanh(), layers[1]).double()
     with torch.no_grad():
-        for layer, (w, b) in zip((module[0], module[2]), theirs["params"], strict=True):
+        for layer, (w, b) in zip(layers, theirs["params"], strict=True):
             layer.weight.copy_(torch.tensor(w, dtype=torch.float64).T)
             layer.bias.copy_(torch.tensor(b, dtype=torch.float64))
     return Network.from_module(module)

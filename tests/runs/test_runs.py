@@ -49,6 +49,14 @@ def test_rows_survive_with_full_precision(tmp_path: Path) -> None:
     assert path.read_text() == "step,loss\n0,0.30000000000000004\n1,1e-300\n"
 
 
+def test_a_table_of_an_older_version_goes_on_in_its_own_columns(tmp_path: Path) -> None:
+    path = tmp_path / "probes.csv"
+    path.write_text("step,loss\n1,2.0\n")
+    with Appender(path, ("step", "new", "loss")) as rows:
+        rows.append({"step": 2, "new": 9.0, "loss": 3.0})
+    assert path.read_text() == "step,loss\n1,2.0\n2,3.0\n"
+
+
 def test_atomic_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
