@@ -104,7 +104,7 @@ def _proved(stayed: Sequence[Row]) -> Statement:
         return bool(r["path_share_certified"] == 1 and r["path_rate"] < 1 and r["path_rate_from_step"] <= 5)
 
     figures = (
-        f"{r['run']}: share {r['path_share_certified']:.4g}, mu {r['mu_path']:.4g}, rate {r['path_rate']:.6g} "
+        f"{r['run']}: share {r['path_share_certified']:.4g}, μ {r['mu_path']:.4g}, rate {r['path_rate']:.6g} "
         f"from step {r['path_rate_from_step']:.0f}"
         for r in stayed
     )
