@@ -69,6 +69,11 @@ class Data:
         return replace(self, s=self.s[keep], log_y=self.log_y[keep], free=self.free[keep], grain=grain)
 
 
+def thinned(count: int) -> NDArray[np.intp]:
+    """Rows of ``count`` that a fit uses."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).round().astype(np.intp))
+
+
 def scaled(steps: Array, loss: Array, grain: Array | None = None, changes: Sequence[int] = ()) -> Data:
     """Scale a series, thinned evenly to :data:`MAX_POINTS` rows.
 
@@ -78,9 +83,7 @@ def scaled(steps: Array, loss: Array, grain: Array | None = None, changes: Seque
         grain: relative noise of each row where it is known, shape (T,).
         changes: rows where something is known to change, for the free curve.
     """
-    keep = np.arange(len(loss))
-    if len(loss) > MAX_POINTS:
-        keep = np.unique(np.linspace(0, len(loss) - 1, MAX_POINTS).round().astype(int))
+    keep = thinned(len(loss))
     t, log_y = steps[keep], np.log(loss[keep])
     shift, span = float(log_y.mean()), float(t[-1] - t[0])
     log_y = log_y - shift

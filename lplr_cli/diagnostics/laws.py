@@ -20,7 +20,7 @@ from lplr_cli.diagnostics.noise import whiten
 
 # Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
 EVIDENCE = 6.0
-# A second exponential is resolved when it decays this much faster than the first.
+# A second exponential is resolved when it decays this much faster than the first, or the first alone is refuted.
 GAP = 2.0
 # A stretched exponential whose exponent is this near to 1 is an exponential.
 NEARLY_ONE = 0.15
@@ -91,7 +91,7 @@ class _Laws:
     def of(cls, fits: dict[str, CurveFit]) -> _Laws:
         """Choose among the fits."""
         one, two, power = (fits[c.name] for c in LAWS)
-        straight = two if two.bic < one.bic - EVIDENCE and _resolved(two) else one
+        straight = two if two.bic < one.bic - EVIDENCE and _resolved(one, two) else one
         law, rival = (straight, power) if straight.bic <= power.bic else (power, straight)
         noise_like = law.sigma < LARGE or law.whiteness() >= COLOURED
         return cls(fits, straight, law, rival, law.misfit(), noise_like, _constant_bic(one))
@@ -117,7 +117,7 @@ def _without_fall(laws: _Laws) -> Weighed | None:
     if laws.refuted:
         return laws.answer("none", _refuted(law, laws.misfit), straight)
     if not laws.noise_like:
-        return laws.answer("none", _coloured(law), straight)
+        return laws.answer("none", coloured(law), straight)
     return laws.answer("undecided", "the loss does not fall measurably more than its noise", straight)
 
 
@@ -128,7 +128,7 @@ def _without_law(laws: _Laws) -> Weighed | None:
         return laws.answer("none", _beaten(law, label), law, _looks(label))
     if laws.refuted:
         return laws.answer("none", _refuted(law, laws.misfit), law)
-    return None if laws.noise_like else laws.answer("none", _coloured(law), law)
+    return None if laws.noise_like else laws.answer("none", coloured(law), law)
 
 
 def _between(laws: _Laws) -> Weighed:
@@ -166,17 +166,18 @@ def _name(fit: CurveFit) -> str:
     }[fit.curve.name]
 
 
-def _resolved(two: CurveFit) -> bool:
-    """Whether the rates of two exponentials are apart and both amplitudes matter."""
+def _resolved(one: CurveFit, two: CurveFit) -> bool:
+    """Whether the rates of two exponentials are apart, as far as one of them does not fit."""
     rates = two.p[1:-1:2]
-    return float(rates[1] - rates[0]) > math.log(GAP)
+    return float(rates[1] - rates[0]) > math.log(GAP) or one.misfit() < REJECTED
 
 
 def _refuted(law: CurveFit, misfit: float) -> str:
     return f"{_name(law)}, the nearest, is refuted by its misfit (p = {misfit:.1g} against a free curve)"
 
 
-def _coloured(law: CurveFit) -> str:
+def coloured(law: CurveFit) -> str:
+    """Why no law holds where what it leaves over is no noise."""
     return f"what {_name(law)} leaves over is no noise: neighbouring errors belong together"
 
 

@@ -1,7 +1,9 @@
 """Which law a loss follows, or that it follows none (theory.md sections 8 and 12).
 
-The law of the whole log is that which its evidence is for (:mod:`lplr_cli.diagnostics.laws`). Where none fits, the
-answer is the law of what follows the last change, with the change named, or ``none`` with what the curve looks like.
+Laws are weighed against each other and against a free curve (:mod:`lplr_cli.diagnostics.laws`); logs without noise
+are judged by what foretells their end (:mod:`lplr_cli.diagnostics.tails`). Where no law fits the whole
+log, the answer is the law of what follows the last change, with the change named, or ``none`` with what the curve
+looks like.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from numpy.typing import NDArray
 
 from lplr_cli.diagnostics.decay import LINEAR, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
-from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit
+from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, thinned
 from lplr_cli.diagnostics.grain import grain_of
-from lplr_cli.diagnostics.laws import Weighed, weigh
+from lplr_cli.diagnostics.laws import Weighed, coloured, weigh
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import fine_noise
 from lplr_cli.diagnostics.shape import Stretch, describe, stretches
@@ -189,7 +191,10 @@ def _read(
         told = _of_tail(plain, t, y, rows, noise)
         if told is not None:
             return told
-    if whole.verdict != "none" or whole.label is not None:
+        if whole.label is None and whole.verdict != "none":
+            # What is left over beside next to no noise is misfit, however the fit explains it.
+            plain = replace(plain, verdict="none", reason=coloured(whole.chosen))
+    if plain.verdict != "none" or whole.label is not None:
         return replace(plain, looks_like=whole.label, found=())
     known = [int(np.searchsorted(rows, row)) for row in changes]
     return _of_part(plain, t, y, rows, known) or plain
@@ -203,10 +208,11 @@ def _misfit_rules(whole: Weighed, noise: Array) -> bool:
     """
     nearest = min(whole.fits.values(), key=lambda fit: fit.bic)
     least = NEGLIGIBLE if whole.misfit < REJECTED else 1e3 * NEGLIGIBLE
-    typical = float(np.median(noise))
-    if nearest.sigma > max(_MISFIT * typical, least):
+    error, noise = np.abs(_errors(nearest)), noise[thinned(len(noise))]
+    # The median of normal errors is two thirds of their standard deviation.
+    if float(np.median(error)) > 0.67 * least and float(np.median(error / noise)) > 0.67 * _MISFIT:
         return True
-    error = np.abs(_errors(nearest))
+    typical = float(np.median(noise))
     large = error >= 0.1 * error.max()
     return typical < _SILENT and error.max() > least and float(np.median(error[large])) > _MISFIT * typical
 
@@ -238,8 +244,11 @@ def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], noise: 
     first, last = int(rows[tail.first]), int(rows[tail.last])
     law = plain.weighed.chosen
     lowest = float(y.min())
-    over = float(y[tail.last]) - lowest <= _OVER * (float(y[tail.first]) - lowest)
-    whole = tail.first <= 0.1 * len(t) and over
+    left = float(np.abs(y[tail.last :] - y[tail.last]).max())
+    over = left <= _OVER * (float(y[tail.first]) - lowest)
+    # The first rows of a steep fall have no clear noise.
+    early = tail.first <= 0.1 * len(t) and bool((np.diff(y[: tail.first + 1]) < 0).all())
+    whole = early and over
     # Where the law and the tail tell the same rate the law's own is the sharper one.
     exact = whole and law.curve is not SUBLINEAR and law.sigma < _EXACT
     if tail.verdict == "linear" and exact and _same(law, tail):
@@ -249,7 +258,7 @@ def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], noise: 
         verdict=tail.verdict,
         reason=tail.reason,
         tail=tail,
-        first=0 if whole else first,
+        first=0 if early else first,
         last=plain.last if over else last,
         looks_like=None if whole else plain.looks_like,
     )
@@ -279,10 +288,13 @@ def _of_part(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], known: 
 
 
 def _holds(weighed: Weighed, known: bool) -> bool:
-    """Whether a part has a law worth naming; a power law, which any slowing curve resembles, behind a known change."""
+    """Whether a part has a law worth naming; two rates or a power law, which any slowing curve resembles, only behind a
+    known change.
+    """
     if weighed.verdict == SUBLINEAR.name:
         return known
-    return weighed.verdict in (LINEAR.name, TWO_RATE.name) and _folds(weighed.chosen) >= PART_FOLDS
+    straight = weighed.verdict == LINEAR.name or (known and weighed.verdict == TWO_RATE.name)
+    return straight and _folds(weighed.chosen) >= PART_FOLDS
 
 
 def _only_falls(found: Sequence[Stretch]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -252,3 +254,27 @@ def test_logistic_regression_is_sublinear_where_it_separates_and_linear_where_it
     assert "sublinear" in said[True]
     assert set(said[True]) <= {"sublinear", "undecided"}
     assert set(said[False]) <= {"linear", "two_rate"}
+
+
+@pytest.mark.parametrize(
+    ("curve", "words"),
+    [
+        (lambda s: (0.2 + 2 * np.exp(-10 * s)) * np.exp(6 * np.maximum(s - 0.8, 0)), "steps 0 to"),
+        (lambda s: 0.02 + 2 * np.exp(-6 * s) + 6 * np.exp(-0.5 * ((s - 0.08) / 0.02) ** 2), "from step"),
+        (lambda s: 0.1 + np.exp(-6 * s) + 3 * np.exp(60 * (s - 1)), "none"),
+    ],
+    ids=["rises at the end", "bump at the start", "diverges at the end"],
+)
+def test_without_noise_a_law_does_not_hide_what_it_misses(curve: Callable[[Array], Array], words: str) -> None:
+    loss = curve(np.arange(300) / 300)
+    fit = analyse_rate(clean_series(pd.DataFrame({"step": np.arange(300.0), "loss": loss}))).fit
+    assert words in fit.law
+    assert fit.looks_like is not None
+
+
+def test_two_near_rates_are_told_where_one_is_refuted() -> None:
+    s = np.arange(300) / 300
+    loss = np.exp(-5 * s) + np.exp(-7.5 * s) + 0.02
+    fit = analyse_rate(clean_series(pd.DataFrame({"step": np.arange(300.0), "loss": loss}))).fit
+    assert fit.verdict == "two_rate"
+    assert fit.rate == pytest.approx(np.exp(-5 / 300), rel=1e-8)
