@@ -60,6 +60,7 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
     ball = case.curvature.ball(case.start)
     formation, bounds = 3e-3, ball._bounds
     ball._formation, bounds.jacobian_error = formation, 2e-3
+    ball._gradient_rounding = lambda reach: torch.full_like(reach, 5e-3)  # type: ignore[method-assign]
     found, over, s = ball.at(radius), bounds.over(radius), loss.scale
     f, y, n = bounds.f, case.y, len(case.x)
     reach = over.f_reach
@@ -75,7 +76,7 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
             return mpmath.sqrt(square) + mpmath.sqrt(heaviest) * mpmath.mpf(2e-3)
 
         l_j, r, heaviest = mpmath.mpf(over.l_j), mpmath.mpf(radius), mpmath.mpf(float(weights.max()))
-        q = (loss.gradients(f, y).abs() + loss.gradient_change(reach)).tolist()
+        q = (loss.gradients(f, y).abs() + loss.gradient_change(reach) + 5e-3).tolist()
         q = [[min(v, s) if loss.classifies else v for v in row] for row in q]
         each = sum(a * b for x, z in zip(q, over.hessians.tolist(), strict=True) for a, b in zip(x, z, strict=True)) / n
         size = mpmath.sqrt(sum(mpmath.mpf(v) ** 2 for row in q for v in row) / n)
@@ -96,6 +97,26 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
             ("alpha", alpha), ("beta", weighted**2 + alpha), ("gauss_newton", gauss_newton), ("rest", rest)
         ):  # fmt: skip
             assert upper(getattr(found, name), exact), name
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda v: f"{v.name}-{v.scale}")
+def test_an_error_of_the_outputs_goes_into_the_loss_to_second_order(loss: Loss) -> None:
+    case = Case(loss, width=4, n=4)
+    ball = case.curvature.ball(case.start)
+    over = ball._bounds.over(0.1)
+    q = torch.rand(over.f_reach.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    ball._bounds.forward_error = lambda over: torch.full((4,), 0.3, dtype=torch.float64)  # type: ignore[method-assign]
+    expected = float((q.square().sum(dim=1).sqrt() * 0.3).mean()) + loss.smoothness * 0.09
+    assert ball._rounding(over, q)[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_rounding_of_gradients_grows_with_outputs_of_either_sign() -> None:
+    case = Case(Loss(), width=4, n=4)
+    ball = case.curvature.ball(case.start)
+    reach = torch.zeros_like(ball._bounds.f)
+    for sign in (1, -1):
+        ball._bounds.f = sign * torch.full_like(reach, 1e6)
+        assert float(ball._gradient_rounding(reach).min()) > 1e6 * 2.0**-53
 
 
 def test_both_ways_to_the_rest_of_the_hessian_are_taken() -> None:
