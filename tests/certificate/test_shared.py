@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lplr_cli.certificate.shared import LayerAt, group_count, shared_curvature, similar
+from lplr_cli.certificate import shared
+from lplr_cli.certificate.shared import LayerAt, _Chain, _longer, _norms, group_count, shared_curvature, similar
 
 
 def layers(widths: list[int], n: int, outputs: int, spread: float, seed: int) -> list[LayerAt]:
@@ -51,11 +52,18 @@ def norm(matrix: Tensor) -> float:
     outputs=st.integers(1, 3),
     spread=st.sampled_from([0.0, 0.01, 0.2, 3.0]),
     count=st.integers(1, 6),
+    sizes=st.tuples(st.sampled_from([0.01, 1.0, 100.0]), st.sampled_from([1e-4, 1.0, 1e4])),
     seed=st.integers(0, 10_000),
 )
-def test_no_sample_exceeds_the_bounds(widths: list[int], outputs: int, spread: float, count: int, seed: int) -> None:
+def test_no_sample_exceeds_the_bounds(
+    widths: list[int], outputs: int, spread: float, count: int, sizes: tuple[float, float], seed: int
+) -> None:
     n = 6
-    found = layers(widths, n, outputs, spread, seed)
+    heavy, bent = sizes
+    found = [
+        replace(layer, weight=heavy * layer.weight, bend=bent * layer.bend)
+        for layer in layers(widths, n, outputs, spread, seed)
+    ]
     groups = similar([layer.slope for layer in found], count)
     assert set(groups.tolist()) == set(range(int(groups.max()) + 1))
     bounds = shared_curvature(found, groups)
@@ -68,6 +76,36 @@ def test_no_sample_exceeds_the_bounds(widths: list[int], outputs: int, spread: f
             for c in range(outputs):
                 root = torch.diag(layer.bend[sample, c].sqrt())
                 assert norm(root @ g @ root) <= float(weighted[sample, c]) * (1 + 1e-12)
+
+
+def test_errors_of_chains_enter_by_their_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding of visible size, and none of it is lost."""
+    monkeypatch.setattr(shared, "gamma", lambda n, dtype: 0.1 * n)
+    g = torch.Generator().manual_seed(5)
+    matrix = torch.randn(2, 3, 4, generator=g, dtype=torch.float64)
+    chain = _Chain.of(0, matrix, torch.tensor([0.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(chain.error, 1.01 * 0.1 * 12 * matrix.square().sum(dim=(1, 2)), rtol=1e-12, atol=0)
+    top = torch.linalg.eigvalsh(matrix @ matrix.mT)[:, -1]
+    exact = (top + chain.error).sqrt()
+    assert bool((exact <= chain.norm()).all())
+    assert bool((chain.norm() <= 1.05 * exact).all())
+    assert torch.equal(chain.norm(), _norms([(chain.gram, chain.error)])[0])
+    scale = torch.tensor([[0.5, 2.0, 1.0], [3.0, 0.1, 4.0]], dtype=torch.float64)
+    _, error = chain.scaled(scale)
+    torch.testing.assert_close(error, chain.error * torch.tensor([4.0, 16.0]).double(), rtol=1e-12, atol=0)
+    # One layer more, of equal slopes: what is away is the rounding of the product, and what was away before.
+    below, layer = layers([3, 5], 4, 1, 0.0, 6)
+    groups = torch.zeros(4, dtype=torch.long)
+    first = _Chain.of(0, matrix[:1], torch.zeros(1, dtype=torch.float64))
+    for before in (0.0, 2.0):
+        kept = replace(first, away=torch.tensor([before], dtype=torch.float64))
+        longer, fresh = _longer([kept], 2, below, layer, groups, 1)
+        step = layer.weight * below.slope[0]
+        size = float(torch.linalg.matrix_norm(step))
+        rounding = 1.01 * 0.1 * (3 + 4) * size * float(torch.linalg.matrix_norm(first.matrix))
+        assert float(longer.away) >= rounding + before * float(fresh.norm())
+        assert float(longer.away) == pytest.approx(rounding + before * float(fresh.norm()), rel=1e-6)
+        assert float(fresh.away) >= 2.0**-51 * size
 
 
 def test_equal_samples_share_nearly_exact_bounds() -> None:
