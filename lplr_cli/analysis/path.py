@@ -202,8 +202,6 @@ def _aim(path: Iterates) -> Aim:
 def _curvature(path: Iterates, method: str, memory: int) -> tuple[Curvature, str]:
     """A proof where there is one for this network, else an estimate, with the reason."""
     objective = path.objective
-    if not objective.inputs.is_floating_point():
-        return _EstimatedCurvature(path, memory), "no certificate for inputs that are no real numbers"
     try:
         found = CertifiedCurvature(
             objective.module, objective.inputs, objective.targets, objective.loss, method=method, memory=memory

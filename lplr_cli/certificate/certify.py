@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lplr_cli.certificate.ball import BallBounds
 from lplr_cli.certificate.graph import GraphBounds
-from lplr_cli.certificate.network import NoCertificateError, SmoothMLP
+from lplr_cli.certificate.network import NoCertificateError, SmoothMLP, in_double
 from lplr_cli.certificate.networks import directions_of, graph_bounds, read_network
 from lplr_cli.certificate.norms import frobenius_upper, kernel_norm_upper
 from lplr_cli.certificate.proved import check_radius
@@ -152,10 +152,10 @@ def certify(
         raise NoCertificateError("not computed for a network that is no MLP", "lplr certify RUN does it")
     if inputs.dim() < 2 or not len(inputs):
         raise InputError(f"inputs of shape {tuple(inputs.shape)} hold no samples", "give the whole training set")
-    x = inputs.double()
+    x = in_double(inputs)
     ball: BallBounds | GraphBounds
     if isinstance(network, SmoothMLP):
-        x = x.flatten(1)
+        x = x.double().flatten(1)
         network.check(module, x)
         ball = BallBounds(network, x, method=method)
     else:

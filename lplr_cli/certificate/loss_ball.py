@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lplr_cli.certificate.network import SmoothMLP, euclidean
+from lplr_cli.certificate.network import SmoothMLP, euclidean, in_double
 from lplr_cli.certificate.networks import directions_of, graph_bounds, read_network
 from lplr_cli.certificate.norms import kernel_norm_upper
 from lplr_cli.certificate.path import CERTIFIED
@@ -82,10 +82,10 @@ class CertifiedCurvature:
         memory: int = DEFAULT_MEMORY,
     ) -> None:
         self.module, self.loss, self.memory = module, loss, memory
-        self.x = inputs.double()
+        self.x = in_double(inputs)
         self.network = read_network(module, inputs.shape[1:])
         if isinstance(self.network, SmoothMLP):
-            self.x = self.x.flatten(1)
+            self.x = self.x.double().flatten(1)
             method = _method(self.network, len(self.x), method)
         self.method = method
         # Of a graph: how many directions are pushed, settled at the first ball.

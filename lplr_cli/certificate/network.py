@@ -201,6 +201,11 @@ def check_magnitude(t: Tensor, what: str, *, smallest: float = SMALLEST) -> None
         )
 
 
+def in_double(x: Tensor) -> Tensor:
+    """Float64, whole numbers as they are."""
+    return x.double() if x.is_floating_point() else x
+
+
 def euclidean(t: Tensor) -> Tensor:
     """Norm along the last axis."""
     result: Tensor = torch.linalg.vector_norm(t, dim=-1)

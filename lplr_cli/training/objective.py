@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lplr_cli.losses import Loss
 from lplr_cli.training.flat import FlatParameters
@@ -35,5 +36,7 @@ class Objective:
         """L and ∇L (P,) at θ (P,); the gradient is valid until the next call."""
         self.flat.theta.copy_(theta)
         self.flat.grad.zero_()
-        total = accumulate_gradient(self.loss, self.module, self.inputs, self.targets, self._micro_batch)
+        # Attention in its plain form, whose rounding has a bound.
+        with sdpa_kernel(SDPBackend.MATH):
+            total = accumulate_gradient(self.loss, self.module, self.inputs, self.targets, self._micro_batch)
         return total.loss, self.flat.grad

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lplr_cli.certificate.graph import PUSHED, GraphBounds, GraphNetwork
 from lplr_cli.models import make_activation
+from lplr_cli.ntk import evaluation_mode
 
 
 class Residual(nn.Module):
@@ -103,13 +104,71 @@ class Transformer(nn.Module):
         return out
 
 
+class Gated(nn.Module):
+    """Products entry by entry, of two layers and of one with itself, and a learnt tensor that is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(8, 1)
+        self.shift = nn.Parameter(torch.randn(1, 2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 2, 3) to (n, 1)."""
+        a = self.one(x) + self.shift
+        out: Tensor = self.head((a * self.two(x) + 0.3 * a * a).flatten(1))
+        return out
+
+
+class Tokens(nn.Module):
+    """A causal block of a language model: tokens and positions embedded, attention of torch, a gated hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.place = nn.Embedding(5, 4), nn.Embedding(3, 4)
+        self.first, self.second = nn.LayerNorm(4), nn.LayerNorm(4)
+        self.joint, self.out = nn.Linear(4, 12), nn.Linear(4, 4)
+        self.up, self.gate, self.down, self.head = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 4), nn.Linear(4, 2)
+
+    @staticmethod
+    def _heads(x: Tensor) -> Tensor:
+        return x.view(x.size(0), x.size(1), 2, 2).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3) whole numbers to (n, 2)."""
+        h = self.token(x) + self.place(torch.arange(x.size(1), device=x.device))
+        q, k, v = self.joint(self.first(h)).split(4, dim=2)
+        y = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), is_causal=True)
+        h = h + self.out(y.transpose(1, 2).reshape(x.size(0), -1, 4))
+        y = self.second(h)
+        h = h + self.down(F.silu(self.gate(y)) * self.up(y))
+        out: Tensor = self.head(h.mean(dim=1))
+        return out
+
+
+class MultiHead(nn.Module):
+    """torch.nn's own attention, with a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention = nn.Linear(2, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 1)
+        self.register_buffer("hidden", torch.tensor([[False, True, False], [False, False, True], [True, False, False]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 3, 2) to (n, 1)."""
+        x = self.embed(x)
+        out: Tensor = self.head((x + self.attention(x, x, x, attn_mask=self.hidden, need_weights=False)[0]).mean(dim=1))
+        return out
+
+
 @dataclass(frozen=True)
 class Case:
-    """How to build a module, the shape of a sample, and the parameters that are frozen."""
+    """How to build a module, the shape of a sample, the parameters that are frozen, and the tokens that there are."""
 
     build: Callable[[], nn.Module]
     sample: tuple[int, ...]
     frozen: tuple[str, ...] = ()
+    tokens: int = 0
 
     def make(self, seed: int = 0, n: int = 2) -> tuple[nn.Module, Tensor]:
         """The module in float64 and n samples."""
@@ -117,6 +176,8 @@ class Case:
         module = self.build().double()
         for name, p in module.named_parameters():
             p.requires_grad_(name not in self.frozen)
+        if self.tokens:
+            return module, torch.randint(self.tokens, (n, *self.sample))
         return module, torch.randn(n, *self.sample, dtype=torch.float64)
 
 
@@ -173,6 +234,13 @@ CASES = {
     ),
     "product-alone": Case(Squared, (3, 2), ("head.weight", "head.bias")),
     "transformer": Case(Transformer, (3, 2)),
+    "times-alone": Case(Gated, (2, 3), ("head.weight", "head.bias")),
+    "table-alone": Case(
+        lambda: nn.Sequential(nn.Embedding(4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 1)), (3,),
+        ("3.weight", "3.bias"), 4,
+    ),
+    "transformer-tokens": Case(Tokens, (3,), (), 5),
+    "multi-head": Case(MultiHead, (3, 2)),
     "positions": Case(
         lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Flatten(), nn.Linear(6, 1)), (3, 3)
     ),
@@ -229,12 +297,13 @@ class Point:
     def outputs(self, theta: Tensor) -> Tensor:
         """f, (n, C), by the module itself."""
         everything: Mapping[str, Tensor] = {**dict(self.module.named_parameters()), **self.values(theta)}
-        out: Tensor = torch.func.functional_call(self.module, dict(everything), (self.x,))
+        with evaluation_mode(self.module):
+            out: Tensor = torch.func.functional_call(self.module, dict(everything), (self.x,))
         return out
 
     def places(self, theta: Tensor) -> list[Tensor]:
         """Every tensor of the graph, flattened to (n, …)."""
-        return [t.flatten(1) for t in self.network.with_trained(self.values(theta)).forward(self.x)]
+        return [t.flatten(1).double() for t in self.network.with_trained(self.values(theta)).forward(self.x)]
 
     def adjoints(self, theta: Tensor) -> list[Tensor]:
         """λ of every place but the input, (n, C, …): derivatives by what is added there."""
@@ -252,8 +321,12 @@ class Point:
 
     def hessian(self, theta: Tensor, i: int, c: int) -> Tensor:
         """∇²f_ic, (P, P)."""
-        # Backwards twice: forwards over backwards errs for a layer normalisation without bias (torch 2.11).
-        found: Tensor = torch.func.jacrev(torch.func.grad(lambda t: self.outputs(t)[i, c]))(theta)
+        # Backwards twice: forwards over backwards errs for a layer normalisation without bias (torch 2.13).
+
+        def output(t: Tensor) -> Tensor:
+            return self.outputs(t)[i, c]
+
+        found: Tensor = torch.func.jacrev(torch.func.grad(output))(theta)
         return found
 
     def worst_points(self, radius: float, random: int, searched: int) -> list[Tensor]:

@@ -15,6 +15,8 @@ from lplr_cli.certificate.graph.bounds import nonnegative_norm
 from lplr_cli.certificate.graph.nodes import Activation, Add, Average, Node
 from lplr_cli.certificate.graph.norms import Normalise
 from lplr_cli.certificate.graph.state import Ahead, Here
+from lplr_cli.certificate.graph.tables import Embedding
+from lplr_cli.certificate.graph.times import Times
 from lplr_cli.certificate.graph.weighted import Weighted
 from lplr_cli.certificate.smooth import smooth_activation
 from tests.certificate.graph_cases import CASES, Point
@@ -164,7 +166,9 @@ def test_pushed_derivatives_are_those_of_the_places(directions: int) -> None:
                 assert bool((found <= 1.07 * truth + 1e-9).all())
 
 
-@pytest.mark.parametrize("name", ["conv-gelu", "norm-alone", "softmax-alone", "product-alone", "branches"])
+@pytest.mark.parametrize(
+    "name", ["conv-gelu", "norm-alone", "softmax-alone", "product-alone", "times-alone", "table-alone", "branches"]
+)
 def test_blocks_at_the_centre_are_those_of_the_hessian(name: str) -> None:
     """From above for each pair of layers; where no weights meet what others moved, to rounding and no more."""
     point = Point(*CASES[name].make(), 1000)
@@ -191,7 +195,9 @@ assert GELU is not None
         (Activation((0,), "gelu", GELU, 10), [(2, 5)]),
         (attention.Softmax((0,), "softmax", 5, 2), [(2, 5)]),
         (Normalise((0,), "norm", 2, 5, 0.1), [(2, 5)]),
+        (attention.Softmax((0,), "softmax", 5, 2, torch.tensor([[1, 1, 0, 1, 0], [0, 1, 0, 0, 0]]) > 0), [(2, 5)]),
         (attention.Product((0, 1), "matmul", 3, 4), [(2, 4, 3), (2, 3, 2)]),
+        (Times((0, 1), "product"), [(2, 5), (2, 5)]),
     ],
 )
 def test_what_an_operation_bends_is_its_second_derivative(node: Node, shapes: list[tuple[int, ...]]) -> None:
@@ -275,6 +281,8 @@ PLANTED: dict[str, tuple[Callable[[Patch], None], int]] = {
     "normalisation does not bend": (lambda patch: patch.setattr(norms, "_SECOND", 0.05), 0),
     "normalisation does not amplify": (small_norms, 0),
     "softmax does not bend": (lambda patch: patch.setattr(attention, "_SECOND", 0.02), 0),
+    "entries do not meet": (lambda patch: patch.setattr(Times, "form", lambda *_: None), 0),
+    "tables are still": (lambda patch: patch.setattr(Embedding, "own", lambda self, here, x: 0 * x.size), 0),
     "products do not meet": (lambda patch: patch.setattr(attention.Product, "form", lambda *_: None), 0),
 }
 
@@ -284,7 +292,16 @@ def test_a_rule_that_is_too_small_is_found_out(what: str, monkeypatch: pytest.Mo
     change, directions = PLANTED[what]
     change(monkeypatch)
     broken = []
-    for name in ("pooled", "residual", "conv-frozen-head", "norm-alone", "softmax-alone", "product-alone"):
+    for name in (
+        "pooled",
+        "residual",
+        "conv-frozen-head",
+        "norm-alone",
+        "softmax-alone",
+        "product-alone",
+        "times-alone",
+        "table-alone",
+    ):
         point = Point(*CASES[name].make(), directions)
         over = point.bounds.over(0.1)
         broken += violated(point, over, point.worst_points(0.1, 1, 0))

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from lplr_cli.certificate import CERTIFIED, CertifiedCurvature, NoCertificateError, Walk, certify
 from lplr_cli.certificate.graph import GraphBounds, GraphNetwork
+from lplr_cli.certificate.network import in_double
 from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
+from lplr_cli.ntk import evaluation_mode
 from lplr_cli.training.objective import Objective
 from tests.certificate.graph_cases import CASES, Residual
 from tests.certificate.path_case import LOSSES
@@ -213,18 +215,30 @@ def test_the_ball_of_a_residual_network_is_certified() -> None:
         certify(module, 1e200 * x, y)
 
 
+def test_the_ball_of_a_small_language_model_is_certified() -> None:
+    """Tokens and positions embedded, causal attention of torch, a gated hidden layer."""
+    module, x = CASES["transformer-tokens"].make(n=3)
+    found = certify(module, x, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, -1.0]], dtype=torch.float64))
+    kernel = torch.func.jacrev(lambda p: torch.func.functional_call(module, p, (x,)))(dict(module.named_parameters()))
+    jacobian = torch.cat([j.detach().reshape(6, -1) for j in kernel.values()], dim=1) / math.sqrt(3)
+    assert 0.99 * found.sigma_0_lower <= float(torch.linalg.svdvals(jacobian)[-1])
+    assert found.sigma_0_lower >= 0.99 * float(torch.linalg.svdvals(jacobian)[-1])
+    assert found.radius_jacobian > 1e-3
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_rounding_of_every_operation_is_covered(name: str) -> None:
     """Roundings of float32 are 2²⁹ times as large, and so are their bounds: against the same numbers in float64."""
     module, x = CASES[name].make(n=3)
-    module, x = module.float(), 3 * x.float()
-    exact, exactly = copy.deepcopy(module).double(), x.double()
+    module, x = module.float(), 3 * x.float() if x.is_floating_point() else x
+    exact, exactly = copy.deepcopy(module).double(), in_double(x)
     bounds = GraphBounds(GraphNetwork.from_module(exact, x.shape[1:]), exactly)
     over = bounds.over(0.0)
     q = torch.randn(bounds.f.shape)
     found = []
     for net, inputs in ((module, x), (exact, exactly)):
-        f = net(inputs)
+        with evaluation_mode(net):
+            f = net(inputs)
         trained = [p for p in net.parameters() if p.requires_grad]
         grads = torch.autograd.grad((f * q).sum() / len(x), trained, materialize_grads=True)
         found.append((f.detach().double(), torch.cat([g.reshape(-1) for g in grads]).double()))
@@ -233,10 +247,13 @@ def test_rounding_of_every_operation_is_covered(name: str) -> None:
     assert bool((wrong <= 2**29 * bounds.forward_error(over)).all())
     claimed = 2**29 * bounds.gradient_error(over, q.double().norm(dim=1), torch.zeros(3, dtype=torch.float64))
     assert 0 < float((g - true_g).norm()) <= claimed
-    jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(module, p, (x,)))(dict(module.named_parameters()))
-    exact_jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(exact, p, (exactly,)))(
-        dict(exact.named_parameters())
-    )
+    with evaluation_mode(module), evaluation_mode(exact):
+        jacobian, exact_jacobian = (
+            torch.func.jacrev(lambda p, net=net, inputs=inputs: torch.func.functional_call(net, p, (inputs,)))(
+                dict(net.named_parameters())
+            )
+            for net, inputs in ((module, x), (exact, exactly))
+        )
     names = [k for k, p in module.named_parameters() if p.requires_grad]
     apart = torch.stack([(jacobian[k].double() - exact_jacobian[k]).detach().square().sum() for k in names])
     assert float(apart.sum().sqrt()) / math.sqrt(3) <= 2**29 * bounds.jacobian_error

@@ -198,3 +198,23 @@ def test_a_kept_plan_does_not_outlive_what_it_says() -> None:
     with torch.no_grad():
         module.one.bias[0] = 0.0
     check(())
+
+
+def test_as_many_positions_as_samples_are_no_samples() -> None:
+    """A table of positions is met once, not once a sample, however many positions there are."""
+
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.place, self.head = nn.Embedding(4, 2), nn.Embedding(3, 2), nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(torch.tanh(self.token(x) + self.place(torch.arange(3))).flatten(1))
+            return y
+
+    torch.manual_seed(0)
+    network, x = Network.from_module(Placed().double()), torch.randint(4, (5, 3))
+    kernel = ntk.empirical_ntk(network, x, engine="structured")
+    rows = dense_jacobian(network, x).flatten(0, 1)
+    assert relative(kernel.matrix, rows @ rows.T / 5) < 1e-13
+    assert kernel.fallback == ("place.weight",)

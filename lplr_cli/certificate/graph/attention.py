@@ -142,14 +142,17 @@ class Softmax(Node):
     Attributes:
         entries: summed over.
         rows_of_sample: how many sums a sample has.
+        kept: which entries there are, of the last dimensions, one in every row at least; all where None.
     """
 
     entries: int
     rows_of_sample: int
+    kept: Tensor | None = None
 
     def value(self, values: Values, *below: Tensor) -> Tensor:
         """As in :class:`Node`."""
-        return torch.softmax(below[0], dim=-1)
+        z = below[0] if self.kept is None else below[0].masked_fill(~self.kept, -math.inf)
+        return torch.softmax(z, dim=-1)
 
     def measure(self, *below: Tensor) -> Measured:
         """``top``: the largest entry, which bounds ||Dy||: diag y − y yᵀ ≤ max y."""

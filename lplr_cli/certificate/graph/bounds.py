@@ -15,7 +15,7 @@ from lplr_cli.certificate.graph.network import GraphNetwork
 from lplr_cli.certificate.graph.pushed import Pusher
 from lplr_cli.certificate.graph.state import EPS, Ahead, Behind, Here, Pushed, up
 from lplr_cli.certificate.graph.weighted import Weighted
-from lplr_cli.certificate.network import MARGIN, euclidean
+from lplr_cli.certificate.network import MARGIN, euclidean, in_double
 from lplr_cli.certificate.norms import frobenius_upper
 from lplr_cli.certificate.proved import TRIED, Proved, check_radius, finite, pays
 from lplr_cli.ntk import Network, evaluation_mode
@@ -65,7 +65,7 @@ class GraphBounds:
     """
 
     def __init__(self, network: GraphNetwork, inputs: Tensor, *, directions: int = PUSHED[0]) -> None:
-        x = inputs.double()
+        x = in_double(inputs)
         self.network, self._centre = network, measure(network, x)
         self.f = self._centre.f
         self.n, self.outputs = self.f.shape
@@ -257,7 +257,7 @@ def worthwhile(network: GraphNetwork, inputs: Tensor) -> int:
 
 def affordable(network: GraphNetwork, inputs: Tensor) -> int:
     """The most of :data:`PUSHED` whose tangents of one sample stay within half a gigabyte; its second at least."""
-    largest = max(t.numel() for t in network.forward(inputs[:1].double()))
+    largest = max(t.numel() for t in network.forward(in_double(inputs[:1])))
     weights = [
         network.values[node.weight].numel()
         for node in network.nodes

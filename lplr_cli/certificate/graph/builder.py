@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 
 from lplr_cli.certificate.graph.nodes import Activation, Average, Node
 from lplr_cli.certificate.graph.norms import Normalise, Scaled
+from lplr_cli.certificate.graph.tables import Constant, Embedding
 from lplr_cli.certificate.graph.weighted import Convolution, Weighted
 from lplr_cli.certificate.network import NoCertificateError
 from lplr_cli.certificate.smooth import smooth_activation
 
 _REMEDY = (
-    "bounds are proved for linear layers, convolutions, group and layer normalisation, sums, means, matrix products, "
-    "softmax, changes of shape, and softplus, tanh, GELU or SiLU"
+    "bounds are proved for linear layers, convolutions, embeddings, group and layer normalisation, attention, sums, "
+    "products, means, changes of shape, and softplus, tanh, GELU or SiLU"
 )
 
 
@@ -36,6 +38,14 @@ class Place:
     def of(values: Any) -> list[Place]:
         """Those among some values."""
         return [v for v in values if isinstance(v, Place)]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """A parameter outside of a layer, by name."""
+
+    name: str
+    shape: torch.Size
 
 
 class Builder:
@@ -86,6 +96,38 @@ class Builder:
             raise refuse(f"{label}, which mixes samples")
         return place
 
+    def constant(self, tensor: Tensor, label: str) -> Place:
+        """The same tensor for every sample."""
+        return self.add(Constant((0,), label, tensor))
+
+    def learnt(self, what: Learnt, like: torch.Size) -> Place:
+        """A parameter spread out to the shape of an activation, whose last dimensions are its own.
+
+        Raises:
+            NoCertificateError: one of another shape.
+        """
+        own = list(what.shape)
+        while len(own) > 1 and own[0] == 1:
+            own.pop(0)
+        if not own or list(like[1:])[-len(own) :] != own:
+            raise refuse(f"a parameter {what.name} that is spread out otherwise than over the first dimensions")
+        ones = self.constant(torch.ones(like[1:], dtype=torch.float64), f"{what.name} of ones")
+        block, trained, count = self.block(what.name, None), what.name in self._trained, math.prod(own)
+        positions = math.prod(like[1:]) // count
+        return self.add(
+            Scaled((ones.index,), what.name, what.name, None, block, trained, False, positions, 1, None, count, True)
+        )
+
+    def embedding(self, x: Place, target: str) -> Place:
+        """Rows of a table, at whole numbers."""
+        weight = f"{target}.weight"
+        rows, width = self._double[weight].shape
+        block, trained = self.block(weight, None), weight in self._trained
+        positions = math.prod(x.shape[1:])
+        return self.add(
+            Embedding((x.index,), target, weight, None, block, trained, False, positions, width, None, rows)
+        )
+
     def activation(self, x: Place, name: str, beta: float = 1.0) -> Place:
         """φ by name.
 
@@ -114,7 +156,13 @@ class Builder:
 
     def weighted(self, x: Place, target: str, part: nn.Module, geometry: Convolution | None, positions: int) -> Place:
         """A layer with weights."""
-        weight, bias = f"{target}.weight", None if part._parameters["bias"] is None else f"{target}.bias"
+        bias = None if part._parameters["bias"] is None else f"{target}.bias"
+        return self.layer(x, target, f"{target}.weight", bias, geometry, positions)
+
+    def layer(
+        self, x: Place, target: str, weight: str, bias: str | None, geometry: Convolution | None, positions: int
+    ) -> Place:
+        """The same with parameters of any names."""
         block = self.block(weight, bias)
         trained = weight in self._trained, bias in self._trained
         outputs = len(self._double[weight]) // (1 if geometry is None else geometry.groups)

@@ -42,12 +42,13 @@ def measure(network: GraphNetwork, x: Tensor) -> Centre:
 
     Args:
         network: at θ_0.
-        x: (n, …), float64.
+        x: (n, …), float64, or whole numbers.
 
     Raises:
         NoCertificateError: magnitudes outside the range of docs/theory.md, section 7.
     """
-    check_magnitude(x.flatten(1), "inputs")
+    if x.is_floating_point():
+        check_magnitude(x.flatten(1), "inputs")
     for value in network.values.values():
         check_magnitude(value.reshape(1, -1), "parameters", smallest=0.0)
     with torch.no_grad():
@@ -90,7 +91,10 @@ def _together(parts: Sequence[_Part], constants: list[dict[str, float]]) -> Cent
 def passes(network: GraphNetwork, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Every place (n, …), and λ̂ of every place but the input (n, C, …)."""
     with torch.enable_grad():
-        places = network.forward(x.detach().requires_grad_())
+        places = [x.detach()]
+        for node in network.nodes:
+            t = node.value(network.values, *(places[i] for i in node.inputs))
+            places.append(t if t.requires_grad else t.detach().requires_grad_())
         f = places[-1]
         columns = [
             torch.autograd.grad(f[:, c].sum(), places[1:], retain_graph=True, materialize_grads=True)
@@ -103,6 +107,7 @@ def passes(network: GraphNetwork, x: Tensor) -> tuple[list[Tensor], list[Tensor]
 def _part(network: GraphNetwork, x: Tensor) -> _Part:
     """Of some samples."""
     places, adjoints = passes(network, x)
+    places[0] = places[0].double()
     for t in places:
         check_magnitude(t.flatten(1), "activations", smallest=0.0)
     for t in adjoints:

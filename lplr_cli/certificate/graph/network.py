@@ -46,7 +46,8 @@ class GraphNetwork:
         """
         own = dict(module.named_parameters())
         trained = {k for k, p in own.items() if p.requires_grad} if names is None else set(names)
-        probe = _probe(sample)
+        probe = _tokens(module, sample)
+        probe = _probe(sample) if probe is None else probe
         reader = Reader(module, trained, probe)
         values = {k: own[k].detach().cpu().double() for k in reader.used}
         network = cls(tuple(reader.nodes), values, frozenset(trained), reader.blocks)
@@ -78,6 +79,15 @@ def _probe(sample: torch.Size) -> Tensor:
     draws = torch.randn((7, *sample), generator=generator, dtype=torch.float64)
     sizes = torch.tensor([*_PROBES, 1.0, 1.0, 1.0], dtype=torch.float64)
     return draws * sizes.reshape(-1, *[1] * len(sample))
+
+
+def _tokens(module: nn.Module, sample: torch.Size) -> Tensor | None:
+    """Whole numbers that every table of a module has a row for; None where it has no table."""
+    tables = [part.num_embeddings for part in module.modules() if type(part) is nn.Embedding]
+    if not tables:
+        return None
+    generator = torch.Generator().manual_seed(20250729)
+    return torch.randint(min(tables), (7, *sample), generator=generator)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lplr_cli.certificate.graph.attention import Multiple, Product, Softmax
-from lplr_cli.certificate.graph.builder import Builder, Place, refuse
+from lplr_cli.certificate.graph.builder import Builder, Learnt, Place, refuse
 from lplr_cli.certificate.graph.nodes import Add
+from lplr_cli.certificate.graph.times import Times
 from lplr_cli.certificate.graph.weighted import Convolution
 from lplr_cli.certificate.network import activation_name
 
@@ -88,10 +89,32 @@ def _layer_norm(build: Builder, x: Place, target: str, part: nn.Module) -> Place
 # -- functions ---------------------------------------------------------------------------------------------------------
 
 
+def _embedding(build: Builder, x: Place, target: str, part: nn.Module) -> Place:
+    assert isinstance(part, nn.Embedding)
+    if part.padding_idx is not None or part.max_norm is not None or part.scale_grad_by_freq or part.sparse:
+        raise refuse("an embedding with padding, max_norm or gradients of its own", "use a plain torch.nn.Embedding")
+    return build.embedding(x, target)
+
+
 def _sum(build: Builder, a: Any, b: Any, alpha: float = 1) -> Place:
+    a, b = _spread_out(build, a, b), _spread_out(build, b, a)
     if not (isinstance(a, Place) and isinstance(b, Place)) or a.shape != b.shape or alpha != 1:
         raise refuse("a sum of anything but two activations of one shape")
     return build.add(Add((a.index, b.index), "sum"))
+
+
+def _spread_out(build: Builder, x: Any, other: Any) -> Any:
+    """A parameter or a constant tensor as an activation of the shape of the other; anything else as it is."""
+    if not isinstance(other, Place) or not isinstance(x, (Learnt, Tensor)):
+        return x
+    if isinstance(x, Learnt):
+        return build.learnt(x, other.shape)
+    if not x.is_floating_point():
+        raise refuse("a sum or product with whole numbers")
+    try:
+        return build.constant(x.double().expand(1, *other.shape[1:])[0], "constant")
+    except RuntimeError as error:
+        raise refuse("a constant tensor of another shape") from error
 
 
 def _flatten(build: Builder, x: Place, start_dim: int = 0, end_dim: int = -1) -> Place:
@@ -187,6 +210,11 @@ def _product(build: Builder, a: Any, b: Any) -> Place:
 
 
 def _multiple(build: Builder, x: Any, c: Any) -> Place:
+    x, c = _spread_out(build, x, c), _spread_out(build, c, x)
+    if isinstance(x, Place) and isinstance(c, Place):
+        if x.shape != c.shape:
+            raise refuse("a product of two activations of different shapes")
+        return build.add(Times((x.index, c.index), "product"))
     x, c = (x, c) if isinstance(x, Place) else (c, x)
     if not isinstance(x, Place) or type(c) not in (int, float) or not 0 < abs(c) < math.inf:
         raise refuse("a product of anything but an activation and a number")
@@ -213,6 +241,99 @@ def _softmax_part(build: Builder, x: Place, target: str, part: nn.Module) -> Pla
     return _softmax(build, x, part.dim)
 
 
+def _attention(
+    build: Builder,
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: Any = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Place:
+    """Its plain form, which is computed wherever something is certified."""
+    places = [isinstance(t, Place) for t in (query, key, value)]
+    if dropout_p != 0 or enable_gqa or not all(places):
+        raise refuse("attention with dropout, shared heads or anything but activations", "pass dropout_p=0.0")
+    rows, columns, width = query.shape[-2], key.shape[-2], query.shape[-1]
+    kept = _kept(attn_mask, is_causal, rows, columns)
+    scores = _product(build, query, _transpose(build, key, -2, -1))
+    scores = _multiple(build, scores, 1 / math.sqrt(width) if scale is None else float(scale))
+    entries = scores.shape[-1]
+    shares = build.add(Softmax((scores.index,), "softmax", entries, math.prod(scores.shape[1:]) // entries, kept))
+    return _product(build, shares, value)
+
+
+def _kept(mask: Any, causal: bool, rows: int, columns: int) -> Tensor | None:
+    """Which scores count."""
+    if mask is None and not causal:
+        return None
+    if causal and mask is not None:
+        raise refuse("attention that is causal and masked")
+    kept = torch.ones(rows, columns, dtype=torch.bool).tril() if causal else mask
+    if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape[-2:] != (rows, columns):
+        raise refuse("an attention mask that is no constant of truth values", "give a boolean mask or is_causal=True")
+    if kept.dim() > 2 and kept.numel() != rows * columns:
+        raise refuse("an attention mask that differs between heads")
+    kept = kept.reshape(rows, columns)
+    if not bool(kept.any(dim=1).all()):
+        raise refuse("an attention mask with an empty row")
+    return kept
+
+
+def multihead(build: Builder, target: str, part: Any, *given: Any, **options: Any) -> tuple[Any, None]:
+    """Self-attention of torch.nn, in its parts."""
+    causal, mask = options.pop("is_causal", False), options.pop("attn_mask", None)
+    weights, padding = options.pop("need_weights", True), options.pop("key_padding_mask", None)
+    places = {t.index for t in given if isinstance(t, Place)}
+    if len(given) != 3 or len(places) != 1 or weights or padding is not None or options:
+        raise refuse("attention of several tensors, with their weights or padding", "pass need_weights=False")
+    plain = part.batch_first and part._qkv_same_embed_dim and part.bias_k is None and not part.add_zero_attn
+    if not plain or len(given[0].shape) != 3:
+        raise refuse("attention with batch_first=False, other sizes of keys, or added ones", "pass batch_first=True")
+    x, (_, positions, width) = given[0], given[0].shape
+    bias = None if part.in_proj_bias is None else f"{target}.in_proj_bias"
+    joint = build.layer(x, f"{target}.in_proj", f"{target}.in_proj_weight", bias, None, positions)
+    q, k, v = (
+        _permute(build, _reshape(build, t, x.shape[0], positions, part.num_heads, width // part.num_heads), 0, 2, 1, 3)
+        for t in _chunks(build, joint, 3, -1)
+    )
+    # What is True in a mask of this module does not count.
+    kept = None if causal else mask
+    if isinstance(kept, Tensor) and kept.dtype == torch.bool:
+        kept = ~kept
+    y = _permute(build, _attention(build, q, k, v, attn_mask=kept, is_causal=bool(causal)), 0, 2, 1, 3)
+    y = _reshape(build, y, x.shape[0], positions, width)
+    return build.weighted(y, f"{target}.out_proj", part.out_proj, None, positions), None
+
+
+def _part_of(build: Builder, x: Place, dim: int, start: int, stop: int) -> Place:
+    dim = dim % len(x.shape)
+    if dim == 0:
+        raise refuse("a part of the samples")
+    return build.average(x, "part", lambda t: t.narrow(dim, start, stop - start), 1)
+
+
+def _chunks(build: Builder, x: Place, chunks: int, dim: int = 0) -> tuple[Place, ...]:
+    size = -(-x.shape[dim] // chunks)
+    return _split(build, x, size, dim)
+
+
+def _split(build: Builder, x: Place, size: Any, dim: int = 0) -> tuple[Place, ...]:
+    whole = x.shape[dim]
+    if not isinstance(size, int) or size <= 0:
+        raise refuse("a split into parts of different sizes")
+    return tuple(_part_of(build, x, dim, i, min(i + size, whole)) for i in range(0, whole, size))
+
+
+def _whole(build: Builder, x: Any) -> Any:
+    """Numbers of tokens, which come as they are."""
+    if not isinstance(x, Place) or x.index != 0:
+        raise refuse("a change to whole numbers of anything but the input")
+    return x
+
+
 def _transpose(build: Builder, x: Place, one: int, two: int) -> Place:
     dims = list(range(len(x.shape)))
     one, two = one % len(dims), two % len(dims)
@@ -233,15 +354,31 @@ def _size(build: Builder, x: Place, dim: int | None = None) -> Any:
 
 
 def _attribute(build: Builder, x: Any, name: str) -> Any:
+    if isinstance(x, Place) and name == "device":
+        return torch.device("cpu")
     if not isinstance(x, Place) or name != "shape":
         raise refuse(f"the attribute {name} in a forward pass")
     return _size(build, x)
 
 
 def _item(build: Builder, x: Any, index: Any) -> Any:
-    if isinstance(x, Place):
+    if isinstance(x, Learnt) and _covers(index, x.shape):
+        return x
+    if isinstance(x, (Place, Learnt)):
         raise refuse("a part of a tensor")
     return x[index]
+
+
+def _covers(index: Any, shape: torch.Size) -> bool:
+    """Whether slices leave nothing out."""
+    slices = index if isinstance(index, tuple) else (index,)
+    return len(slices) <= len(shape) and all(
+        isinstance(s, slice) and range(size)[s] == range(size) for s, size in zip(slices, shape, strict=False)
+    )
+
+
+def _arange(build: Builder, *ends: int, device: Any = None, dtype: Any = None) -> Tensor:
+    return torch.arange(*ends, dtype=dtype)
 
 
 PARTS: dict[type[nn.Module], Callable[[Builder, Place, str, nn.Module], Place]] = {
@@ -253,6 +390,7 @@ PARTS: dict[type[nn.Module], Callable[[Builder, Place, str, nn.Module], Place]] 
     nn.Flatten: _flatten_part,
     nn.AvgPool2d: _average_part,
     nn.AdaptiveAvgPool2d: _adaptive_part,
+    nn.Embedding: _embedding,
 }
 CALLS: dict[Any, Callable[..., Any]] = {
     operator.add: _sum,
@@ -283,6 +421,13 @@ CALLS: dict[Any, Callable[..., Any]] = {
     operator.truediv: _quotient,
     torch.div: _quotient,
     "div": _quotient,
+    F.scaled_dot_product_attention: _attention,
+    "chunk": _chunks,
+    torch.chunk: _chunks,
+    "split": _split,
+    torch.split: _split,
+    "long": _whole,
+    torch.arange: _arange,
     F.softmax: _softmax,
     torch.softmax: _softmax,
     "softmax": _softmax,

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from lplr_cli.certificate.graph.builder import Builder, Place, refuse
-from lplr_cli.certificate.graph.operations import CALLS, NUMBERS, PARTS
+from lplr_cli.certificate.graph.builder import Builder, Learnt, Place, refuse
+from lplr_cli.certificate.graph.operations import CALLS, NUMBERS, PARTS, multihead
 from lplr_cli.certificate.network import activation_name, inspect_module
 from lplr_cli.models import activation_of
 
@@ -78,7 +78,16 @@ class Reader(Builder):
         elif node.op in ("call_function", "call_method"):
             self._known[node] = self._call(node)
         else:
-            raise refuse(f"a forward pass that uses {node.target} outside of a layer")
+            self._known[node] = self._attribute(str(node.target))
+
+    def _attribute(self, target: str) -> Any:
+        """A parameter outside of a layer, or a tensor that is kept."""
+        parameters, buffers = dict(self._module.named_parameters()), dict(self._module.named_buffers())
+        if target in parameters:
+            return Learnt(target, parameters[target].shape)
+        if target not in buffers:
+            raise refuse(f"a forward pass that uses {target} outside of a layer")
+        return buffers[target].detach().cpu()
 
     def _argument(self, value: Any) -> Any:
         """What a node was given, places and sizes in the place of nodes."""
@@ -88,6 +97,10 @@ class Reader(Builder):
         target = str(node.target)
         part = self._module.get_submodule(target)
         args, kwargs = self._argument(node.args), self._argument(node.kwargs)
+        if type(part) is nn.MultiheadAttention:
+            return multihead(self, target, part, *args, **dict(kwargs))
+        if type(part) is nn.Embedding and len(args) == 1 and isinstance(args[0], Tensor):
+            args = (self.constant(args[0].reshape(args[0].shape[-1]).double(), "indices"),)
         if len(args) != 1 or kwargs or not isinstance(args[0], Place):
             raise refuse(f"{type(part).__name__} with several arguments")
         if type(part) in _SILENT:

@@ -42,6 +42,9 @@ class Plan:
         with evaluation_mode(network.module), torch.enable_grad():
             with Capture(network) as capture:
                 f = network.forward(few)
+            # What has as many rows as there were samples by chance, positions say, has more than one here.
+            with Capture(network) as single:
+                network.forward(few[:1])
             weights = torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f)
             uses = [u for u in capture.uses if u.shape[0] == len(few)]
             gradients: Sequence[Tensor | None] = torch.autograd.grad(
@@ -54,7 +57,8 @@ class Plan:
         self.outputs = f.shape[1]
         self.signature: list[tuple[Key, Kind]] = [(use.key, use.kind) for use in capture.uses]
         truth = dict(zip(network.params, gradients[len(uses) :], strict=True))
-        self._sort(network, _parts(uses, gradients, weights), truth, _doubtful(capture.uses, len(few)), u)
+        doubtful = _doubtful(capture.uses, len(few)) | _doubtful(single.uses, 1)
+        self._sort(network, _parts(uses, gradients, weights), truth, doubtful, u)
         self._measure(network, uses, len(few))
 
     def _sort(
