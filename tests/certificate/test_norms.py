@@ -101,6 +101,37 @@ def test_largest_eigenvalues_without_the_first_margin(first: float, monkeypatch:
     assert torch.equal(found, torch.cat([largest_eigenvalue_upper(g[None]) for g in batch]))
 
 
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_an_estimate_that_is_too_low_is_not_believed(part: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shift grows until Cholesky accepts it, and no further; or up to four times, then the trace is left."""
+    batch = torch.stack([psd(6, 6, seed) + 5 * torch.eye(6).double() for seed in range(4)])
+    truth = torch.linalg.eigvalsh(batch)[:, -1]
+    monkeypatch.setattr(norms, "_ritz_value", lambda g: part * truth[: len(g)])
+    found = largest_eigenvalue_upper(batch)
+    for bound, g, top in zip(found.tolist(), batch, truth.tolist(), strict=True):
+        assert dominates(bound, g)
+        factors = [1.02, 1.06, 1.18, 1.54, 2.62]
+        first = next((f for f in factors if f * part >= 1), None)
+        shift = float(g.trace()) if first is None else min(first * part * top, float(g.trace()))
+        assert bound == pytest.approx(shift, rel=1e-9)
+
+
+def test_the_slack_of_the_proof_where_each_of_its_terms_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.diag(torch.tensor([2.0, 1.0])).double()
+    monkeypatch.setattr(norms, "gamma", lambda k, dtype: 0.25)
+    bound = float(norms._proved(g[None], torch.tensor([3.0]).double())[0])
+    assert bound == pytest.approx(3 + (0.25 / 0.75) * (2 * 3 + 3), rel=1e-12)
+    monkeypatch.setattr(norms, "gamma", lambda k, dtype: 0.0)
+    least, t = torch.finfo(torch.float64).smallest_normal, 1e-306
+    small = float(norms._proved(t / 4 * g[None], torch.tensor([t]).double())[0])
+    assert small >= t + 4 * least
+
+
+def test_norms_of_what_is_negative_everywhere() -> None:
+    for size in (1e200, 1e-200):
+        assert norm_upper(torch.full((3, 3), -size, dtype=torch.float64)) == pytest.approx(3 * size, rel=0.03)
+
+
 def test_the_trace_is_a_bound_where_the_proof_is_not_better() -> None:
     """Rank one: the trace is λ_max, and rounding is added to it."""
     g = torch.zeros(3, 3).double()
