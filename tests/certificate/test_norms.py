@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from lplr_cli.certificate import norms
-from lplr_cli.certificate.norms import frobenius_upper, kernel_norm_upper, largest_eigenvalue_upper, norm_upper
+from lplr_cli.certificate.norms import (
+    frobenius_upper,
+    kernel_norm_upper,
+    largest_eigenvalue_upper,
+    norm_upper,
+    operator_norms,
+)
 from lplr_cli.linalg import gamma
 from tests.exact import is_semidefinite, product, rational, shifted, square_sum, transpose
 
@@ -123,13 +129,32 @@ def test_the_slack_of_the_proof_where_each_of_its_terms_is_large(monkeypatch: py
     assert bound == pytest.approx(3 + (0.25 / 0.75) * (2 * 3 + 3), rel=1e-12)
     monkeypatch.setattr(norms, "gamma", lambda k, dtype: 0.0)
     least, t = torch.finfo(torch.float64).smallest_normal, 1e-306
-    small = float(norms._proved(t / 4 * g[None], torch.tensor([t]).double())[0])
+    small = float(norms._proved(t / 4 * g[None], torch.tensor([t], dtype=torch.float64))[0])
+    assert math.isfinite(small)
     assert small >= t + 4 * least
 
 
 def test_norms_of_what_is_negative_everywhere() -> None:
     for size in (1e200, 1e-200):
         assert norm_upper(torch.full((3, 3), -size, dtype=torch.float64)) == pytest.approx(3 * size, rel=0.03)
+        assert norm_upper(torch.tensor([[-size, 0.0]], dtype=torch.float64)) == pytest.approx(size, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [(7, 1, 5), (7, 5, 1), (4, 3, 6), (4, 6, 3), (3, 4, 4), (1, 2, 2), (0, 3, 2)])
+def test_norms_of_many_matrices_at_once(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    a = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    exact = torch.linalg.matrix_norm(a, 2) if len(a) else torch.zeros(0, dtype=torch.float64)
+    found = operator_norms(a)
+    assert found.shape == exact.shape
+    # To the rounding of the reference.
+    assert bool((found >= exact * (1 - 1e-14)).all())
+    assert bool((found <= 1.05 * exact).all())
+    # Rounding of visible size, the smaller of both ways, and the last root.
+    monkeypatch.setattr(norms, "largest_eigenvalue_upper", lambda g: torch.linalg.eigvalsh(g)[..., -1])
+    monkeypatch.setattr(norms, "gamma", lambda k, dtype: 1e-4 * k)
+    whole, (_, p, m) = a.square().sum(dim=(1, 2)), shape
+    grown = torch.minimum(whole, exact.square() + 1.01e-4 * (max(p, m) + 8) * whole) if min(p, m) > 1 else whole
+    torch.testing.assert_close(operator_norms(a), grown.sqrt() * (1 + 1e-4 * (p * m + 16)), rtol=1e-9, atol=0)
 
 
 def test_the_trace_is_a_bound_where_the_proof_is_not_better() -> None:
