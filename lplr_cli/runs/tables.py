@@ -9,7 +9,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -66,6 +67,9 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+Settle = Callable[[list[Mapping[str, Any]]], Sequence[Mapping[str, Any]]]
+
+
 class Appender:
     """A CSV file that grows by whole lines.
 
@@ -75,12 +79,13 @@ class Appender:
         lag: seconds that a row may wait in memory before it is written; 0 writes each at once. Waiting rows are written
             by a thread, so that a loop which stops appending loses none; what cannot be written waits on, and is told
             by the next :meth:`append` or :meth:`close`.
+        settle: called with all rows that wait, when they are written, for those to write.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], lag: float = 0.0) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], lag: float = 0.0, settle: Settle = list) -> None:
         self.path, self.columns = path, tuple(columns)
         self._lag, self._written = lag, time.monotonic()
-        self._waiting, self._guard = bytearray(), threading.Lock()
+        self._waiting, self._guard = _Waiting(self.columns, settle), threading.Lock()
         self._timer: threading.Timer | None = None
         with output_errors(path):
             fresh = not path.exists() or path.stat().st_size == 0
@@ -91,14 +96,16 @@ class Appender:
             # Also where nobody closes it: at the end of the process, but not in a forked child.
             self._release = weakref.finalize(self, _release, self._handle, self._waiting, os.getpid())
             if fresh:
-                self._waiting += f"{','.join(self.columns)}\n".encode()
+                self._waiting.lines += f"{','.join(self.columns)}\n".encode()
                 self._write()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row, at once unless it may wait; columns that ``row`` lacks stay empty."""
-        line = ",".join(format_value(row.get(c)) for c in self.columns) + "\n"
+        """Write one row, at once unless it may wait; columns that ``row`` lacks stay empty. It is not changed after."""
+        self._waiting.rows.append(row)
+        # A timer that is still to wake takes this row with it.
+        if self._timer is not None and time.monotonic() - self._written < self._lag:
+            return
         with self._guard, output_errors(self.path):
-            self._waiting += line.encode()
             if self._lag and time.monotonic() - self._written < self._lag:
                 self._wake()
             else:
@@ -117,7 +124,7 @@ class Appender:
                 self._write()
 
     def _write(self) -> None:
-        _drain(self._handle, self._waiting)
+        self._waiting.drain(self._handle)
         self._written = time.monotonic()
 
     def close(self) -> None:
@@ -140,16 +147,32 @@ class Appender:
         self.close()
 
 
-def _drain(handle: int, waiting: bytearray) -> None:
-    """Write all of ``waiting``; what a full disk took is taken out of it, so that nothing is written twice."""
-    while waiting:
-        del waiting[: os.write(handle, waiting)]
+class _Waiting:
+    """What is to be written: lines, and rows that become lines together when it is time."""
+
+    def __init__(self, columns: Sequence[str], settle: Settle) -> None:
+        # A loop appends to the rows while a thread takes them out.
+        self.lines, self.rows = bytearray(), deque[Mapping[str, Any]]()
+        self._columns, self._settle = columns, settle
+
+    def drain(self, handle: int) -> None:
+        """Write all; what a full disk took is taken out, so that nothing is written twice."""
+        taken = []
+        while self.rows:
+            taken.append(self.rows.popleft())
+        if taken:
+            rows = self._settle(taken)
+            self.lines += "".join(
+                [",".join([format_value(r.get(c)) for c in self._columns]) + "\n" for r in rows]
+            ).encode()
+        while self.lines:
+            del self.lines[: os.write(handle, self.lines)]
 
 
-def _release(handle: int, waiting: bytearray, owner: int) -> None:
+def _release(handle: int, waiting: _Waiting, owner: int) -> None:
     with contextlib.suppress(OSError):
         if os.getpid() == owner:
-            _drain(handle, waiting)
+            waiting.drain(handle)
         os.close(handle)
 
 

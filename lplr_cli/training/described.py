@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.factories import is_factory_reference
 from lplr_cli.losses import LOSSES, Loss
-from lplr_cli.models import ModelSpec
+from lplr_cli.models import ModelSpec, parameter_count
 from lplr_cli.ntk import evaluation_mode
-from lplr_cli.runs import BATCHES, EXACT, LossFacts, OptimizerFacts
+from lplr_cli.runs import BATCHES, EXACT, DataFacts, LossFacts, Manifest, OptimizerFacts
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 # Losses of lplr (by name) among torch's; of every other class of torch.nn the name is known, and that it is no other.
@@ -169,3 +170,37 @@ def check_schedules(from_never: Sequence[int], from_one: Sequence[int]) -> None:
     """
     if min(from_never) < 0 or min(from_one) < 1:
         raise InputError("a schedule is negative", "give 0 for never, or a number of steps")
+
+
+def data_facts(data: tuple[Tensor, Tensor] | None, targets: Tensor | None, spec: DataSpec | None) -> DataFacts:
+    """What is known of the training data; ``targets`` is their matrix (n, C)."""
+    return DataFacts(
+        None if spec is None else spec.source,
+        None if data is None else len(data[0]),
+        None if targets is None else targets.shape[1],
+        None,
+        {} if spec is None else spec.to_dict(),
+    )
+
+
+def recorded_manifest(
+    module: nn.Module,
+    spec: ModelSpec | None,
+    reference: Tensor,
+    data: DataFacts,
+    loss: LossFacts,
+    optimizer: OptimizerFacts,
+    config: dict[str, Any],
+) -> Manifest:
+    """The manifest of a recorded run; ``reference`` is one of its parameters, for dtype and device."""
+    model = {"kind": type(module).__name__} if spec is None else spec.to_dict()
+    return Manifest.begin(
+        recorded=True,
+        loss=loss,
+        optimizer=optimizer,
+        data=data,
+        config=config,
+        model={**model, "parameters": parameter_count(module)},
+        dtype=str(reference.dtype).removeprefix("torch."),
+        device=str(reference.device),
+    )

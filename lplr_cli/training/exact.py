@@ -67,9 +67,9 @@ class ExactValues:
                 for s, g in zip(sums, gradients, strict=True):
                     s.add_(g)
                 if self._noise:
-                    squares.append(square_norm(gradients) * (n / len(chosen)) ** 2)
+                    squares.append(float(square_norm(gradients)) * (n / len(chosen)) ** 2)
                 total += float(part.detach())
-        row = {"loss": total, "grad_norm_sq": square_norm(sums)}
+        row = {"loss": total, "grad_norm_sq": float(square_norm(sums))}
         if self._noise:
             row[SAMPLE_NOISE] = trace_of_noise([len(p) for p in self._parts], squares, row["grad_norm_sq"])
         return row

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
 
 from lplr_cli.runs import BATCH_NOISE, UPDATE
-from lplr_cli.training.tracked import TrackedParameters
+from lplr_cli.training.tracked import TrackedParameters, Value
+
+# Gradient norms to one measurement of their noise, which costs as much as two of them.
+NOISE_EVERY = 4
 
 
 class Neighbours:
@@ -17,39 +20,42 @@ class Neighbours:
 
     Args:
         tracked: whose parameters and gradients.
-        every: steps between two measurements of the noise, each of which costs a copy of the gradient; 0 for none.
-        updates: steps between two measured updates, each of which costs a copy of the parameters.
+        norms_every: steps between two rows with norms.
+        noise: whether the noise is measured.
     """
 
-    def __init__(self, tracked: TrackedParameters, every: int, updates: int) -> None:
-        self._tracked, self._every, self._updates = tracked, every, updates
-        self._gradients: list[Tensor] | None = None
-        self._noise: float | None = None
-        self._update: float | None = None
+    def __init__(self, tracked: TrackedParameters, norms_every: int, *, noise: bool) -> None:
+        self._tracked = tracked
+        self._every = NOISE_EVERY * norms_every if noise else 0
+        # An update costs a copy of the parameters.
+        self._updates = norms_every if norms_every == 1 else 2 * norms_every
+        self._noise: Value | None = None
+        self._update: Value | None = None
+        self._is_marked = False
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those of the log that :meth:`row` fills."""
+        """Those of the log that :meth:`fill` fills."""
         return (UPDATE, BATCH_NOISE) if self._every else (UPDATE,)
 
     def see(self, step: int) -> None:
         """``step`` before its update."""
-        self._update = self._tracked.moved()
+        if self._is_marked:
+            self._update, self._is_marked = self._tracked.moved(), False
+        else:
+            self._update = None
         if step % self._updates == 0:
             self._tracked.mark()
-        if self._gradients is not None:
-            self._noise = self._tracked.half_square_distance(self._gradients)
-            self._gradients = None
-        if self._every and step % self._every == 0:
-            self._gradients = self._tracked.gradients()
+            self._is_marked = True
+        if self._every and step % self._every <= 1:
+            if step % self._every:
+                self._noise = self._tracked.gradients_changed()
+            else:
+                self._tracked.keep_gradients()
 
-    def row(self, *, gradient: bool) -> dict[str, float | None]:
-        """What is known for the row of the step that was seen last.
-
-        Args:
-            gradient: whether the row has a gradient norm, beside which its noise stands.
-        """
-        found = {UPDATE: self._update}
-        if gradient and self._every:
-            found[BATCH_NOISE], self._noise = self._noise, None
-        return found
+    def fill(self, row: dict[str, Any]) -> None:
+        """What is known for the row of the step that was seen last; the noise stands beside a gradient norm."""
+        if self._update is not None:
+            row[UPDATE] = self._update
+        if self._noise is not None and "grad_norm_sq" in row:
+            row[BATCH_NOISE], self._noise = self._noise, None

@@ -17,7 +17,6 @@ from lplr_cli.curvature import stepping_state
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
-from lplr_cli.models import parameter_count
 from lplr_cli.runs import (
     LARGEST_LOSS,
     LOG_COLUMNS,
@@ -27,8 +26,6 @@ from lplr_cli.runs import (
     STABLE,
     Appender,
     Clock,
-    DataFacts,
-    Manifest,
     OptimizerFacts,
     RunDirectory,
     described_optimizer,
@@ -37,22 +34,22 @@ from lplr_cli.runs.checkpoint import Checkpoint
 from lplr_cli.runs.iterates import IterateWriter
 from lplr_cli.training.described import (
     check_schedules,
+    data_facts,
     described_model,
     loss_facts,
     optimizer_facts,
+    recorded_manifest,
     spread,
     target_matrix,
 )
 from lplr_cli.training.exact import ExactValues
 from lplr_cli.training.neighbours import Neighbours
 from lplr_cli.training.probes import Prober, ProbeSettings
-from lplr_cli.training.tracked import DTYPES, TrackedParameters
+from lplr_cli.training.tracked import DTYPES, TrackedParameters, number, settled
 from lplr_cli.training.wrappers import Ranks, unscale, unwrapped
 
 # Seconds that rows may wait in memory: writing each would cost more than measuring it.
 LAG = 0.5
-# Gradient norms to one measurement of their noise, which costs as much as two of them.
-NOISE_EVERY = 4
 
 
 class Recorder:
@@ -145,14 +142,14 @@ class Recorder:
         self.exact_every, self.log_every, self.norms_every = exact_every, log_every, norms_every
         self.checkpoint_every, self.probe_every = checkpoint_every, probe_every
         self._loss = loss_facts(loss, loss_fn, loss_scale, data and data[1], exact=exact_every > 0)
-        # A loss that is not known by name still has a Hessian.
-        self._given = None if loss_fn is None else spread(loss_fn)
+        self._given = None if loss_fn is None else spread(loss_fn)  # a loss without a name still has a Hessian
         self._targets = None if data is None else target_matrix(self.module, *data, self._loss)
         self._log_format = log_format
         self._tracked = TrackedParameters(self.module)
         self._described = None if optimizer is None else described_optimizer(optimizer)
         self._exact = self._exact_values(loss_fn) if exact_every else None
-        self._step, self._status, self._finite = 0, "running", True
+        self._step, self._status = 0, "running"
+        self._latest: dict[str, Any] = {}  # the last loss and drift
         self._process = os.getpid()
         self._held: dict[str, Any] | None = None
         self._ranks = Ranks(self._tracked.reference.device)
@@ -161,11 +158,13 @@ class Recorder:
         self._data_spec = DataSpec(dataset) if isinstance(dataset, str) else dataset
         self._optimizer: OptimizerFacts | None = None
         self._clock = Clock()
-        # A loop may change its working directory.
-        self.path = Path(out).absolute()
+        self.path = Path(out).absolute()  # a loop may change its working directory
         self._prober: Prober | None = None
         self._steps: torch.optim.Optimizer | None = None
-        self._near = self._neighbours()
+        # Exact values have the noise of the samples instead.
+        self._near = Neighbours(self._tracked, norms_every, noise=self._has_batches and self._exact is None)
+        self._keeps = keep_path or probe_every > 0 or checkpoint_every > 0
+        self._is_plain = self._ranks.count == 1 and log_every == 1 and not exact_every and not self._keeps
         if self._writes:
             self._begin(probe_size, probe_sharpness, keep_path)
 
@@ -177,18 +176,12 @@ class Recorder:
             self.module, self._tracked, self.data, self._targets, loss_fn, self._loss, noise=self._has_batches
         )
 
-    def _neighbours(self) -> Neighbours:
-        """What measures steps in a row; their noise where exact values do not give that of the samples."""
-        every = self.norms_every
-        noise = NOISE_EVERY * every if self._has_batches and self._exact is None else 0
-        return Neighbours(self._tracked, noise, every if every == 1 else 2 * every)
-
     def _begin(self, probe_size: int, probe_sharpness: bool, keep_path: bool) -> None:
         """Make the run directory, with manifest, tables and the checkpoint of step 0."""
         self._run = RunDirectory.create(self.path)
         self._write_manifest()
         noise = (SAMPLE_NOISE,) if self._has_batches and self._exact is not None else ()
-        self._log = Appender(self._run.log_path, (*LOG_COLUMNS, *self._near.columns, *noise), lag=LAG)
+        self._log = Appender(self._run.log_path, (*LOG_COLUMNS, *self._near.columns, *noise), lag=LAG, settle=settled)
         columns = (*NEW_PROBE_COLUMNS, PRECONDITIONED, STABLE, LARGEST_LOSS)
         self._probes = Appender(self._run.probes_path, columns) if self.probe_every else None
         self._iterates = IterateWriter(self.path, self._tracked.shapes) if keep_path else None
@@ -234,8 +227,20 @@ class Recorder:
             optimizer: its step size is logged; with AMP its gradients are unscaled.
             scaler: ``torch.amp.GradScaler``, when one is in use.
         """
-        self.hold(optimizer, scaler=scaler)
-        self.release(loss)
+        step = self._step
+        # Most steps are this one, whose few lines lie in the middle of somebody's loop, where each costs some µs.
+        plain = self._is_plain and scaler is None and self._held is None
+        if plain and step % self.norms_every > 1 and optimizer is self._steps:
+            self._refuse_children()
+            row = {"step": step, "seconds": self._clock(), "loss": number(loss)}
+            if optimizer is not None:
+                row["lr"] = number(optimizer.param_groups[0]["lr"])
+            self._latest["loss"] = row["loss"]
+            self._log.append(row)
+            self._step = step + 1
+            return
+        self._hold(optimizer, scaler, False)
+        self._release(loss, None)
 
     def hold(
         self, optimizer: torch.optim.Optimizer | None = None, *, scaler: Any = None, norms: bool = False
@@ -250,36 +255,41 @@ class Recorder:
         Returns:
             The gradient norm, where this process measured that of the gradients in the parameters.
         """
+        self._hold(optimizer, scaler, norms)
+        square = None if self._held is None or self.exact_every else self._held.get("grad_norm_sq")
+        return None if square is None else math.sqrt(square)
+
+    def _hold(self, optimizer: torch.optim.Optimizer | None, scaler: Any, norms: bool) -> None:
         self._refuse_children()
         if self._status != "running":
             raise InputError("the recorder is closed", "record inside the with block")
         if self._held is not None:
-            self.release(None)
-        self._describe(optimizer)
+            self._release(None, None)
         step = self._step
-        norms = norms or self._due(self.norms_every, step) or self._due(self.probe_every, step)
+        norms = norms or step % self.norms_every == 0 or self._due(self.probe_every, step)
         if norms:
             self._tracked.check()
-        if scaler is not None and optimizer is not None:
-            unscale(scaler, optimizer)
-        self._held = {"step": step, "logged": self._is_logged(step)}
-        self._steps = optimizer or self._steps
+        if optimizer is not None:
+            if self._optimizer is None:
+                self._describe(optimizer)
+            if scaler is not None:
+                unscale(scaler, optimizer)
+            self._steps = optimizer
+        logged = self._is_logged(step)
+        self._held = {"step": step} if logged else {}
         if self._writes:
             self._near.see(step)
-        if self._held["logged"] and self._writes:
-            self._held |= self._measured(step, optimizer, norms)
-        if self._writes:
-            self._keep(step)
+            if logged:
+                self._measure(self._held, optimizer, norms)
+            if self._keeps:
+                self._keep(step)
         self._step += 1
-        square = self._held.get("grad_norm_sq")
-        return None if self.exact_every or square is None else math.sqrt(square)
 
-    def _describe(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def _describe(self, optimizer: torch.optim.Optimizer) -> None:
         """Write into the manifest what the optimiser is, once it is known."""
-        if self._optimizer is None and optimizer is not None:
-            self._optimizer = optimizer_facts(optimizer, self._described)
-            if self._writes:
-                self._write_manifest()
+        self._optimizer = optimizer_facts(optimizer, self._described)
+        if self._writes:
+            self._write_manifest()
 
     def _keep(self, step: int) -> None:
         """Iterate, probe and checkpoint, where it is time."""
@@ -299,22 +309,23 @@ class Recorder:
                 left; NaN where it is unknown.
         """
         self._refuse_children()
+        self._release(loss, grad_norm)
+
+    def _release(self, loss: Tensor | float | None, grad_norm: float | None) -> None:
         held, self._held = self._held, None
-        if held is None or not held.pop("logged"):
+        if not held:
             return
         value = self._ranks.mean(loss)
-        if not self._writes:
-            return
-        row = held if self.exact_every else {**held, "loss": value}
-        if grad_norm is not None and not self.exact_every:
-            row["grad_norm_sq"] = grad_norm**2
-        self._write(row)
+        if not self.exact_every:
+            held["loss"] = value
+            if grad_norm is not None:
+                held["grad_norm_sq"] = grad_norm**2
+        if self._writes:
+            self._write(held)
 
     def finish(self, loss: Tensor | float | None = None) -> None:
         """Log the loss at the last parameters (their gradient is unknown, unless exact values are on) and close."""
-        self._refuse_children()
-        if self._held is not None:
-            self.release(None)
+        self.release(None)
         if self._status == "running" and (loss is not None or self.exact_every):
             value = self._ranks.mean(loss)
             if self._writes:
@@ -335,7 +346,7 @@ class Recorder:
         self._refuse_children()
         if self._status != "running":
             return
-        self._status = status if self._finite else "diverged"
+        self._status, self._is_plain = status if self._finite else "diverged", False
         if not self._writes:
             return
         with contextlib.ExitStack() as always:
@@ -355,7 +366,7 @@ class Recorder:
 
     def _keep_the_end(self) -> None:
         """The row that waits for its loss, a checkpoint and a probe of the last parameters."""
-        if self._held is not None and self._held.pop("logged"):
+        if self._held:
             self._write(self._held)
         if not self._step:
             return
@@ -374,6 +385,10 @@ class Recorder:
                 "record in the process that made it",
             )
 
+    @property
+    def _finite(self) -> bool:
+        return all(map(math.isfinite, self._latest.values()))
+
     @staticmethod
     def _due(every: int, step: int) -> bool:
         return every > 0 and step % every == 0
@@ -381,26 +396,23 @@ class Recorder:
     def _is_logged(self, step: int) -> bool:
         return step % self.log_every == 0 or self._due(self.exact_every, step) or self._due(self.probe_every, step)
 
-    def _measured(self, step: int, optimizer: torch.optim.Optimizer | None, norms: bool) -> dict[str, Any]:
+    def _measure(self, row: dict[str, Any], optimizer: torch.optim.Optimizer | None, norms: bool) -> None:
         """What a row has but the loss of the loop."""
-        row: dict[str, Any] = {"seconds": self._clock()}
-        exact = self._due(self.exact_every, step)
+        row["seconds"] = self._clock()
+        exact = self._due(self.exact_every, row["step"])
         if exact and self._exact is not None:
             row |= self._exact()
-        elif not self.exact_every and norms:
+        elif norms and not self.exact_every:
             row["grad_norm_sq"] = self._tracked.grad_norm_sq()
-        row |= self._near.row(gradient="grad_norm_sq" in row)
+        self._near.fill(row)
         if exact or norms:
             row["drift"] = self._tracked.drift()
         if optimizer is not None:
-            row["lr"] = float(optimizer.param_groups[0]["lr"])
-        return row
+            row["lr"] = number(optimizer.param_groups[0]["lr"])
 
     def _write(self, row: dict[str, Any]) -> None:
-        measured = [v for v in (row.get("loss"), row.get("drift")) if v is not None]
-        if measured:
-            self._finite = all(map(math.isfinite, measured))
-        self._log.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
+        self._latest |= {k: row[k] for k in ("loss", "drift") if row.get(k) is not None}
+        self._log.append(row)
 
     def _probe(self, step: int) -> None:
         if self._prober is not None and self._probes is not None:
@@ -427,24 +439,9 @@ class Recorder:
         )
 
     def _write_manifest(self) -> None:
-        spec, data = self._data_spec, self.data
-        outputs = None if self._targets is None else self._targets.shape[1]
-        model = {"kind": type(self.module).__name__} if self._spec is None else self._spec.to_dict()
-        schedules = ("exact_every", "log_every", "probe_every", "checkpoint_every")
-        manifest = Manifest.begin(
-            recorded=True,
-            loss=self._loss,
-            optimizer=self._optimizer or self._described or OptimizerFacts(),
-            data=DataFacts(
-                None if spec is None else spec.source,
-                None if data is None else len(data[0]),
-                outputs,
-                None,
-                {} if spec is None else spec.to_dict(),
-            ),
-            config={name: getattr(self, name) for name in schedules},
-            model={**model, "parameters": parameter_count(self.module)},
-            dtype=str(self._tracked.reference.dtype).removeprefix("torch."),
-            device=str(self._tracked.reference.device),
-        )
+        config = {k: getattr(self, k) for k in ("exact_every", "log_every", "probe_every", "checkpoint_every")}
+        optimizer = self._optimizer or self._described or OptimizerFacts()
+        facts = data_facts(self.data, self._targets, self._data_spec)
+        reference = self._tracked.reference
+        manifest = recorded_manifest(self.module, self._spec, reference, facts, self._loss, optimizer, config)
         self._run.write_manifest(manifest)

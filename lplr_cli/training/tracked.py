@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import is_
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch.nn.utils import get_total_norm
 from lplr_cli.errors import InputError
 
 DTYPES = {torch.float64: "float64", torch.float32: "float32"}
+Value = float | Tensor
+# Numbers of a tensor up to which NumPy, which starts no threads, is faster; numbers of a difference at a time.
+_SMALL, _PIECE = 2**20, 2**16
 
 
 class TrackedParameters:
@@ -21,6 +25,8 @@ class TrackedParameters:
 
     Drift and gradient norm are of these very tensors. One that is frozen later stays among them, with no gradient; one
     that is replaced, moved, added or unfrozen would make both wrong without a sign, so that :meth:`check` refuses it.
+
+    What is measured on an accelerator is a tensor that nobody has waited for; on the CPU a number.
 
     Raises:
         InputError: nothing trains.
@@ -32,10 +38,12 @@ class TrackedParameters:
         if not self.named:
             raise InputError("the model has no trainable parameter", "nothing to record")
         self.start = [p.detach().clone() for _, p in self.named]
-        self._frozen = {k for k, p in module.named_parameters() if not p.requires_grad}
-        self._scratch: Tensor | None = None
-        self._marked: list[Tensor] | None = None
-        self._is_marked = False
+        self._frozen = {k: p for k, p in module.named_parameters() if not p.requires_grad}
+        self._kinds = [_kind(p) for p in self.start]
+        self._registers = _registers(module)
+        self._marked: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+        self._has_gradients = False
 
     @property
     def reference(self) -> Tensor:
@@ -48,12 +56,28 @@ class TrackedParameters:
         Raises:
             InputError: naming the first one that changed, and how.
         """
+        if not self._is_unchanged():
+            self._name_a_change()
+            self._frozen = {k: p for k, p in self._module.named_parameters() if not p.requires_grad}
+            self._registers = _registers(self._module)
+
+    def _is_unchanged(self) -> bool:
+        """A few µs, where walking the module by name takes a hundred."""
+        for register, kept in self._registers:
+            if len(register) != len(kept) or not all(map(is_, register.values(), kept)):
+                return False
+        kinds = zip(self.named, self._kinds, strict=True)
+        return all(_kind(p) == kind for (_, p), kind in kinds) and not any(
+            p.requires_grad for p in self._frozen.values()
+        )
+
+    def _name_a_change(self) -> None:
         now = dict(self._module.named_parameters())
-        for (name, parameter), start in zip(self.named, self.start, strict=True):
+        for (name, parameter), kind in zip(self.named, self._kinds, strict=True):
             found = now.pop(name, None)
             if found is not parameter:
                 raise _changed(name, "is gone" if found is None else "was replaced by another tensor")
-            if (found.device, found.dtype, found.shape) != (start.device, start.dtype, start.shape):
+            if _kind(found) != kind:
                 raise _changed(name, "was moved to another device, type or shape")
         for name, parameter in now.items():
             if parameter.requires_grad:
@@ -72,64 +96,117 @@ class TrackedParameters:
         """The present values, by name."""
         return {k: p.detach() for k, p in self.named}
 
-    def grad_norm_sq(self) -> float | None:
+    def grad_norm_sq(self) -> Value | None:
         """||∇L||² of the gradients that the parameters hold; None where none has one."""
         grads = [p.grad for _, p in self.named if p.grad is not None]
         return square_norm(grads) if grads else None
 
-    def gradients(self) -> list[Tensor] | None:
-        """Copies of the gradients that the parameters hold; None where one has none."""
-        grads = [p.grad for _, p in self.named]
-        return [g.detach().clone() for g in grads if g is not None] if all(g is not None for g in grads) else None
+    def keep_gradients(self) -> None:
+        """Keep the gradients that the parameters hold for :meth:`gradients_changed`, where all have one."""
+        grads = [p.grad for _, p in self.named if p.grad is not None]
+        self._has_gradients = len(grads) == len(self.named)
+        if self._has_gradients:
+            self._gradients = _copied(grads, self._gradients)
 
-    def half_square_distance(self, former: Sequence[Tensor]) -> float | None:
-        """½ ||g − g'||² of the gradients from earlier ones; None where one is gone. ``former`` is used up."""
-        grads = [p.grad for _, p in self.named]
-        if any(g is None for g in grads):
-            return None
-        return 0.5 * square_norm([f.sub_(g.detach()) for f, g in zip(former, grads, strict=True) if g is not None])
+    def gradients_changed(self) -> Value | None:
+        """½ ||g − g'||² from the gradients at the last :meth:`keep_gradients`, once; None where one is gone."""
+        grads = [p.grad for _, p in self.named if p.grad is not None]
+        known, self._has_gradients = self._has_gradients and len(grads) == len(self.named), False
+        return 0.5 * _square_distance(grads, self._gradients) if known else None
 
     def mark(self) -> None:
-        """Keep the present values for :meth:`moved`, in memory that is kept, too."""
-        with torch.no_grad():
-            if self._marked is None:
-                self._marked = [p.detach().clone() for _, p in self.named]
-            else:
-                for kept, (_, p) in zip(self._marked, self.named, strict=True):
-                    kept.copy_(p)
-        self._is_marked = True
+        """Keep the present values for :meth:`moved`."""
+        self._marked = _copied([p for _, p in self.named], self._marked)
 
-    def moved(self) -> float | None:
-        """||θ − θ'|| from the values at the last :meth:`mark`, once; None without one since."""
-        if self._marked is None or not self._is_marked:
-            return None
-        self._is_marked = False
+    def moved(self) -> Value:
+        """||θ − θ'|| from the values at the last :meth:`mark`."""
         return self._distance(self._marked)
 
-    def drift(self) -> float:
+    def drift(self) -> Value:
         """||θ − θ_0||."""
         return self._distance(self.start)
 
-    def _distance(self, former: Sequence[Tensor]) -> float:
-        """Through one buffer that is kept: fresh memory for each difference costs more than the sum."""
-        total = 0.0
-        with torch.no_grad():
-            if any(s.device.type != "cpu" for s in former):
-                return float(get_total_norm([p - s for (_, p), s in zip(self.named, former, strict=True)]))
-            for (_, p), s in zip(self.named, former, strict=True):
-                if self._scratch is None or self._scratch.dtype != s.dtype or self._scratch.numel() < s.numel():
-                    self._scratch = torch.empty(s.numel(), dtype=s.dtype)
-                difference = self._scratch[: s.numel()].view(s.shape)
-                torch.sub(p, s, out=difference)
-                total += square_norm([difference])
-        return math.sqrt(total)
+    def _distance(self, former: Sequence[Tensor]) -> Value:
+        return _square_distance([p for _, p in self.named], former) ** 0.5
 
 
-def square_norm(tensors: Sequence[Tensor]) -> float:
-    """Sum of squares; on an accelerator with one wait for it, on the CPU with the least calls."""
-    if all(t.device.type == "cpu" and t.dtype in DTYPES for t in tensors):
-        return sum(float(torch.dot(flat, flat)) for flat in (t.detach().reshape(-1) for t in tensors))
-    return float(get_total_norm(tensors)) ** 2
+def number(value: Tensor | float) -> Value:
+    """A number; on an accelerator a copy that nobody has waited for."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    return float(value.item()) if value.device.type == "cpu" else value.detach().clone()
+
+
+def settled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of numbers, of rows some of whose values are still on an accelerator: one wait for all; NaN is left out."""
+    waiting = [v for row in rows for v in row.values() if isinstance(v, Tensor)]
+    # Of one device, as torch.stack wants them.
+    known: dict[int, float] = {}
+    for device in {v.device for v in waiting}:
+        here = [v for v in waiting if v.device == device]
+        values = torch.stack([v.detach().reshape(()) for v in here]).cpu().double().tolist()
+        known |= {id(v): value for v, value in zip(here, values, strict=True)}
+    found = [{k: known.get(id(v), v) for k, v in row.items()} for row in rows] if waiting else rows
+    return [{k: v for k, v in row.items() if v == v} for row in found]
+
+
+def square_norm(tensors: Sequence[Tensor]) -> Value:
+    """Sum of squares: a number on the CPU, a tensor elsewhere."""
+    if not all(_is_plain(t) for t in tensors):
+        return get_total_norm([t.detach() for t in tensors]) ** 2
+    with np.errstate(all="ignore"):
+        return sum(_dot(t.detach().reshape(-1)) for t in tensors)
+
+
+def _square_distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> Value:
+    """Sum of the squares of differences, on the CPU a piece at a time in memory that stays in the cache."""
+    if not all(map(_is_plain, ones)):
+        return get_total_norm([a.detach() - b for a, b in zip(ones, others, strict=True)]) ** 2
+    total, room = 0.0, torch.empty(_PIECE, dtype=ones[0].dtype)
+    with np.errstate(all="ignore"):
+        for one, other in zip(ones, others, strict=True):
+            a, b = one.detach().reshape(-1), other.reshape(-1)
+            total += _small_distance(a, b, room) if len(a) <= _SMALL and a.dtype == room.dtype else _dot(a - b)
+    return total
+
+
+def _small_distance(one: Tensor, other: Tensor, room: Tensor) -> float:
+    """Of tensors on the CPU."""
+    a, b, c, total = one.numpy(), other.numpy(), room.numpy(), 0.0
+    for first in range(0, len(a), _PIECE):
+        part = a[first : first + _PIECE]
+        difference = np.subtract(part, b[first : first + _PIECE], c[: len(part)])
+        total += float(difference.dot(difference))
+    return total
+
+
+def _dot(flat: Tensor) -> float:
+    """On the CPU, by NumPy up to the size from which the threads of torch pay."""
+    if len(flat) > _SMALL:
+        return float(torch.dot(flat, flat))
+    values = flat.numpy()
+    return float(values.dot(values))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in DTYPES and type(tensor) in (Tensor, nn.Parameter)
+
+
+def _copied(tensors: Sequence[Tensor], room: list[Tensor]) -> list[Tensor]:
+    """Copies in memory that is kept: fresh memory costs more than the copy."""
+    if not room:
+        return [t.detach().clone() for t in tensors]
+    torch._foreach_copy_(room, [t.detach() for t in tensors])
+    return room
+
+
+def _kind(tensor: Tensor) -> tuple[torch.device, torch.dtype, torch.Size]:
+    return tensor.device, tensor.dtype, tensor.shape
+
+
+def _registers(module: nn.Module) -> list[tuple[dict[str, Any], list[Any]]]:
+    """Where the modules keep parameters and submodules, with what lies there."""
+    return [(register, list(register.values())) for m in module.modules() for register in (m._parameters, m._modules)]
 
 
 def _changed(name: str, how: str) -> InputError:

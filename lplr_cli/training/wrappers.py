@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lplr_cli.training.tracked import Value, number
+
 
 class Ranks:
     """The processes that train together, as they are when this is made.
@@ -15,25 +17,23 @@ class Ranks:
         device: where tensors that they exchange must lie.
 
     Attributes:
+        count: how many they are.
         writes: whether this is the one that writes: the only one, or rank 0.
     """
 
     def __init__(self, device: torch.device) -> None:
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self._count = torch.distributed.get_world_size() if several else 1
+        self.count = torch.distributed.get_world_size() if several else 1
         self._device = device
         self.writes = not several or torch.distributed.get_rank() == 0
 
-    def mean(self, loss: Tensor | float | None) -> float | None:
+    def mean(self, loss: Tensor | float | None) -> Value | None:
         """Of a loss that each process has its own of; every one must ask for it. None of an unknown one."""
-        if loss is None:
-            return None
-        loss = loss.detach() if isinstance(loss, Tensor) else loss
-        if self._count == 1:
-            return float(loss)
-        value = torch.as_tensor(loss, dtype=torch.float64, device=self._device).reshape(()).clone()
+        if loss is None or self.count == 1:
+            return None if loss is None else number(loss)
+        value = torch.as_tensor(loss, dtype=torch.float64, device=self._device).detach().reshape(()).clone()
         torch.distributed.all_reduce(value)
-        return float(value) / self._count
+        return float(value) / self.count
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

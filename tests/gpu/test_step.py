@@ -17,6 +17,7 @@ from lplr_cli.losses import Loss
 from lplr_cli.models import ModelSpec, build_model
 from lplr_cli.training.flat import FlatParameters
 from lplr_cli.training.loss import accumulate_gradient, share_of_loss
+from lplr_cli.training.tracked import TrackedParameters, number
 from lplr_cli.training.trainer import Trainer
 
 aten = torch.ops.aten
@@ -69,6 +70,21 @@ def test_a_step_waits_for_nothing(kind: str, loss: str) -> None:
     assert flat.grad.device.type == "meta"
 
 
+def test_a_recorded_step_waits_for_nothing() -> None:
+    """Norms, distances and losses stay where they are until rows are written, all together."""
+    module = build_model(ModelSpec(width=8, depth=2), (6,), 3).to("meta")
+    tracked = TrackedParameters(module)
+    with Watch() as watch:
+        tracked.check()
+        loss = module(torch.rand((10, 6), dtype=torch.float64, device="meta")).square().mean()
+        loss.backward()
+        tracked.mark()
+        tracked.keep_gradients()
+        found = [number(loss), tracked.grad_norm_sq(), tracked.gradients_changed(), tracked.moved(), tracked.drift()]
+    assert watch.found == []
+    assert all(isinstance(v, Tensor) and v.device.type == "meta" and v.dim() == 0 for v in found)
+
+
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 def test_micro_batches_wait_once_however_many_they_are(loss: str) -> None:
     waits = []
@@ -100,7 +116,7 @@ def test_no_array_is_made_of_a_tensor_that_may_lie_on_a_device() -> None:
     """``.numpy()`` follows ``.cpu()``, or stands where docs say that everything lies on the CPU."""
     on_cpu = {
         "linalg/cholesky.py", "linalg/outer.py", "linalg/tiled.py", "ntk/tiled.py", "analysis/lazy.py",
-        "reporting/report.py",
+        "reporting/report.py", "training/tracked.py",
     }  # fmt: skip
     root = Path(lplr_cli.__file__).parent
     for path in root.rglob("*.py"):
