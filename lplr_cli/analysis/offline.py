@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.errors import InputError
+from lplr_cli.linalg.tasks import Here, Tasks
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import RunDirectory
-from lplr_cli.training.probes import Prober, ProbeSettings
+from lplr_cli.training.probes import Prober, ProbeSettings, Row
 
 
 def probe_checkpoints(
@@ -21,6 +23,7 @@ def probe_checkpoints(
     source: Source = OWN,
     memory: int = DEFAULT_MEMORY,
     progress: Callable[[int, int], None] | None = None,
+    tasks: Tasks | None = None,
 ) -> pd.DataFrame:
     """The probe log that the run would have, a row a checkpoint; the run directory is not changed.
 
@@ -30,8 +33,9 @@ def probe_checkpoints(
         run: with a checkpoint of its start.
         size: samples, the first ones; all by default.
         source: model and data of a run that does not tell them.
-        memory: bytes for kernels.
+        memory: bytes for kernels, of each task.
         progress: called with (done, total) after each checkpoint.
+        tasks: where probes run, a task a checkpoint; in this process by default.
 
     Raises:
         InputError: no checkpoint of the start, or a model or data that are missing or do not fit.
@@ -51,11 +55,28 @@ def probe_checkpoints(
         targets,
         ProbeSettings(count, loss=run.manifest().loss.known, memory=memory),
     )
-    rows = []
-    for done, step in enumerate(steps, start=1):
+    where = tasks or Here()
+    # The kernel of the start is computed once.
+    shared = where.submit(_prepared, where.share(prober))
+    handles = []
+    for step in steps:
         subject.move_to(run, step)
         state = dict(module.named_parameters())
-        rows.append(prober.measure(step, {k: state[k].detach() for k in names}))
-        if progress is not None:
-            progress(done, len(steps))
+        handles.append(where.submit(_row, shared, step, {k: state[k].detach() for k in names}))
+        if tasks is None and progress is not None:
+            progress(len(handles), len(steps))
+    rows = []
+    for handle in handles:
+        rows += where.get([handle])
+        if tasks is not None and progress is not None:
+            progress(len(rows), len(steps))
     return pd.DataFrame(rows)
+
+
+def _prepared(prober: Prober) -> Prober:
+    prober.reference_kernel()
+    return prober
+
+
+def _row(prober: Prober, step: int, values: dict[str, Tensor]) -> Row:
+    return prober.measure(step, values)

@@ -53,6 +53,7 @@ from lplr_cli.diagnostics import (
 )
 from lplr_cli.errors import InputError, LplrError, NumericalError
 from lplr_cli.factories import UnnamedCodeError
+from lplr_cli.linalg.tasks import Tasks
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import PRECONDITIONED, STABLE, Manifest, RunDirectory
 
@@ -72,6 +73,7 @@ class Examination:
         certificate: whether to compute the certificate at the start.
         pieces: checkpoints to predict the loss from; 0 for no prediction.
         memory: bytes for kernels.
+        tasks: where offline probes run; in this process by default.
     """
 
     window: tuple[float, float] | None = None
@@ -81,6 +83,7 @@ class Examination:
     certificate: bool = True
     pieces: int = 1
     memory: int = DEFAULT_MEMORY
+    tasks: Tasks | None = None
 
 
 @dataclass(frozen=True)
@@ -262,7 +265,7 @@ def _probes(run: RunDirectory | None, manifest: Manifest | None, how: Examinatio
         return Probes(pd.DataFrame(), False, False)
     table = run.probes()
     if table.empty and how.offline:
-        found = probe_checkpoints(run, size=how.probe_size, source=how.foreign, memory=how.memory)
+        found = probe_checkpoints(run, size=how.probe_size, source=how.foreign, memory=how.memory, tasks=how.tasks)
         n = manifest.data.n
         full = how.probe_size is None or (n is not None and how.probe_size >= n)
         return Probes(found.sort_values("step"), full, not manifest.recorded)

@@ -18,6 +18,7 @@ from lplr_cli.audit.sanity import CHECKS
 from lplr_cli.audit.scope import Scope
 from lplr_cli.diagnostics import Convergence, PLRatio
 from lplr_cli.errors import InputError
+from lplr_cli.linalg.tasks import Tasks
 from lplr_cli.losses import Loss
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import SCHEMA_VERSION, frame_of, plain
@@ -120,6 +121,7 @@ def audit(
     pieces: int | None = None,
     memory: int = DEFAULT_MEMORY,
     loss: Loss | None = None,
+    tasks: Tasks | None = None,
 ) -> Audit:
     """Judge each hypothesis and conclusion of the theory over a run or log.
 
@@ -138,13 +140,14 @@ def audit(
             certificate.
         memory: bytes for kernels.
         loss: of a checkpoint that does not tell it.
+        tasks: where offline probes run, a task a checkpoint; in this process by default.
 
     Raises:
         InputError: what cannot be read.
         UnnamedCodeError: the certificate or an offline probe needs code that ``foreign`` does not name.
     """
     pieces = int(certificate) if pieces is None else pieces
-    how = Examination(window, offline_probe, probe_size, foreign, certificate, pieces, memory)
+    how = Examination(window, offline_probe, probe_size, foreign, certificate, pieces, memory, tasks)
     if isinstance(source, str) and holds_weights(source):
         evidence, name = gather_point(Path(source), how, loss), source
     else:

@@ -12,6 +12,7 @@ import typer
 from lplr_cli import escape
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.executors import EXECUTORS
 from lplr_cli.cli.groups import expanded
 from lplr_cli.cli.progress import sweep_progress, training_progress
 from lplr_cli.errors import InputError, NumericalError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from lplr_cli.training import TrainConfig
 
 GRID = "Grid (lists separated by commas)"
-EXECUTORS = ("local", "ray")
 
 
 def _axis(text: str) -> Any:

@@ -10,6 +10,7 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.executors import check_executor, tasks_of
 from lplr_cli.cli.groups import expanded
 from lplr_cli.cli.logs import Columns, RunName, Source, WindowOption, open_log
 from lplr_cli.errors import InputError, OutputError
@@ -88,6 +89,12 @@ def audit(
         ),
     ] = None,
     memory: Annotated[str, typer.Option(help="Bytes for kernels, e.g. 2GiB.", rich_help_panel="Input")] = "2GiB",
+    executor: Annotated[
+        str, typer.Option(help="Of offline probes: local, or ray, a task a checkpoint.", rich_help_panel="Input")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; starts Ray here by default.", rich_help_panel="Input")
+    ] = None,
     format: out_.Format = "table",
     output: out_.Output = None,
     force: out_.Force = False,
@@ -108,24 +115,27 @@ def audit(
         if path is not None and not path.parent.is_dir():
             raise InputError(f"no directory {path.parent} for {option}", "create it first")
     source = said.source()
+    check_executor(executor, ray_address)
     from lplr_cli.audit.run import audit as examine
     from lplr_cli.diagnostics import parse_window
     from lplr_cli.losses import Loss
     from lplr_cli.runs.logs import holds_weights, parse_columns
 
-    result = examine(
-        run if holds_weights(run) else open_log(run, column, run_name),
-        columns=parse_columns(column or []),
-        window=parse_window(window) if window else None,
-        offline_probe=offline_probe,
-        probe_size=probe_size,
-        foreign=source,
-        baseline=baseline,
-        tolerance=tolerance,
-        certificate=certificate,
-        memory=o.parse_memory(memory),
-        loss=None if loss is None else Loss(loss, loss_scale),
-    )
+    with tasks_of(executor, ray_address) as tasks:
+        result = examine(
+            run if holds_weights(run) else open_log(run, column, run_name),
+            columns=parse_columns(column or []),
+            window=parse_window(window) if window else None,
+            offline_probe=offline_probe,
+            probe_size=probe_size,
+            foreign=source,
+            baseline=baseline,
+            tolerance=tolerance,
+            certificate=certificate,
+            memory=o.parse_memory(memory),
+            loss=None if loss is None else Loss(loss, loss_scale),
+            tasks=tasks,
+        )
     record = result.to_dict()
     failures = sink.check(record)
     lines = _failing(result, fail_on, failures)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +10,7 @@ import typer
 
 from lplr_cli.cli import options as o
 from lplr_cli.cli import output as out_
+from lplr_cli.cli.executors import check_executor, tasks_of
 from lplr_cli.cli.groups import expanded
 from lplr_cli.cli.progress import counting_progress
 from lplr_cli.errors import InputError
@@ -21,10 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lplr_cli.analysis import KernelProbe, LazyPrediction
-    from lplr_cli.linalg.tasks import Tasks
     from lplr_cli.reporting import Grid
-
-EXECUTORS = ("local", "ray")
 
 
 @expanded
@@ -78,7 +74,7 @@ def probe_ntk(
     _check_executor(executor, ray_address, engine, scratch)
     from lplr_cli.analysis import predict_run, probe_checkpoint
 
-    with _tasks(executor, ray_address) as tasks, counting_progress("products with K") as progress:
+    with tasks_of(executor, ray_address) as tasks, counting_progress("products with K") as progress:
         probe = probe_checkpoint(
             checkpoint,
             size=count,
@@ -120,24 +116,9 @@ def probe_ntk(
 
 def _check_executor(executor: str, address: str | None, engine: str, scratch: Path | None) -> None:
     """Refuse at once what tasks cannot serve."""
-    if executor not in EXECUTORS:
-        raise InputError(f"--executor {executor!r} is unknown", f"choose from {', '.join(EXECUTORS)}")
-    if executor == "local" and address is not None:
-        raise InputError("--ray-address is of a Ray cluster", "add --executor ray")
+    check_executor(executor, address)
     if executor == "ray" and (engine not in ("auto", "structured") or scratch is not None):
         raise InputError("tiles are of the structured engine, and Ray spills them", "leave out --engine and --scratch")
-
-
-@contextmanager
-def _tasks(executor: str, address: str | None) -> Iterator[Tasks | None]:
-    """Where tasks run; None for this process."""
-    if executor == "local":
-        yield None
-        return
-    from lplr_cli.linalg.tasks import RayTasks, connected
-
-    with connected(address) as ray:
-        yield RayTasks(ray)
 
 
 def _check_prediction(predict: bool, checkpoint: Path, size: str, outputs: str, figure: Path | None) -> None:

@@ -198,6 +198,7 @@ BAD = [
     (["probe-ntk", RUN, "--scratch", "nowhere"], 2, "no directory nowhere"),
     (["probe-ntk", RUN, "--executor", "slurm"], 2, "--executor 'slurm' is unknown"),
     (["probe-ntk", RUN, "--ray-address", "here:1"], 2, "add --executor ray"),
+    (["audit", RUN, "--executor", "slurm"], 2, "--executor 'slurm' is unknown"),
     (["probe-ntk", RUN, "--executor", "ray", "--engine", "operator"], 2, "tiles are of the structured engine"),
     (["pl-ratio", "nope"], 2, "no run or log"),
     (["pl-ratio", RUN, "--format", "xml"], 2, "--format"),

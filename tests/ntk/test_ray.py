@@ -151,3 +151,15 @@ def test_the_command_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
     assert spread["lambda_max"] == pytest.approx(alone["lambda_max"], rel=1e-10)
     for name in ("value", "lower"):
         assert spread["lambda_min"][name] == pytest.approx(alone["lambda_min"][name], rel=1e-3)
+
+
+def test_probes_of_checkpoints_go_out_as_tasks(cluster: Any, tmp_path: Path) -> None:
+    small = ("--width", "8", "--depth", "1", "--samples", "40", "--steps", "4", "--probe-every", "0")
+    assert command("train", "mnist", *small, "--checkpoint-every", "1", "--out", "r", cwd=tmp_path).returncode == 0
+    line = ("audit", "r", "--offline-probe", "--no-certificate", "--fail-on", "never", "--format", "json")
+    alone = json.loads(command(*line, cwd=tmp_path).stdout)
+    spread = json.loads(command(*line, "--executor", "ray", "--ray-address", cluster.address, cwd=tmp_path).stdout)
+    assert alone["H3"]["value"]
+    for finding in ("H1", "H3", "H5"):
+        assert spread[finding]["status"] == alone[finding]["status"]
+        assert spread[finding]["value"] == pytest.approx(alone[finding]["value"], rel=1e-6)

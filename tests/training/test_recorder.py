@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from lplr_cli.audit.run import audit
 from lplr_cli.data import DataSpec
 from lplr_cli.diagnostics import analyse_pl_ratio, batch_noise
 from lplr_cli.errors import InputError
+from lplr_cli.linalg.tasks import Handle, Here
 from lplr_cli.losses import SQUARED
 from lplr_cli.ntk import Network
 from lplr_cli.runs import RunDirectory
@@ -60,6 +63,19 @@ def descend(module: nn.Module, recorder: Recorder, steps: int, lr: float = 0.05)
     return seen
 
 
+class Elsewhere(Here):
+    """As other processes see functions, arguments and results: copies, made when a task is submitted."""
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Handle:
+        """See :class:`Tasks`."""
+        function, arguments = pickle.loads(pickle.dumps((function, arguments)))
+        return pickle.loads(pickle.dumps(function(*arguments)))
+
+    def share(self, value: Any) -> Handle:
+        """See :class:`Tasks`."""
+        return pickle.loads(pickle.dumps(value))
+
+
 def test_a_full_batch_loop(tmp_path: Path) -> None:
     module = net()
     with Recorder(
@@ -95,6 +111,8 @@ def test_a_full_batch_loop(tmp_path: Path) -> None:
         assert name == other
         assert torch.equal(p, q)
     offline = probe_checkpoints(run, source=named)
+    elsewhere = probe_checkpoints(run, source=named, tasks=Elsewhere())
+    pd.testing.assert_frame_equal(elsewhere.drop(columns="seconds"), offline.drop(columns="seconds"))
     columns = ["lambda_min", "lambda_max", "ntk_change", "jacobian_change", "sharpness"]
     pd.testing.assert_frame_equal(
         offline[offline["step"] % 10 == 0][columns].reset_index(drop=True), run.probes()[columns], rtol=1e-7, atol=1e-12
