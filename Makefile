@@ -46,6 +46,8 @@ coverage: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+	@for layer in audit training analysis ablation data cli; do \
+		printf '%s %s %%\n' $$layer $$($(BIN)/coverage report --include="lplr_cli/$$layer/*" --format=total); done
 
 # Every proof with a term less must fail a test; hours.
 mutants: $(VENV)/.installed-test

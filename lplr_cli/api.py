@@ -330,4 +330,4 @@ def report(
     check_target(target, formats, force)
     logs = [read_log(name, columns) for name in expanded_runs([str(run) for run in runs])]
     reports = [gather(log, source, window=window, certificate=certificate) for log in logs]
-    return Report(write_report(reports, target, kinds=formats, title=title, force=force))
+    return Report(write_report(reports, target, kinds=formats, title=title, force=force).to_dict())

@@ -199,8 +199,7 @@ def linear_rate(e: Evidence) -> Finding:
         return Finding("C2", UNKNOWN, None, None, "too few rows to fit a rate")
     fit = e.rate.fit
     if fit.verdict in ("linear", "two_rate"):
-        rates = [e.rate.theory[key] for key in ("rate_path", "rate_certified", "rate_estimated", "rate_from_pl_ratio")]
-        predicted = max((rate for rate in rates if rate is not None), default=None)
+        predicted = max(e.rate.theory.rates, default=None)
         beside = "" if predicted is None else f"; 1 − ημ = {predicted:.6g} with the smallest known μ"
         alone = f"; of the curve alone: {', '.join(e.scope.open)}" if e.scope.open else ""
         reason = f"linear, ρ = {fit.rate:.6g}, {fit.reason}{beside}{alone}"

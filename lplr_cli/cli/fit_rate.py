@@ -182,14 +182,16 @@ def _theory(result: Convergence) -> Iterator[list[str]]:
     from lplr_cli.reporting import number
 
     theory = result.theory
-    for name, key, meaning in (
-        ("rate proved", "rate_path", f"1 − ημ along the path, at every step from {theory['path_from_step']} on"),
-        ("rate proved", "rate_certified", "1 − ημ, μ certified on the ball around the start"),
-        ("theory's rate", "rate_estimated", "1 − ημ, μ estimated"),
-        ("theory's rate", "rate_from_pl_ratio", "1 − ημ with the smallest PL ratio measured on the stable window"),
+    along = f"1 − ημ along the path, at every step from {theory.path_from_step} on"
+    measured = "1 − ημ with the smallest PL ratio measured on the stable window"
+    for name, rate, meaning in (
+        ("rate proved", theory.rate_path, along),
+        ("rate proved", theory.rate_certified, "1 − ημ, μ certified on the ball around the start"),
+        ("theory's rate", theory.rate_estimated, "1 − ημ, μ estimated"),
+        ("theory's rate", theory.rate_from_pl_ratio, measured),
     ):
-        if theory[key] is not None:
-            yield [name, number(theory[key], 8), "", meaning]
+        if rate is not None:
+            yield [name, number(rate, 8), "", meaning]
 
 
 def _notes(series: LossSeries, result: Convergence) -> tuple[str, ...]:

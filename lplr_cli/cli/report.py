@@ -61,8 +61,10 @@ def report(
             reports.append(gather(log, source, window=bounds, certificate=certificate))
             if progress is not None:
                 progress(done, len(names))
-    record = write_report(reports, out, kinds=kinds, title=title, force=force)
-    frame = frame_of({"run": name, "verdict": verdict} for name, verdict in record["verdicts"].items())
+    written = write_report(reports, out, kinds=kinds, title=title, force=force)
+    frame = frame_of({"run": name, "verdict": verdict} for name, verdict in written.verdicts.items())
     rows = [[r.name, r.audit.verdict, r.audit.explanation] for r in reports]
-    notes = tuple(f"Wrote {path}." for path in record["written"])
-    sink.emit(out_.Result(record, frame, [Grid(f"Report {out}", ("run", "local PL", "why"), rows, (), notes)]))
+    notes = tuple(f"Wrote {path}." for path in written.paths)
+    sink.emit(
+        out_.Result(written.to_dict(), frame, [Grid(f"Report {out}", ("run", "local PL", "why"), rows, (), notes)])
+    )

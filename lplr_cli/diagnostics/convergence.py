@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,37 @@ MODEL = (
 _EARLY = 0.1
 # Correct laws are doubted at this level.
 DOUBTED = 0.05
+
+
+@dataclass(frozen=True)
+class Promised:
+    """What the theory promises of a run, None where it promises nothing.
+
+    Attributes:
+        eta: step size of plain full-batch gradient descent.
+        mu_certified, rate_certified: μ proved on the ball around the start, and 1 − ημ.
+        mu_estimated, rate_estimated: the same of estimated constants.
+        rate_path, path_from_step: proved along the path, for every step from that one on.
+        pl_ratio_min, rate_from_pl_ratio: the smallest PL ratio on the stable window, and 1 − ημ with it.
+        noise_floor: L − L* that mini-batches keep up.
+    """
+
+    eta: float | None = None
+    mu_certified: float | None = None
+    rate_certified: float | None = None
+    mu_estimated: float | None = None
+    rate_estimated: float | None = None
+    rate_path: float | None = None
+    path_from_step: int | None = None
+    pl_ratio_min: float | None = None
+    rate_from_pl_ratio: float | None = None
+    noise_floor: float | None = None
+
+    @property
+    def rates(self) -> list[float]:
+        """Those that are known."""
+        each = (self.rate_path, self.rate_certified, self.rate_estimated, self.rate_from_pl_ratio)
+        return [rate for rate in each if rate is not None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,7 +99,7 @@ class Convergence(Shown):
     lr: tuple[float, float] | None
     segments: tuple[Segment, ...]
     effective: pd.DataFrame
-    theory: dict[str, float | None]
+    theory: Promised
     notes: tuple[str, ...]
     table: pd.DataFrame
 
@@ -86,7 +117,7 @@ class Convergence(Shown):
             "lr": None if self.lr is None else {"min": self.lr[0], "max": self.lr[1]},
             "segments": [segment.to_dict() for segment in self.segments],
             "effective_rate": self.effective.to_dict("records"),
-            "theory": self.theory,
+            "theory": asdict(self.theory),
             "notes": list(self.notes),
         }
 
@@ -248,7 +279,7 @@ def _table(
     return table
 
 
-def _theory(series: LossSeries, fit: RateFit, window: Window, facts: RunFacts) -> dict[str, float | None]:
+def _theory(series: LossSeries, fit: RateFit, window: Window, facts: RunFacts) -> Promised:
     """1 − ημ (theory.md section 2, C2) for the μ that are known."""
     lowest = None
     if series.has_gradients:
@@ -261,18 +292,18 @@ def _theory(series: LossSeries, fit: RateFit, window: Window, facts: RunFacts) -
     def rate(mu: float | None) -> float | None:
         return None if facts.eta is None or mu is None or mu <= 0 else 1 - facts.eta * mu
 
-    return {
-        "eta": facts.eta,
-        "mu_certified": facts.mu_certified,
-        "rate_certified": rate(facts.mu_certified),
-        "mu_estimated": facts.mu_estimated,
-        "rate_estimated": rate(facts.mu_estimated),
-        "rate_path": facts.rate_path,
-        "path_from_step": facts.rate_path_from,
-        "pl_ratio_min": lowest,
-        "rate_from_pl_ratio": rate(lowest),
-        "noise_floor": facts.noise_floor,
-    }
+    return Promised(
+        eta=facts.eta,
+        mu_certified=facts.mu_certified,
+        rate_certified=rate(facts.mu_certified),
+        mu_estimated=facts.mu_estimated,
+        rate_estimated=rate(facts.mu_estimated),
+        rate_path=facts.rate_path,
+        path_from_step=facts.rate_path_from,
+        pl_ratio_min=lowest,
+        rate_from_pl_ratio=rate(lowest),
+        noise_floor=facts.noise_floor,
+    )
 
 
 # Where losses are read, for people.

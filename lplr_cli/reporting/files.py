@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,30 @@ def expanded_runs(names: Sequence[str]) -> list[str]:
     return found
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a report is: its files, and the verdict on each run by its name."""
+
+    paths: tuple[Path, ...]
+    verdicts: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record of ``report --format json``."""
+        record: dict[str, Any] = plain(
+            {
+                "command": "report",
+                "schema_version": SCHEMA_VERSION,
+                "written": [str(path) for path in self.paths],
+                "verdicts": self.verdicts,
+            }
+        )
+        return record
+
+
 def write_report(
     reports: Sequence[RunReport], out: Path, *, kinds: Sequence[str], title: str | None, force: bool
-) -> dict[str, Any]:
-    """Write the page ``out``, or the figures into the folder ``out``; returns the JSON of ``lplr report``.
+) -> Written:
+    """Write the page ``out``, or the figures into the folder ``out``.
 
     Raises:
         InputError: a figure exists already.
@@ -70,15 +91,7 @@ def write_report(
         written = [out]
     else:
         written = _figures(reports, out, kinds, force)
-    record: dict[str, Any] = plain(
-        {
-            "command": "report",
-            "schema_version": SCHEMA_VERSION,
-            "written": [str(path) for path in written],
-            "verdicts": {r.name: r.audit.verdict for r in reports},
-        }
-    )
-    return record
+    return Written(tuple(written), {r.name: r.audit.verdict for r in reports})
 
 
 def _figures(reports: Sequence[RunReport], out: Path, kinds: Sequence[str], force: bool) -> list[Path]:

@@ -14,6 +14,7 @@ from lplr_cli.audit.along import along_of, local_pl_along, rate_along, smooth_al
 from lplr_cli.audit.evidence import Evidence, Probes
 from lplr_cli.audit.findings import Finding, Status, Verdict
 from lplr_cli.audit.scope import Scope
+from lplr_cli.diagnostics.convergence import Promised
 
 YES, SEEN, FAILS, UNKNOWN = Status.VERIFIED, Status.ESTIMATED, Status.FAILS, Status.UNKNOWN
 ROW = {"step": 0, "lambda_min": 0.5, "lambda_min_lower": 0.4, "lambda_max": 9.0, "probe_size": 8, "sharpness": 4.0}
@@ -61,13 +62,7 @@ def fit(verdict: str) -> SimpleNamespace:
     told = {"verdict": verdict, "rate": 0.9, "alpha": 1.5, "reason": "by a margin", "about": "it bends"}
     return SimpleNamespace(
         fit=SimpleNamespace(**told),
-        theory={
-            "rate_path": 0.95,
-            "rate_certified": None,
-            "rate_estimated": 0.93,
-            "rate_from_pl_ratio": None,
-            "eta": 2.0,
-        },
+        theory=Promised(rate_path=0.95, rate_estimated=0.93, eta=2.0),
     )
 
 

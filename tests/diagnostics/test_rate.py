@@ -146,14 +146,14 @@ def test_theory_stands_beside_the_fit() -> None:
     x = 2.0 * (1 - eta * mu) ** STEPS
     log = pd.DataFrame({"step": STEPS, "loss": 0.5 * mu * x**2, "grad_norm_sq": (mu * x) ** 2, "lr": eta})
     result = analyse_rate(clean_series(log), facts=RunFacts(mu_certified=0.1, mu_estimated=-1.0, eta=eta))
-    assert result.theory["rate_certified"] == pytest.approx(1 - eta * 0.1)
-    assert result.theory["rate_estimated"] is None
-    assert result.theory["pl_ratio_min"] == pytest.approx(mu, rel=1e-3)
+    assert result.theory.rate_certified == pytest.approx(1 - eta * 0.1)
+    assert result.theory.rate_estimated is None
+    assert result.theory.pl_ratio_min == pytest.approx(mu, rel=1e-3)
     assert result.fit.rate is not None
     # C2 bounds the factor of the loss from above.
     assert result.fit.rate <= 1 - eta * mu + 1e-9
     momentum = analyse_rate(clean_series(log), facts=RunFacts(momentum=0.9))
-    assert momentum.theory["rate_certified"] is None
+    assert momentum.theory.rate_certified is None
     assert any("momentum" in note for note in momentum.notes)
 
 
