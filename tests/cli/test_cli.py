@@ -67,6 +67,7 @@ def test_run_directory_is_as_promised(workspace: Path) -> None:
         "summary.json",
         "path.json",
         "path.csv",
+        "prediction.json",
         "checkpoints/step-000000.pt",
         "checkpoints/step-000060.pt",
     }
