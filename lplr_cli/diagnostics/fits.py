@@ -138,7 +138,7 @@ class CurveFit:
     def innovation(self) -> float:
         """Standard deviation of the whitened errors."""
         n = len(self.data.s)
-        return max(math.sqrt(self.cost / max(n - len(self.p), 1)), RESOLUTION)
+        return max(math.sqrt(self.cost / max(n - len(self.p) - self.data.period, 1)), RESOLUTION)
 
     @property
     def sigma(self) -> float:
@@ -148,8 +148,8 @@ class CurveFit:
 
     @property
     def degrees(self) -> float:
-        """Degrees of freedom: rows, counted as what they are worth under their correlation, less parameters."""
-        return max(len(self.data.s) * self.noise.worth - len(self.p), 2.0)
+        """Degrees of freedom: rows, counted as what they are worth under their correlation, less what was fitted."""
+        return max(len(self.data.s) * self.noise.worth - len(self.p) - self.data.period, 2.0)
 
     def predict(self, steps: Array) -> Array:
         """The curve at ``steps``, in the units of the loss."""
@@ -198,7 +198,7 @@ class CurveFit:
         """
         cautious = replace(self, noise=self.noise.cautious())
         error, jacobian = cautious.residual(self.p)
-        return _free_test(error, jacobian[:, self._inside()], cautious._free())[0]
+        return _free_test(error, jacobian[:, self._inside()], cautious._free(), self.data.period)[0]
 
     def excess(self) -> float:
         """Variance that a free curve takes off the whitened errors, as a share of what it leaves."""
@@ -240,13 +240,16 @@ def price(parameters: int, rows: int) -> float:
     return parameters * math.log(rows) * rows / max(rows - parameters - 1, 1)
 
 
-def _free_test(error: Array, tangent: Array, free: Array) -> tuple[float, Array]:
-    """p-value of an F test of the columns ``free`` beside ``tangent``, and what both leave of the error."""
+def _free_test(error: Array, tangent: Array, free: Array, lost: int = 0) -> tuple[float, Array]:
+    """p-value of an F test of the columns ``free`` beside ``tangent``, and what both leave of the error.
+
+    ``lost`` degrees of freedom went into the means of a pattern before.
+    """
     basis = orthonormal(tangent)
     error = error - basis @ (basis.T @ error)
     added = orthonormal(free - basis @ (basis.T @ free))
     left = error - added @ (added.T @ error)
-    k, degrees = added.shape[1], len(error) - basis.shape[1] - added.shape[1]
+    k, degrees = added.shape[1], len(error) - basis.shape[1] - added.shape[1] - lost
     rest = max(float(left @ left), len(error) * NEGLIGIBLE**2)
     if k == 0 or degrees < 3:
         return 1.0, left
