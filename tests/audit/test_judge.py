@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -66,12 +67,15 @@ def fit(verdict: str) -> SimpleNamespace:
     )
 
 
+ALONE = SimpleNamespace(fit=fit("linear").fit, theory=dict.fromkeys(fit("linear").theory))
 UNCONFIRMED = proof(confirmed=False)
 OTHER = proof(why_not="the loss is another", confirmed=False)
 OUTSIDE = proof(check=SimpleNamespace(applies=False, violations=0, steps=0))
 BROKEN = proof(check=SimpleNamespace(applies=True, violations=2, steps=7))
 UNKNOWN_LOSS = Scope("gd", "?", "exact", unknown_loss="the loss is not known")
 OTHER_STEPS = Scope("gd", "squared", "exact", other_steps="momentum", unknown_steps="")
+# What rounding leaves of a λ_min of zero, beside λ_max = 9 on 8 samples.
+RESOLUTION = 10 * 2.0**-52 * 9.0 * math.sqrt(8.0)
 Case = tuple[str, Evidence, Status, float | None, float | None]
 CASES: list[Case] = [
     ("positivity", evidence(proof=proof()), YES, 0.3, 0.0),
@@ -88,6 +92,7 @@ CASES: list[Case] = [
     # 10 ε λ_max √8 = 5.65e-14 is zero within rounding, and twice of it is not.
     ("positivity", evidence([{**ROW, "lambda_min": 5.6e-14, "lambda_min_lower": -1.0}]), FAILS, 5.6e-14, 0.0),
     ("positivity", evidence([{**ROW, "lambda_min": 5.7e-14, "lambda_min_lower": -1.0}]), SEEN, 5.7e-14, 0.0),
+    ("positivity", evidence([{**ROW, "lambda_min": RESOLUTION, "lambda_min_lower": -1.0}]), FAILS, RESOLUTION, 0.0),
     ("positivity", evidence(full=False), SEEN, 0.5, 0.0),
     ("positivity", evidence([{**ROW, "lambda_min": 0.0}], full=False), FAILS, 0.0, 0.0),
     ("positivity", evidence([{**ROW, "step": 5}]), UNKNOWN, None, 0.0),
@@ -120,6 +125,9 @@ CASES: list[Case] = [
     ("step_size", evidence(proof=proof(), eta=None), UNKNOWN, 0.4, 1.0),
     ("step_size", evidence(proof=proof(), lr=None), UNKNOWN, None, 1.0),
     ("step_size", evidence(lr=0.25), SEEN, 1.0, 1.0),
+    # Beyond 1 by no more than a millionth it does not refute.
+    ("step_size", evidence(lr=0.25 * (1 + 1e-6)), SEEN, 1 + 1e-6, 1.0),
+    ("step_size", evidence(lr=0.25 * (1 + 2e-6)), FAILS, 1 + 2e-6, 1.0),
     ("step_size", evidence(lr=0.26), FAILS, 1.04, 1.0),
     ("step_size", evidence(lr=0.26, eta=None), FAILS, 1.04, 1.0),
     ("step_size", evidence([]), UNKNOWN, None, 1.0),
@@ -139,6 +147,8 @@ CASES: list[Case] = [
     ("local_pl", evidence(proof=proof(mu_jacobian=None)), UNKNOWN, None, 0.0),
     ("local_pl", evidence(proof=proof(ball=False), estimates=constants()), SEEN, 0.6, 0.0),
     ("local_pl", evidence(estimates=constants(), ratio=ratio(0.6, 0.5)), SEEN, 0.6, 0.0),
+    ("local_pl", evidence(estimates=constants(), ratio=ratio(0.6 * (1 - 1e-9), 0.5)), SEEN, 0.6, 0.0),
+    ("local_pl", evidence(estimates=constants(), ratio=ratio(0.6 * (1 - 2e-9), 0.5)), FAILS, 0.6, 0.6),
     ("local_pl", evidence(estimates=constants(), ratio=ratio(0.59, 0.5)), FAILS, 0.59, 0.6),
     ("local_pl", evidence(estimates=constants(), ratio=ratio(0.59, 0.5), exact=False), SEEN, 0.6, 0.0),
     ("local_pl", evidence(estimates=constants(mu_kernel=0.0), ratio=ratio(0.4, 0.3)), UNKNOWN, 0.3, 0.0),
@@ -147,6 +157,7 @@ CASES: list[Case] = [
     ("linear_rate", evidence(proof=BROKEN), FAILS, None, None),
     ("linear_rate", evidence(proof=OUTSIDE, rate=fit("linear")), SEEN, 0.9, 0.95),
     ("linear_rate", evidence(rate=fit("two_rate")), SEEN, 0.9, 0.95),
+    ("linear_rate", evidence(rate=ALONE), SEEN, 0.9, None),
     ("linear_rate", evidence(rate=fit("sublinear")), UNKNOWN, 1.5, None),
     ("linear_rate", evidence(rate=fit("none")), UNKNOWN, 0.9, None),
     ("linear_rate", evidence(), UNKNOWN, None, None),
@@ -170,7 +181,7 @@ def test_what_is_said(number: int) -> None:
     [
         ("positivity", evidence([{**ROW, "lambda_min": 0.0, "lambda_min_lower": -1.0}], why_singular="twins"), "twins"),
         ("positivity", evidence(full=False), "which can refute, not certify"),
-        ("compatibility", evidence(proof=proof(low=0.1)), "undecided"),
+        ("compatibility", evidence(proof=proof(low=0.1)), "undecided: the proved L_K R ≤ 0.2 is not below λ0 ≥ 0.1"),
         ("compatibility", evidence(), "no probes tell"),
         ("step_size", evidence(eta=None, scope=OTHER_STEPS), "which this is not"),
         ("step_size", evidence(eta=None, scope=Scope("?", "s", "e", unknown_steps="nobody knows")), "nobody knows"),
@@ -182,6 +193,7 @@ def test_what_is_said(number: int) -> None:
         ("local_pl", evidence(estimates=constants(mu_kernel=None, compatible=False)), "as H3 fails"),
         ("local_pl", evidence(), "is not known"),
         ("local_pl", evidence(ratio=ratio(0.4, 0.3)), "at least 0.3"),
+        ("local_pl", evidence(scope=UNKNOWN_LOSS, ratio=ratio(0.4, 0.3)), "at least 0.3"),
         ("lipschitz", evidence(proof=OTHER), "for the data named; the loss is another"),
         ("lipschitz", evidence(proof=UNCONFIRMED), "nothing tells that the data"),
         ("linear_rate", evidence(rate=fit("linear"), scope=UNKNOWN_LOSS), "of the curve alone: the loss is not known"),
@@ -191,6 +203,19 @@ def test_what_is_said(number: int) -> None:
 def test_why_it_is_said(name: str, given: Evidence, said: str) -> None:
     found: Finding = getattr(judge, name)(given)
     assert said in found.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "end"),
+    [
+        ("positivity", evidence([{**ROW, "lambda_min": 0.0, "lambda_min_lower": -1.0}]), "within rounding (6e-14)"),
+        ("linear_rate", evidence(rate=ALONE), "by a margin"),
+        ("linear_rate", evidence(rate=fit("linear")), "with the smallest known μ"),
+    ],
+)
+def test_nothing_is_said_of_what_is_not_there(name: str, given: Evidence, end: str) -> None:
+    found: Finding = getattr(judge, name)(given)
+    assert found.reason.endswith(end)
 
 
 # -- along the path --
@@ -298,3 +323,18 @@ def test_what_cannot_be_asked_is_not_judged() -> None:
     found = {f.key: f for f in judge.findings_of(evidence(proof=proof(), scope=OTHER_LOSS)) if f.key in ("H1", "C1")}
     assert (found["H1"].status, found["C1"].status) == (YES, UNKNOWN)
     assert found["C1"].reason == "not asked: cross-entropy"
+
+
+def test_the_words_along_the_path() -> None:
+    def said(of: Callable[[Evidence], Finding], **changes: Any) -> str:
+        return of(evidence(path=figures(**changes))).reason
+
+    assert said(smooth_along, eta_beta_max=None, rate_reason="") == "no step size is known"
+    assert said(rate_along, rate_proved=None, rate_reason="") == "not proved"
+    assert said(rate_along).startswith("L − L* shrinks by 0.9 or more")
+    assert said(local_pl_along, measured=None).endswith("measured 0")
+    for of in (local_pl_along, rate_along):  # an estimate is one whatever the path was compared with
+        assert "another log" not in said(of, **ESTIMATE, confirmed=False)
+    nothing = evidence(scope=Scope("?", "s", "e", no_path="one point is known"))
+    assert along_of(nothing, local_pl_along(nothing)).explanation == "one point is known"
+    assert "lplr certify RUN --path" in along_of(evidence(), local_pl_along(evidence())).explanation
