@@ -19,6 +19,8 @@ from lplr_cli.runs import RunDirectory, plain
 from lplr_cli.schema import matches
 
 _FILE, _ROWS = "path.json", "path"
+# Columns of the rows; what is wrong with a step is told in words.
+_NUMBERS = ("step", "certified", "mu", "mu_star", "beta", "eta_beta", "factor", "length", "pieces")
 # Fields of a file that hold a row each step or checkpoint.
 _LISTS = ("not_certified", "kernel_tube")
 _AGAIN = "compute it again: lplr certify RUN --path"
@@ -235,7 +237,7 @@ def kept_rows(run: RunDirectory) -> pd.DataFrame:
     Raises:
         InputError: the file is damaged.
     """
-    return run.rows(_ROWS, ("step", "certified", "mu", "mu_star", "length"))
+    return run.rows(_ROWS, _NUMBERS)
 
 
 def log_fingerprint(run: RunDirectory) -> str:

@@ -23,10 +23,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lplr_cli.analysis.path_figures import kept_rows
 from lplr_cli.cli.main import run
 from lplr_cli.data import DataSpec
+from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
 from lplr_cli.reading import EXPANSION, UNPACKED
+from lplr_cli.runs import RunDirectory
 from lplr_cli.runs.exported import is_small_arithmetic
 from lplr_cli.schema import is_plain
 from lplr_cli.training import TrainConfig, train
@@ -266,6 +269,15 @@ def test_counts_in_tables(value: str, column: int, work: Path, lplr: Lplr) -> No
     path.write_text("\n".join([header, ",".join([*cells[:column], value, *cells[column + 1 :]]), *rows[1:], ""]))
     for command in (("pl-ratio", "r"), ("audit", "r")):
         assert lplr(*command) == 2
+
+
+@pytest.mark.parametrize("column", ["mu", "beta", "eta_beta", "factor", "pieces"])
+def test_rows_of_a_path_are_numbers(column: str, tmp_path: Path) -> None:
+    """Found by fuzzing: a report took any of them for numbers."""
+    row = dict.fromkeys(("step", "certified", "mu", "mu_star", "beta", "eta_beta", "factor", "length", "pieces"), "1")
+    pd.DataFrame([row, {**row, "step": "2", column: "24.5=cmd|"}]).to_csv(tmp_path / "path.csv", index=False)
+    with pytest.raises(InputError, match=f"something else than numbers in {column}"):
+        kept_rows(RunDirectory(tmp_path))
 
 
 @pytest.mark.parametrize("seed", ["4294967296", "-1", "99999999999999999999999"])
