@@ -88,9 +88,11 @@ def test_a_network_against_the_recursion_by_hand(tmp_path: Path) -> None:
     directory = RunDirectory.open(run)
     kept = kept_prediction(directory)
     assert kept is not None
-    assert (kept.step, kept.predicted) == (30, pytest.approx(losses[-1], rel=1e-10))
+    assert kept.step == 30
+    assert kept.predicted == pytest.approx(losses[-1], rel=1e-10)
     assert kept.measured == measured[-1]
-    assert (kept.error, kept.lazy) == (pytest.approx(error, rel=1e-9), found.lazy)
+    assert kept.error == pytest.approx(error, rel=1e-9)
+    assert kept.lazy == found.lazy
     assert (kept.directions_start, kept.directions_end) == (found.start.directions(), found.end.directions())
     assert ("last loss that K_0 predicts", f"{losses[-1]:.4g}") in [
         (row[0], row[1]) for row in summary_grid(summarize(directory)).rows

@@ -97,7 +97,7 @@ class Wrapped(nn.Module):
         (Wrapped(torch.relu), "relu"),
         (Wrapped(lambda y: y * y.mean(dim=-1, keepdim=True)), "product of two activations of different shapes"),
         (Wrapped(lambda y: y.chunk(2)[0]), "part of the samples"),
-        (Wrapped(lambda y: y.split([1, 1], dim=1)[0]), "split into parts of different sizes"),
+        (Wrapped(lambda y: torch.split(y, [1, 1], dim=1)[0]), "split into parts of different sizes"),
         (Wrapped(lambda y: y.long()), "change to whole numbers"),
         (Wrapped(lambda y: y + torch.arange(y.size(3))), "whole numbers"),
         (nn.Sequential(nn.Embedding(3, 2, padding_idx=0), nn.Flatten()), "embedding with padding"),

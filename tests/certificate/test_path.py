@@ -178,14 +178,14 @@ def test_the_run_in_fifty_digits_does_what_is_proved(steps: int) -> None:
             assert half >= region.mu_star * loss
             # L*_D lies in the bracket, so that what holds of it holds of its upper end.
             assert half >= region.mu * (loss - high)
-        proved = [row for row in region.rows if row.factor is not None]
+        proved = [(row.step, row.factor) for row in region.rows if row.factor is not None]
         assert len(proved) > steps / 2
-        for row in proved:
-            before, after = exact[row.step][0], exact[row.step + 1][0]
+        for step, factor in proved:
+            before, after = exact[step][0], exact[step + 1][0]
             # With the infimum l in the bracket: after − l ≤ factor (before − l).
-            assert after - row.factor * before <= (1 - row.factor) * high
+            assert after - factor * before <= (1 - factor) * high
     # The factors say something: at some step the proved part of the descent is near what the loss itself loses.
-    near = [(1 - row.factor) / (1 - (exact[row.step + 1][0] / exact[row.step][0])) for row in proved]
+    near = [(1 - factor) / (1 - (exact[step + 1][0] / exact[step][0])) for step, factor in proved]
     assert max(near) > 0.05
 
 

@@ -162,8 +162,8 @@ def test_steps_without_descent_add_nothing_to_the_evidence() -> None:
 
 def test_a_piece_with_a_loss_beyond_float64_is_outside() -> None:
     most = sys.float_info.max
-    for loss in ({"loss_start": most}, {"loss_end": most}):
-        found = region([PIECES[0], replace(PIECES[1], **loss), *PIECES[2:]])
+    for broken in (replace(PIECES[1], loss_start=most), replace(PIECES[1], loss_end=most)):
+        found = region([PIECES[0], broken, *PIECES[2:]])
         assert [row.certified for row in found.rows] == [True, False, True]
     unknown = replace(PIECES[1], smoothness=replace(SMOOTH, loss_error=math.inf))
     assert [row.certified for row in region([PIECES[0], unknown, *PIECES[2:]]).rows] == [True, False, True]

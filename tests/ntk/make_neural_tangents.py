@@ -5,6 +5,7 @@ makes one in .venv-tangents). Their loss is half the mean over all samples and o
 """
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,13 +18,13 @@ import neural_tangents as nt  # noqa: E402
 TIMES = [0.0, 0.5, 4.0, 30.0]
 
 
-def forward(params, x):
+def forward(params: Any, x: Any) -> Any:
     """3-5-2 with tanh."""
     (w, b), (v, c) = params
     return jnp.tanh(x @ w + b) @ v + c
 
 
-def reference():
+def reference() -> Any:
     """Everything that the test needs, as plain numbers."""
     random = np.random.default_rng(0)
     params = [(random.standard_normal((3, 5)), random.standard_normal(5)), (random.standard_normal((5, 2)), np.ones(2))]
