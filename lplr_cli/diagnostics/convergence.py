@@ -197,8 +197,7 @@ def _read(
     steps: Array, loss: Array, lr: Array, known: list[int], smoothing: float | None
 ) -> tuple[Clock, Reading | None]:
     """By the step, or by the sum of the step sizes where that says more: a law of all rows before one of a part,
-    undecided before none. Of two that say as much the law of the sum counts, of all rows unless the evidence is against
-    it.
+    undecided before none. Of two laws of all rows that of the sum counts unless the evidence is against it.
     """
     plain, other = step_clock(steps, lr), lr_clock(steps, lr)
     reading = read(steps, loss, known, smoothing)
@@ -206,10 +205,10 @@ def _read(
     if reading is None or other is None or again is None:
         return plain, reading
     says, told = _says(reading), _says(again)
-    if told == says:
-        better = says == _PART or (says == _MOST and _surprise(again) < _surprise(reading) + EVIDENCE)
-    else:
-        better = told > says
+    # A part is named in steps.
+    better = told > says and told != _PART
+    if told == says == _MOST:
+        better = _surprise(again) < _surprise(reading) + EVIDENCE
     return (other, again) if better else (plain, reading)
 
 
