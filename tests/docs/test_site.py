@@ -83,7 +83,8 @@ def test_every_command_and_option_has_its_page(site: Path) -> None:
 
 
 def test_every_public_function_is_in_the_reference(site: Path) -> None:
-    text = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    pages = (site / "reference" / "python").glob("*.html")
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     for name in lplr_cli.__all__:
         assert re.search(rf'id="lplr_cli[\w.]*\.{name}"', text), name
 
