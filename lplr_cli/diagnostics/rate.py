@@ -196,7 +196,7 @@ def _read(
             plain = replace(plain, verdict="none", reason=coloured(whole.chosen))
     if plain.verdict != "none" or whole.label is not None:
         return replace(plain, looks_like=whole.label, found=())
-    known = [int(np.searchsorted(rows, row)) for row in changes]
+    known = np.searchsorted(rows, np.asarray(changes, dtype=np.int64)).tolist()
     return _of_part(plain, t, y, rows, known) or plain
 
 

@@ -163,8 +163,8 @@ class Recorder:
         self._steps: torch.optim.Optimizer | None = None
         # Exact values have the noise of the samples instead.
         self._near = Neighbours(self._tracked, norms_every, noise=self._has_batches and self._exact is None)
-        self._keeps = keep_path or probe_every > 0 or checkpoint_every > 0
-        self._is_plain = self._ranks.count == 1 and log_every == 1 and not exact_every and not self._keeps
+        self._keeps = any((keep_path, probe_every > 0, checkpoint_every > 0))
+        self._is_plain = (self._ranks.count, log_every, exact_every, self._keeps) == (1, 1, 0, False)
         if self._writes:
             self._begin(probe_size, probe_sharpness, keep_path)
 

@@ -137,15 +137,20 @@ def number(value: Tensor | float) -> Value:
     return float(value.item()) if value.device.type == "cpu" else value.detach().clone()
 
 
-def settled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of numbers, of rows some of whose values are still on an accelerator: one wait for all; NaN is left out."""
-    waiting = [v for row in rows for v in row.values() if isinstance(v, Tensor)]
-    # Of one device, as torch.stack wants them.
+def _fetched(waiting: Sequence[Tensor]) -> dict[int, float]:
+    """Numbers of tensors by their identity, with one wait a device, as torch.stack wants them."""
     known: dict[int, float] = {}
     for device in {v.device for v in waiting}:
         here = [v for v in waiting if v.device == device]
         values = torch.stack([v.detach().reshape(()) for v in here]).cpu().double().tolist()
         known |= {id(v): value for v, value in zip(here, values, strict=True)}
+    return known
+
+
+def settled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of numbers, of rows some of whose values are still on an accelerator: one wait for all; NaN is left out."""
+    waiting = [v for row in rows for v in row.values() if isinstance(v, Tensor)]
+    known = _fetched(waiting)
     found = [{k: known.get(id(v), v) for k, v in row.items()} for row in rows] if waiting else rows
     return [{k: v for k, v in row.items() if v == v} for row in found]
 

@@ -14,14 +14,18 @@ from torch.nn import functional as F
 from lplr_cli.certificate.graph.attention import Multiple, Product, Softmax
 from lplr_cli.certificate.graph.builder import Builder, Learnt, Place, refuse
 from lplr_cli.certificate.graph.nodes import Add
+from lplr_cli.certificate.graph.shapes import (
+    chunks_of,
+    flatten,
+    permute,
+    reshape,
+    size_of,
+    split,
+    transpose,
+)
 from lplr_cli.certificate.graph.times import Times
 from lplr_cli.certificate.graph.weighted import Convolution
 from lplr_cli.certificate.network import activation_name
-
-
-class _Samples(int):
-    """The number of samples, where a forward pass asks for it."""
-
 
 # -- layers ------------------------------------------------------------------------------------------------------------
 
@@ -57,7 +61,7 @@ def _padding(value: Any, kernel: tuple[int, int]) -> tuple[int, int]:
 
 def _flatten_part(build: Builder, x: Place, target: str, part: nn.Module) -> Place:
     assert isinstance(part, nn.Flatten)
-    return _flatten(build, x, part.start_dim, part.end_dim)
+    return flatten(build, x, part.start_dim, part.end_dim)
 
 
 def _average_part(build: Builder, x: Place, target: str, part: nn.Module) -> Place:
@@ -115,26 +119,6 @@ def _spread_out(build: Builder, x: Any, other: Any) -> Any:
         return build.constant(x.double().expand(1, *other.shape[1:])[0], "constant")
     except RuntimeError as error:
         raise refuse("a constant tensor of another shape") from error
-
-
-def _flatten(build: Builder, x: Place, start_dim: int = 0, end_dim: int = -1) -> Place:
-    return _reshaped(build, x, lambda t: t.flatten(start_dim, end_dim))
-
-
-def _reshape(build: Builder, x: Place, *shape: Any) -> Place:
-    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-    return _reshaped(build, x, lambda t: t.reshape(*(int(s) for s in sizes)))
-
-
-def _reshaped(build: Builder, x: Place, apply: Callable[[Tensor], Tensor]) -> Place:
-    """By what it makes of the probe: as numbers keep their order, every sample keeps its own."""
-    try:
-        found = apply(torch.zeros(x.shape)).shape
-    except (RuntimeError, IndexError) as error:
-        raise refuse("a change of shape that does not fit") from error
-    if not len(found) or found[0] != x.shape[0]:
-        raise refuse("a change of shape that mixes samples")
-    return build.average(x, "reshape", lambda t: t.reshape(len(t), *found[1:]), 1)
 
 
 def _mean(build: Builder, x: Place, dim: Any = None, keepdim: bool = False) -> Place:
@@ -258,7 +242,7 @@ def _attention(
         raise refuse("attention with dropout, shared heads or anything but activations", "pass dropout_p=0.0")
     rows, columns, width = query.shape[-2], key.shape[-2], query.shape[-1]
     kept = _kept(attn_mask, is_causal, rows, columns)
-    scores = _product(build, query, _transpose(build, key, -2, -1))
+    scores = _product(build, query, transpose(build, key, -2, -1))
     scores = _multiple(build, scores, 1 / math.sqrt(width) if scale is None else float(scale))
     entries = scores.shape[-1]
     shares = build.add(Softmax((scores.index,), "softmax", entries, math.prod(scores.shape[1:]) // entries, kept))
@@ -282,9 +266,8 @@ def _kept(mask: Any, causal: bool, rows: int, columns: int) -> Tensor | None:
     return kept
 
 
-def multihead(build: Builder, target: str, part: Any, *given: Any, **options: Any) -> tuple[Any, None]:
-    """Self-attention of torch.nn, in its parts."""
-    causal, mask = options.pop("is_causal", False), options.pop("attn_mask", None)
+def _check_multihead(part: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Refuse what is more than the attention of one tensor to itself."""
     weights, padding = options.pop("need_weights", True), options.pop("key_padding_mask", None)
     places = {t.index for t in given if isinstance(t, Place)}
     if len(given) != 3 or len(places) != 1 or weights or padding is not None or options:
@@ -292,39 +275,26 @@ def multihead(build: Builder, target: str, part: Any, *given: Any, **options: An
     plain = part.batch_first and part._qkv_same_embed_dim and part.bias_k is None and not part.add_zero_attn
     if not plain or len(given[0].shape) != 3:
         raise refuse("attention with batch_first=False, other sizes of keys, or added ones", "pass batch_first=True")
+
+
+def multihead(build: Builder, target: str, part: Any, *given: Any, **options: Any) -> tuple[Any, None]:
+    """Self-attention of torch.nn, in its parts."""
+    causal, mask = options.pop("is_causal", False), options.pop("attn_mask", None)
+    _check_multihead(part, given, options)
     x, (_, positions, width) = given[0], given[0].shape
     bias = None if part.in_proj_bias is None else f"{target}.in_proj_bias"
     joint = build.layer(x, f"{target}.in_proj", f"{target}.in_proj_weight", bias, None, positions)
     q, k, v = (
-        _permute(build, _reshape(build, t, x.shape[0], positions, part.num_heads, width // part.num_heads), 0, 2, 1, 3)
-        for t in _chunks(build, joint, 3, -1)
+        permute(build, reshape(build, t, x.shape[0], positions, part.num_heads, width // part.num_heads), 0, 2, 1, 3)
+        for t in chunks_of(build, joint, 3, -1)
     )
     # What is True in a mask of this module does not count.
     kept = None if causal else mask
     if isinstance(kept, Tensor) and kept.dtype == torch.bool:
         kept = ~kept
-    y = _permute(build, _attention(build, q, k, v, attn_mask=kept, is_causal=bool(causal)), 0, 2, 1, 3)
-    y = _reshape(build, y, x.shape[0], positions, width)
+    y = permute(build, _attention(build, q, k, v, attn_mask=kept, is_causal=bool(causal)), 0, 2, 1, 3)
+    y = reshape(build, y, x.shape[0], positions, width)
     return build.weighted(y, f"{target}.out_proj", part.out_proj, None, positions), None
-
-
-def _part_of(build: Builder, x: Place, dim: int, start: int, stop: int) -> Place:
-    dim = dim % len(x.shape)
-    if dim == 0:
-        raise refuse("a part of the samples")
-    return build.average(x, "part", lambda t: t.narrow(dim, start, stop - start), 1)
-
-
-def _chunks(build: Builder, x: Place, chunks: int, dim: int = 0) -> tuple[Place, ...]:
-    size = -(-x.shape[dim] // chunks)
-    return _split(build, x, size, dim)
-
-
-def _split(build: Builder, x: Place, size: Any, dim: int = 0) -> tuple[Place, ...]:
-    whole = x.shape[dim]
-    if not isinstance(size, int) or size <= 0:
-        raise refuse("a split into parts of different sizes")
-    return tuple(_part_of(build, x, dim, i, min(i + size, whole)) for i in range(0, whole, size))
 
 
 def _whole(build: Builder, x: Any) -> Any:
@@ -334,31 +304,12 @@ def _whole(build: Builder, x: Any) -> Any:
     return x
 
 
-def _transpose(build: Builder, x: Place, one: int, two: int) -> Place:
-    dims = list(range(len(x.shape)))
-    one, two = one % len(dims), two % len(dims)
-    dims[one], dims[two] = dims[two], dims[one]
-    return _permute(build, x, dims)
-
-
-def _permute(build: Builder, x: Place, *dims: Any) -> Place:
-    order = [int(d) % len(x.shape) for d in (dims[0] if isinstance(dims[0], (tuple, list)) else dims)]
-    if order[0] != 0:
-        raise refuse("a permutation that moves the samples")
-    return build.average(x, "permute", lambda t: t.permute(*order), 1)
-
-
-def _size(build: Builder, x: Place, dim: int | None = None) -> Any:
-    sizes = (_Samples(x.shape[0]), *x.shape[1:])
-    return sizes if dim is None else sizes[dim]
-
-
 def _attribute(build: Builder, x: Any, name: str) -> Any:
     if isinstance(x, Place) and name == "device":
         return torch.device("cpu")
     if not isinstance(x, Place) or name != "shape":
         raise refuse(f"the attribute {name} in a forward pass")
-    return _size(build, x)
+    return size_of(build, x)
 
 
 def _item(build: Builder, x: Any, index: Any) -> Any:
@@ -396,11 +347,11 @@ CALLS: dict[Any, Callable[..., Any]] = {
     operator.add: _sum,
     torch.add: _sum,
     "add": _sum,
-    torch.flatten: _flatten,
-    "flatten": _flatten,
-    "reshape": _reshape,
-    "view": _reshape,
-    torch.reshape: _reshape,
+    torch.flatten: flatten,
+    "flatten": flatten,
+    "reshape": reshape,
+    "view": reshape,
+    torch.reshape: reshape,
     torch.mean: _mean,
     "mean": _mean,
     F.avg_pool2d: _average_pool,
@@ -422,20 +373,20 @@ CALLS: dict[Any, Callable[..., Any]] = {
     torch.div: _quotient,
     "div": _quotient,
     F.scaled_dot_product_attention: _attention,
-    "chunk": _chunks,
-    torch.chunk: _chunks,
-    "split": _split,
-    torch.split: _split,
+    "chunk": chunks_of,
+    torch.chunk: chunks_of,
+    "split": split,
+    torch.split: split,
     "long": _whole,
     torch.arange: _arange,
     F.softmax: _softmax,
     torch.softmax: _softmax,
     "softmax": _softmax,
-    "transpose": _transpose,
-    torch.transpose: _transpose,
-    "permute": _permute,
-    torch.permute: _permute,
-    "size": _size,
+    "transpose": transpose,
+    torch.transpose: transpose,
+    "permute": permute,
+    torch.permute: permute,
+    "size": size_of,
     getattr: _attribute,
     operator.getitem: _item,
 }
