@@ -56,6 +56,8 @@ NEW_PROBE_COLUMNS = (*PROBE_COLUMNS, KERNEL_GRADIENT)
 _HEADER = 1 << 14
 
 TEXT_COLUMNS = ("outputs", "engine", "dtype")
+# What only some runs have.
+_SOMETIMES = (KERNEL_GRADIENT, PRECONDITIONED, STABLE, LARGEST_LOSS, UPDATE, SAMPLE_NOISE, BATCH_NOISE, "accuracy")
 
 
 def format_value(value: Any) -> str:
@@ -212,7 +214,7 @@ def checked(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataF
     missing = [c for c in columns if c not in frame.columns]
     if missing:
         raise InputError(f"{path} lacks the columns {', '.join(missing)}", "the run directory is damaged")
-    for column in columns:
+    for column in (*columns, *(c for c in _SOMETIMES if c in frame.columns)):
         if column not in TEXT_COLUMNS and not pd.api.types.is_numeric_dtype(frame[column]):
             if frame[column].notna().any():
                 raise InputError(

@@ -15,7 +15,7 @@ from lplr_cli.models import ModelSpec
 from lplr_cli.runs import LOG_COLUMNS, Appender, RunDirectory, plain, truncate_before
 from lplr_cli.runs.atomic import write_atomically, write_text
 from lplr_cli.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from lplr_cli.runs.tables import read_csv
+from lplr_cli.runs.tables import KERNEL_GRADIENT, PRECONDITIONED, PROBE_COLUMNS, TEXT_COLUMNS, checked, read_csv
 
 COLUMNS = ("step", "loss")
 
@@ -55,6 +55,19 @@ def test_a_table_of_an_older_version_goes_on_in_its_own_columns(tmp_path: Path) 
     with Appender(path, ("step", "new", "loss")) as rows:
         rows.append({"step": 2, "new": 9.0, "loss": 3.0})
     assert path.read_text() == "step,loss\n1,2.0\n2,3.0\n"
+
+
+@pytest.mark.parametrize("column", [*PROBE_COLUMNS, KERNEL_GRADIENT, PRECONDITIONED])
+def test_columns_of_numbers_hold_numbers(column: str, tmp_path: Path) -> None:
+    """Also those that only some runs have (found by fuzzing)."""
+    path = tmp_path / "probes.csv"
+    names = [*PROBE_COLUMNS, KERNEL_GRADIENT, PRECONDITIONED]
+    path.write_text(",".join(names) + "\n" + ",".join("0.2e9;c" if n == column else "1" for n in names) + "\n")
+    if column in TEXT_COLUMNS:
+        checked(read_csv(path), PROBE_COLUMNS, path)
+    else:
+        with pytest.raises(InputError, match=f"something else than numbers in {column}"):
+            checked(read_csv(path), PROBE_COLUMNS, path)
 
 
 def test_atomic_write_keeps_the_old_file(tmp_path: Path) -> None:
