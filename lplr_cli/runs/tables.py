@@ -94,7 +94,7 @@ class Appender:
             self._handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
             if not fresh:
                 header = os.read(self._handle, _HEADER).split(b"\n", 1)[0].decode(errors="replace")
-                self.columns = tuple(header.strip().split(","))
+                self.columns = self._waiting.columns = tuple(header.strip().split(","))
             # Also where nobody closes it: at the end of the process, but not in a forked child.
             self._release = weakref.finalize(self, _release, self._handle, self._waiting, os.getpid())
             if fresh:
@@ -155,7 +155,7 @@ class _Waiting:
     def __init__(self, columns: Sequence[str], settle: Settle) -> None:
         # A loop appends to the rows while a thread takes them out.
         self.lines, self.rows = bytearray(), deque[Mapping[str, Any]]()
-        self._columns, self._settle = columns, settle
+        self.columns, self._settle = columns, settle
 
     def drain(self, handle: int) -> None:
         """Write all; what a full disk took is taken out, so that nothing is written twice."""
@@ -165,7 +165,7 @@ class _Waiting:
         if taken:
             rows = self._settle(taken)
             self.lines += "".join(
-                [",".join([format_value(r.get(c)) for c in self._columns]) + "\n" for r in rows]
+                [",".join([format_value(r.get(c)) for c in self.columns]) + "\n" for r in rows]
             ).encode()
         while self.lines:
             del self.lines[: os.write(handle, self.lines)]
