@@ -67,7 +67,7 @@ def fit(verdict: str) -> SimpleNamespace:
     )
 
 
-ALONE = SimpleNamespace(fit=fit("linear").fit, theory=dict.fromkeys(fit("linear").theory))
+ALONE = SimpleNamespace(fit=fit("linear").fit, theory=Promised())
 UNCONFIRMED = proof(confirmed=False)
 OTHER = proof(why_not="the loss is another", confirmed=False)
 OUTSIDE = proof(check=SimpleNamespace(applies=False, violations=0, steps=0))

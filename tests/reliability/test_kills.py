@@ -102,7 +102,7 @@ def kill_and_resume(name: str, moment: float, path: Path, whole: Path) -> str:
 def test_kills_at_random_moments(name: str, whole: dict[str, tuple[Path, float]], tmp_path: Path, capfd: Any) -> None:
     path, duration = whole[name]
     clock = random.Random(f"lplr {name}")
-    for i in range(3 if name == "gd" else 2):
+    for i in range(2 if name == "gd" else 1):
         kill_and_resume(name, clock.uniform(0, 1.05 * duration), tmp_path / f"r{i}", path)
     assert "Traceback" not in capfd.readouterr().err
 

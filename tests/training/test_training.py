@@ -249,7 +249,7 @@ def test_changed_data_are_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("width", "lr", "low", "high"),
     [
-        (128, 5e-4, 0.12, 0.27),
+        pytest.param(128, 5e-4, 0.12, 0.27, marks=pytest.mark.slow),
         pytest.param(512, 5e-4, 0.12, 0.27, marks=pytest.mark.slow),
         pytest.param(1024, 2.5e-4, 0.08, 0.17, marks=pytest.mark.slow),
     ],
