@@ -96,7 +96,7 @@ def row(name: str, p: dict[str, Any]) -> str:
 
 HEAD = (
     "| run | share | μ, L* = 0 (of measured) | μ (of measured) | rate from | pieces | balls | training, s | "
-    "certificate, s | MiB more |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    "proof, s | MiB more |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
