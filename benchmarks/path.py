@@ -95,7 +95,7 @@ def row(name: str, p: dict[str, Any]) -> str:
 
 
 HEAD = (
-    "| run | share | μ, L* = 0 (of measured) | μ (of measured) | rate from | pieces | balls | training, s | "
+    "| run | share | μ, L* = 0 (of measured) | μ (of measured) | rate from | pieces | balls | run, s | "
     "proof, s | MiB more |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
