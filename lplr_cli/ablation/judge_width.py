@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lplr_cli.ablation.statements import Row, Statement, along, every, probed, records, series, span
+from lplr_cli.diagnostics import envelope, pl_ratio
 
 # λ_min from width to width, and how far it may go from its start on the widths that stay.
 _DOUBLES, _SMALL = (1.5, 3.0), 15.0
@@ -133,9 +134,8 @@ def _lowest(row: Row, out: Path) -> float:
     """The PL minimum with the terminal proxy over the middle of the run; NaN without one."""
     loss, square = (series(out, str(row["run"]), c) for c in ("loss", "grad_norm_sq"))
     part = slice(*(int(share * len(loss)) for share in _MIDDLE))
-    gap = loss[part] - loss.min()
-    ratios = square[part][gap > 0] / (2 * gap[gap > 0])
-    return float(ratios.min()) if len(ratios) else math.nan
+    lowest = envelope(pl_ratio(loss, square, float(loss.min()))[part]).min
+    return math.nan if lowest is None else lowest
 
 
 def _recovery(r: Row, wide: Row, narrow: Sequence[Row], out: Path) -> list[Statement]:

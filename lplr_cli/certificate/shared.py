@@ -69,7 +69,7 @@ class _Chain:
 
     def norm(self) -> Tensor:
         """An upper bound of ||matrix||, (g,)."""
-        return torch.sqrt(largest_eigenvalue_upper(self.gram) + self.error) * _OUTWARD
+        return _norms([(self.gram, self.error)])[0]
 
     def scaled(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Gram matrix, and the bound of its rounding, of diag(scale) · matrix, scale (g, m) and not negative."""
