@@ -47,6 +47,11 @@ class Stability:
         """Its residual in the same."""
         return None if self.threshold is None else self.residual / self.threshold
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What every record says of it."""
+        return {"rule": self.rule, "lr": self.lr, "threshold": self.threshold, "ratio": self.ratio}
+
 
 @dataclass(frozen=True)
 class Negative:
@@ -148,18 +153,9 @@ class HessianProbe(Shown):
             if adam is None
             else {
                 "lambda_max": {"value": adam.value, "residual": adam.residual},
-                "rule": adam.rule,
-                "lr": adam.lr,
-                "threshold": adam.threshold,
-                "ratio": adam.ratio,
+                **adam.told,
             },
-            "stability": {
-                "rule": at.rule,
-                "lr": at.lr,
-                "threshold": at.threshold,
-                "ratio": at.ratio,
-                "ratio_error": at.ratio_error,
-            },
+            "stability": {**at.told, "ratio_error": at.ratio_error},
         }
         cleaned: dict[str, Any] = plain(record)
         return cleaned
