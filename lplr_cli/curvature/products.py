@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.func import grad, jvp
 
 from lplr_cli.curvature.slopes import KeptSlopes
@@ -175,20 +174,10 @@ class LossCurvature:
 
     def _graph_bytes(self) -> tuple[int, int]:
         """Bytes that the gradient's graph keeps whatever the samples, and for each of them."""
-        own = {t.untyped_storage().data_ptr() for t in (*self.network.params.values(), *self.network.fixed.values())}
 
         def kept(count: int) -> int:
-            seen: dict[int, int] = {}
-
-            def note(t: Tensor) -> Tensor:
-                storage = t.untyped_storage()
-                if storage.data_ptr() not in own:
-                    seen[storage.data_ptr()] = storage.nbytes()
-                return t
-
-            with saved_tensors_hooks(note, lambda t: t), KeptSlopes():
-                self._gradient(slice(0, count))
-            return sum(seen.values())
+            with KeptSlopes():
+                return self.network.saved_bytes(lambda: self._gradient(slice(0, count)), self._x, self._y)
 
         with torch.no_grad():
             outputs = self.network.forward(self._x[:2])

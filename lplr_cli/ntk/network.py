@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -95,6 +96,22 @@ class Network:
         if not isinstance(out, Tensor):
             raise InputError(f"the model returns {type(out).__name__}", "return one tensor of shape (n, C)")
         return out.reshape(x.shape[0], -1)
+
+    def saved_bytes(self, build: Callable[[], object], *data: Tensor) -> int:
+        """Bytes that autograd keeps for derivatives while ``build()`` runs, beside parameters, buffers and ``data``."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.params.values(), *self.fixed.values(), *data)}
+        # The storages are held: one that is freed on the way would lend its address to another.
+        seen: dict[int, torch.UntypedStorage] = {}
+
+        def note(t: Tensor) -> Tensor:
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage
+            return t
+
+        with saved_tensors_hooks(note, lambda t: t):
+            build()
+        return sum(storage.nbytes() for storage in seen.values())
 
     def cast(self, inputs: Tensor) -> Tensor:
         """``inputs`` on the device of θ, floating-point inputs in its dtype (token indices stay integers)."""

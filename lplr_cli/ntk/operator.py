@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.func import jvp
 
 from lplr_cli.ntk import structured
@@ -126,20 +125,15 @@ class NTKOperator(LinearOperator):
 
 
 def activation_bytes(network: Network, x: Tensor) -> tuple[int, int]:
-    """(bytes that autograd keeps for one sample, C), from one forward pass.
+    """(bytes that autograd keeps for one sample, C), from a forward pass.
 
     Raises:
         InputError: its outputs are not finite.
     """
-    seen: dict[int, int] = {}
-    own = {p.data_ptr() for p in network.params.values()} | {p.data_ptr() for p in network.fixed.values()}
-
-    def note(t: Tensor) -> Tensor:
-        if t.data_ptr() not in own:
-            seen[t.data_ptr()] = t.numel() * t.element_size()
-        return t
-
-    with torch.enable_grad(), saved_tensors_hooks(note, lambda t: t):
-        f = network.forward(x[:1])
+    one = x[:1]
+    with torch.no_grad():
+        f = network.forward(one)
     check_finite(f)
-    return sum(seen.values()) + x[:1].numel() * x.element_size(), f.shape[1]
+    with torch.enable_grad():
+        kept = network.saved_bytes(lambda: network.forward(one), one)
+    return kept + one.numel() * one.element_size(), f.shape[1]

@@ -222,6 +222,19 @@ def test_a_product_that_is_not_finite_is_no_eigenvalue() -> None:
         sharpness(network, x, y, loss=lambda f, t: (f - t).abs().sum(dim=1).log() * torch.inf)
 
 
+def test_a_plan_does_not_depend_on_where_memory_lies() -> None:
+    """Addresses that are used again must not make the graph look smaller than it is."""
+    network, x, y = problem("mlp-ntk-gelu-3")
+    batches, around = set(), []
+    for size in range(40):
+        around.append(torch.empty(7 * size))
+        batches.add(
+            LossCurvature(network, x.repeat(2000, 1), y.repeat(2000, 1), LOSSES["squared"], memory=65 << 20).batch
+        )
+    assert len(batches) == 1
+    assert batches.pop() < 2000 * len(x)
+
+
 @pytest.mark.parametrize(
     ("case", "n", "mebibytes", "method"),
     [
