@@ -84,7 +84,7 @@ def along_of(e: Evidence, found: Finding) -> Along:
     """The verdict along the run, from P2."""
     p = e.path
     if p is None:
-        return Along(Verdict.UNDETERMINED, e.scope.no_path or _NONE)
+        return Along(Verdict.UNDETERMINED, e.scope.no_path or e.scope.no_network or _NONE)
     mu, star = (p.mu_path, p.mu_path_star) if p.certified else (p.mu_path_estimated, p.mu_path_star_estimated)
     figures = (p.kind, mu, star, p.share)
     if found.status is Status.VERIFIED:

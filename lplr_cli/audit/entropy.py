@@ -11,14 +11,13 @@ from lplr_cli.audit.findings import Finding, Status
 from lplr_cli.diagnostics import numbers
 from lplr_cli.runs import LARGEST_LOSS
 
-ENTROPIES = ("cross-entropy", "bce")
 # Exponents of a power law that count as 1.
 _NEAR = (0.8, 1.25)
 
 
 def lojasiewicz(e: Evidence) -> Finding | None:
     """CE1; None for other losses."""
-    if not _applies(e):
+    if not e.scope.entropy:
         return None
     measured = _smallest(e)
     if measured is None:
@@ -39,7 +38,7 @@ def lojasiewicz(e: Evidence) -> Finding | None:
 
 def law(e: Evidence) -> Finding | None:
     """CE2; None for other losses."""
-    if not _applies(e):
+    if not e.scope.entropy:
         return None
     if e.rate is None:
         return Finding("CE2", Status.UNKNOWN, None, 1.0, "too few rows to fit a law")
@@ -50,10 +49,6 @@ def law(e: Evidence) -> Finding | None:
     near = _NEAR[0] <= fit.alpha <= _NEAR[1] or (fit.alpha_low or 0.0) <= 1 <= (fit.alpha_high or math.inf)
     reason = f"sublinear, exponent {fit.alpha:.3g}, {fit.reason}{about}"
     return Finding("CE2", Status.ESTIMATED if near else Status.UNKNOWN, fit.alpha, 1.0, reason)
-
-
-def _applies(e: Evidence) -> bool:
-    return e.manifest is not None and e.manifest.loss.name in ENTROPIES
 
 
 def _smallest(e: Evidence) -> float | None:

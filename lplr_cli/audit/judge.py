@@ -27,7 +27,7 @@ def positivity(e: Evidence) -> Finding:
         low = e.proof.certificate.lambda_0_lower
         return _proved(e.proof, "H1", low, 0.0, f"λ0 ≥ {low:.4g} proved on all {e.proof.certificate.n:,} samples")
     if e.probes.table.empty:
-        return Finding("H1", UNKNOWN, None, 0.0, "no NTK probe: see --offline-probe")
+        return Finding("H1", UNKNOWN, None, 0.0, _unmeasured(e) or "no NTK probe: see --offline-probe")
     first = e.probes.table.iloc[0]
     if int(first["step"]) != 0:
         return Finding("H1", UNKNOWN, None, 0.0, "no probe of the start")
@@ -61,7 +61,14 @@ def lipschitz(e: Evidence) -> Finding:
     if e.estimates is not None and e.estimates.l_k is not None:
         reason = f"L_K ≥ {e.estimates.l_k:.4g} seen between probes; no bound: {e.no_proof}"
         return Finding("H2", ESTIMATED, e.estimates.l_k, None, reason)
-    return Finding("H2", UNKNOWN, None, None, e.no_proof)
+    return Finding("H2", UNKNOWN, None, None, _unmeasured(e) or e.no_proof)
+
+
+def _unmeasured(e: Evidence) -> str:
+    """Why nothing is known of the network; empty where something is."""
+    if e.proof is not None or not e.probes.table.empty:
+        return ""
+    return f"no probe, and no certificate ({e.no_proof}): see --offline-probe"
 
 
 def compatibility(e: Evidence) -> Finding:
@@ -73,7 +80,7 @@ def compatibility(e: Evidence) -> Finding:
             return _proved(e.proof, "H3", product, lam, f"L_K R ≤ {product:.4g} < {lam:.4g} ≤ λ0")
     c = e.estimates
     if c is None or c.compatible is None or c.l_k is None or c.radius is None or c.lambda_0 is None:
-        reason = "no probes tell L_K and λ0"
+        reason = _unmeasured(e) or "no probes tell L_K and λ0"
         if e.proof is not None and at is not None:
             lam = e.proof.certificate.lambda_0_lower
             reason = f"undecided: the proved L_K R ≤ {at.l_k * at.radius:.4g} is not below λ0 ≥ {lam:.4g}"
@@ -115,7 +122,7 @@ def step_size(e: Evidence) -> Finding:
 def _no_sharpness(e: Evidence) -> str:
     if e.scope.unknown_loss and not e.probes.table.empty:
         return f"no sharpness: {e.scope.unknown_loss}"
-    return "no probe measured the sharpness"
+    return _unmeasured(e) or "no probe measured the sharpness"
 
 
 def containment(e: Evidence) -> Finding:
@@ -258,7 +265,7 @@ def verdict_of(e: Evidence, found: Mapping[str, Finding]) -> tuple[Verdict, str]
     """
     if all(found[key].status is VERIFIED for key in ("C1", "H1")):
         return Verdict.YES, f"certified: {found['C1'].reason}"
-    out_of_scope = e.scope.no_path or e.scope.other_loss
+    out_of_scope = e.scope.no_path or e.scope.no_network or e.scope.other_loss
     if out_of_scope:
         return Verdict.UNDETERMINED, out_of_scope
     return _by_estimates(found)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lplr_cli.analysis import Subject, open_subject
 from lplr_cli.audit.evidence import Evidence, Examination, Probes, equal_inputs
-from lplr_cli.audit.scope import Scope
+from lplr_cli.audit.scope import ENTROPIES, Scope
 from lplr_cli.curvature import OptimizerState, optimizer_state
 from lplr_cli.diagnostics import LossSeries, RunFacts, analyse_pl_ratio
 from lplr_cli.errors import InputError
@@ -127,4 +127,5 @@ def _scope(manifest: Manifest) -> Scope:
         unknown_loss="the loss is not known: see --loss" if loss.name is None else "",
         adaptive=f"a step of {optimizer} is not η∇L" if optimizer.startswith("adam") else "",
         no_path=_NO_PATH,
+        entropy=loss.name in ENTROPIES,
     )

@@ -15,7 +15,7 @@ from lplr_cli.audit.findings import Finding, Verdict
 from lplr_cli.audit.judge import findings_of, verdict_of
 from lplr_cli.audit.point import gather_point
 from lplr_cli.audit.sanity import CHECKS
-from lplr_cli.audit.scope import Scope
+from lplr_cli.audit.scope import ENTROPY, Scope
 from lplr_cli.diagnostics import Convergence, PLRatio
 from lplr_cli.errors import InputError
 from lplr_cli.linalg.tasks import Tasks
@@ -28,8 +28,8 @@ from lplr_cli.shown import Shown
 if TYPE_CHECKING:
     import pandas as pd
 
-# Statements of cross-entropy alone, and checks that not every log gives occasion for.
-ENTROPY, OPTIONAL = ("CE1", "CE2"), ("window", "interpolation", "descent", "spikes", "noise", "lazy")
+# Checks that not every log gives occasion for.
+OPTIONAL = ("window", "interpolation", "descent", "spikes", "noise", "lazy")
 _LOCAL_PL = {Verdict.YES: True, Verdict.NO: False, Verdict.UNDETERMINED: None}
 
 

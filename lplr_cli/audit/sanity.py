@@ -41,7 +41,7 @@ def stable_step(e: Evidence) -> Finding:
         return Finding("step_size", Status.UNKNOWN, None, 1.0, why)
     sharp = e.probes.sharpness
     if sharp is None or e.lr is None:
-        what = "no probe measured the sharpness"
+        what = e.scope.no_network or "no probe measured the sharpness"
         if sharp is not None:
             what = f"the sharpness is {sharp:.4g}: stable up to η = {2 / sharp:.4g}; the step size is not known"
         return Finding("step_size", Status.UNKNOWN, None, 1.0, what)

@@ -8,7 +8,12 @@ from typing import Any
 from lplr_cli.runs import Manifest
 
 STATEMENTS = ("H1", "H2", "H3", "H4", "H5", "C1", "C2")
+ENTROPY = ("CE1", "CE2")
 ALONG = ("P1", "P2", "P3")
+# Losses that have statements of their own.
+ENTROPIES = ("cross-entropy", "bce")
+# What needs the network, at the start or along the path.
+_OF_NETWORK = ("H1", "H2", "H3", "H4", "H5", *ALONG)
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Scope:
         adaptive: the step is no multiple of a gradient, so that η against the curvature says nothing.
         other_steps_short: the same in few words.
         no_path: this is a checkpoint alone, of which only one point is known.
+        no_network: this is a log alone.
+        entropy: the loss is a cross-entropy, which has statements of its own.
         unknown_values: losses and gradient norms are not known to be those of all data.
     """
 
@@ -38,6 +45,8 @@ class Scope:
     unknown_values: str = ""
     other_steps_short: str = ""
     no_path: str = ""
+    no_network: str = ""
+    entropy: bool = False
 
     @property
     def not_asked(self) -> dict[str, str]:
@@ -48,7 +57,9 @@ class Scope:
         reasons = {**{k: v for k, v in steps.items() if v}, **reasons}
         if self.no_path:
             reasons |= dict.fromkeys(("H2", "H3", "H4", "H5", "C1", "C2", *ALONG), self.no_path)
-            reasons |= {"CE2": self.no_path} if self.other_loss else {}
+            reasons |= {"CE2": self.no_path} if self.entropy else {}
+        if self.no_network:
+            reasons |= dict.fromkeys(_OF_NETWORK, self.no_network)
         return {key: reason for key, reason in reasons.items() if reason}
 
     @property
@@ -64,13 +75,18 @@ class Scope:
         if not refused:
             return f"{what}. All statements can be asked" + ("" if not self.open else f", but {', '.join(self.open)}")
         asked, why = ", ".join(self.asked), "; ".join(dict.fromkeys(refused.values()))
-        cannot = ", ".join(k for k in (*STATEMENTS, "CE2", *ALONG) if k in refused)
-        return f"{what}. {asked} can be asked; {cannot} cannot: {why}"
+        cannot = ", ".join(k for k in self._of_the_loss if k in refused)
+        open_ = f"; {', '.join(self.open)}" if self.no_network else ""
+        return f"{what}. {asked} can be asked; {cannot} cannot: {why}{open_}"
 
     @property
     def asked(self) -> list[str]:
-        """Statements around the start that can be asked."""
-        return [k for k in STATEMENTS if k not in self.not_asked]
+        """Statements that can be asked."""
+        return [k for k in self._of_the_loss if k not in self.not_asked]
+
+    @property
+    def _of_the_loss(self) -> tuple[str, ...]:
+        return (*STATEMENTS, *(ENTROPY if self.entropy else ()), *ALONG)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -91,6 +107,7 @@ UNKNOWN_SCOPE = Scope(
     unknown_loss="the loss is not known",
     unknown_steps="the optimiser is not known",
     unknown_values="whether its values are of all data is not known",
+    no_network="a log alone has no network",
 )
 
 
@@ -121,6 +138,7 @@ def scope_of(manifest: Manifest | None, eta: float | None, why_no_eta: str) -> S
         _adaptive(manifest),
         "" if manifest.exact else "its values are those of mini-batches",
         why_no_eta if others else "",
+        entropy=loss.name in ENTROPIES,
     )
 
 

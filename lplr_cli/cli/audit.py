@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -203,41 +202,23 @@ def _cases(result: Audit, fail_on: str, sink: out_.Sink, failures: list[Failure]
     return cases
 
 
-def _sorted(result: Audit) -> tuple[tuple[Finding, ...], list[str]]:
-    """Findings with a row of their own; the others, of which nothing is known for one reason, in a line each reason."""
-    reasons = Counter(f.reason for f in result.findings if f.holds is None and f.value is None)
-    refused = result.scope.not_asked
-
-    def apart(f: Finding) -> bool:
-        repeated = reasons[f.reason] > 1 or f.reason == result.along.explanation
-        return f.key in refused or (f.value is None and f.holds is None and repeated)
-
-    groups: dict[str, list[str]] = {}
-    for f in filter(apart, result.findings):
-        why = f.reason if f.key in refused else f"unknown: {f.reason}"
-        groups.setdefault(why, []).append(f.key)
-    aside = [f"{', '.join(keys)} {why}." for why, keys in groups.items()]
-    return tuple(f for f in result.findings if not apart(f)), aside
-
-
 def _grids(result: Audit) -> list[Grid]:
+    from lplr_cli.audit.telling import checks, statements
     from lplr_cli.reporting import Grid, number
 
     def rows(findings: tuple[Any, ...]) -> list[list[str]]:
         return [[f.key, f.title, f.status, number(f.value), f.reason] for f in findings]
 
     columns = ("key", "statement", "status", "figure", "reason")
-    shown, aside = _sorted(result)
-    # What H1 does not know the check of the same name does not either.
-    told = tuple(f for f in result.sanity if f.key != "lambda_min" or f.holds is not None)
+    found, made = statements(result), checks(result)
     verdict = (
-        *aside,
+        *found.aside,
         f"Around initialisation, local PL regime: {result.verdict} ({result.explanation}).",
         f"Along the run: {result.along.verdict} ({result.along.explanation}).",
     )
     grids = [
-        Grid(f"Audit of {result.source}: {result.scope.line}.", columns, rows(shown), (3,), verdict),
-        Grid("The run itself", ("check", *columns[1:]), rows(told), (3,)),
+        Grid(f"Audit of {result.source}: {result.scope.line}.", columns, rows(found.rows), (3,), verdict),
+        Grid("The run itself", ("check", *columns[1:]), rows(made.rows), (3,), made.aside),
     ]
     if result.baseline is not None:
         compared = [

@@ -16,6 +16,7 @@ import pandas as pd
 
 from lplr_cli import __version__, escape
 from lplr_cli.analysis import PathFigures, kept_path
+from lplr_cli.audit.telling import Told, checks, statements
 from lplr_cli.reporting import figures as draw
 from lplr_cli.reporting.path_figure import path_series
 from lplr_cli.reporting.report import RunReport
@@ -68,15 +69,17 @@ _MARKS = {
 }
 
 
-def _findings(findings: Sequence[Any]) -> str:
+def _findings(told: Told) -> str:
+    """Rows of those with an answer or a figure, sentences of the others."""
     rows = []
-    for f in findings:
+    for f in told.rows:
         css, mark = _MARKS[f.status]
         status = _Raw(
             f'<span class="status {css}"><span aria-hidden="true">{mark}</span> {escape.html(f.status)}</span>'
         )
         rows.append([f.key, f.title, status, number(f.value), f.reason])
-    return _table(("key", "statement", "status", "figure", "reason"), rows, (3,), "findings")
+    table = _table(("key", "statement", "status", "figure", "reason"), rows, (3,), "findings") if rows else ""
+    return table + "".join(f'<p class="aside">{escape.html(sentence)}</p>' for sentence in told.aside)
 
 
 def _behind(caption: str, frame: pd.DataFrame) -> str:
@@ -118,7 +121,7 @@ def _section(report: RunReport, index: int) -> str:
         _curvature(report, drawn.get("curvature")),
         "<h3>What is proved?</h3>",
         "<h4>Hypotheses and conclusions</h4>",
-        _findings(a.findings),
+        _findings(statements(a)),
         *([_along(report, drawn["path"])] if "path" in drawn else []),
         _region(report, drawn["region"]),
     ]
@@ -130,8 +133,7 @@ def _section(report: RunReport, index: int) -> str:
 
 def _checks(report: RunReport, keys: Sequence[str]) -> str:
     """The checks of these names that were made, in this order."""
-    made = {finding.key: finding for finding in report.audit.sanity}
-    return _findings([made[key] for key in keys if key in made])
+    return _findings(checks(report.audit, keys))
 
 
 def _loss(report: RunReport, figure: Figure) -> str:

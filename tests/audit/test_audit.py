@@ -16,6 +16,7 @@ from lplr_cli.analysis import Source
 from lplr_cli.audit import read_policy
 from lplr_cli.audit.findings import Status
 from lplr_cli.audit.run import Audit, audit
+from lplr_cli.audit.telling import checks, statements
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
@@ -103,6 +104,32 @@ def test_a_bare_log_is_undetermined(tmp_path: Path) -> None:
     assert [found[k] for k in ("H1", "H2", "H3", "H4", "H5", "C1")] == [UNKNOWN] * 6
     assert found["C2"] == ESTIMATED
     assert result["C2"].value == pytest.approx(0.98, abs=1e-6)
+    # A row for what a curve tells; what needs the network in one sentence.
+    assert [f.key for f in statements(result).rows] == ["C2"]
+    assert statements(result).aside[0] == "H1, H2, H3, H4, H5, P1, P2, P3 not asked: a log alone has no network."
+    assert [f.key for f in checks(result).rows] == ["interpolation", "descent"]
+    assert checks(result).aside[0] == "step_size unknown: a log alone has no network."
+    assert result.explanation == result.along.explanation == "a log alone has no network"
+
+
+def test_no_row_is_without_an_answer_or_a_figure(tmp_path: Path) -> None:
+    """A loop of somebody's that tells nothing: what is not known is said once a reason, outside the tables."""
+    module = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    with lplr.Recorder(module, tmp_path / "r") as recorder:
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss = module(x).square().mean()
+            loss.backward()
+            recorder.record(loss, optimizer)
+            optimizer.step()
+    result = audit(str(tmp_path / "r"))
+    for told, found in ((statements(result), result.findings), (checks(result), result.sanity)):
+        assert all(f.holds is not None or f.value is not None for f in told.rows)
+        named = {key for sentence in told.aside for key in sentence.split(" unknown")[0].split(", ")}
+        assert {f.key for f in told.rows} | named | {"lambda_min"} == {f.key for f in found} | {"lambda_min"}
+    assert statements(result).aside[0].startswith("H1, H2, H3, H4 unknown: no probe, and no certificate (")
 
 
 def test_a_power_law_is_no_linear_rate(tmp_path: Path) -> None:

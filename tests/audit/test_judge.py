@@ -186,7 +186,7 @@ def test_what_is_said(number: int) -> None:
         ("step_size", evidence(eta=None, scope=OTHER_STEPS), "which this is not"),
         ("step_size", evidence(eta=None, scope=Scope("?", "s", "e", unknown_steps="nobody knows")), "nobody knows"),
         ("step_size", evidence([{**ROW, "sharpness": math.nan}], scope=UNKNOWN_LOSS), "no sharpness: the loss is not"),
-        ("step_size", evidence([], scope=UNKNOWN_LOSS), "no probe measured"),
+        ("step_size", evidence([], scope=UNKNOWN_LOSS), "no probe, and no certificate (none was asked for)"),
         ("step_size", evidence([{**ROW, "sharpness": math.nan}]), "no probe measured"),
         ("containment", evidence(proof=proof(dtype="float32")), "7 logged steps in float32"),
         ("containment", evidence(proof=proof()), "before the first step"),

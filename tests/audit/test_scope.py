@@ -285,7 +285,7 @@ def test_the_rate_of_gradient_descent_is_not_asked_of_other_optimisers(tmp_path:
     assert result["H4"].status is Status.UNKNOWN
     assert "not asked" in result["C2"].reason
     assert result.scope.line.startswith(
-        "adamw, weight decay 0.01; cross-entropy; values of mini-batches. H1 can be asked; H2, H3, H4, H5"
+        "adamw, weight decay 0.01; cross-entropy; values of mini-batches. H1, CE1, CE2, P2 can be asked; H2, H3, H4,"
     )
     adam = Case(one, real, squared(1.0), {"loss_scale": 1.0}, lr=0.01, optimizer=torch.optim.Adam)
     again = adam.audit(tmp_path / "adam")
