@@ -132,8 +132,9 @@ class SmoothMLP:
             w, c = layer.weight, layer.scale
             z = (a @ w.T) * c + layer.bias
             # |ẑ - z| ≤ c|W| E_a + γ_{k+4} (c|W|(|â| + E_a) + |b|).
-            spread = c * (a.abs() + error) @ w.abs().T + layer.bias.abs()
-            z_error = (c * error @ w.abs().T + gamma(w.shape[1] + 4, torch.float64) * spread) * (1 + MARGIN)
+            grown = gamma(w.shape[1] + 4, torch.float64)
+            spread = c * (error + grown * (a.abs() + error))
+            z_error = (spread @ w.abs().T + grown * layer.bias.abs()) * (1 + MARGIN)
             check_magnitude(z, "preactivations", smallest=0.0)
             found.append(Pass(euclidean(a), euclidean(error), z, z_error))
         return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lplr_cli.certificate.nodes import Chord, Node, chord_between, descent_from, distance, node_at, piece_between, ratio
 from lplr_cli.certificate.pieces import Array, Piece, Pieces, Smoothness
 from lplr_cli.certificate.region import TUBE, Descent, Lost, Region, assemble
 from lplr_cli.errors import InputError
-from lplr_cli.linalg import gamma
 
 CERTIFIED, ESTIMATE = "certified", "estimate"
 # A piece is good enough from this part of the smallest ratio measured on, with L* = 0 and with the smallest loss.
@@ -79,18 +79,6 @@ class Aim:
     floor: float | None = None
 
 
-@dataclass
-class _Node:
-    """A point of the path: θ and ∇L of shape (P,), L there; ``lr`` where gradient descent steps from it."""
-
-    step: int
-    theta: Tensor
-    loss: float
-    gradient: Tensor
-    square: float
-    lr: float | None = None
-
-
 class Walk:
     """Walk along the iterates of a run, in memory that does not grow with their number but for a few scalars a piece.
 
@@ -114,14 +102,14 @@ class Walk:
         aim: Aim | None = None,
         radius: float | None = None,
         budget: int | None = None,
-        memory: int = 384 << 20,
+        memory: int = 256 << 20,
     ) -> None:
         if radius is not None and not 0 <= radius < math.inf:
             raise InputError(f"the radius {radius} of a path is none", "give a number of at least 0, or auto")
         self._curvature, self._evaluate = curvature, evaluate
         self._aim = aim or Aim()
         self._radius, self._budget, self._memory = radius, budget, memory
-        self._group: list[_Node] = []
+        self._group: list[Node] = []
         self._reach: float | None = None
         self._pieces: list[Piece] = []
         self._descents: list[Descent] = []
@@ -144,7 +132,7 @@ class Walk:
             gradient: ∇L(θ), (P,), float64; copied.
             lr: η of the plain gradient descent step from here; None for any other optimiser.
         """
-        node = _node(step, theta.clone(), loss, gradient.clone(), lr)
+        node = node_at(step, theta.clone(), loss, gradient.clone(), lr)
         if not self._group:
             self._group = [node]
             self._see(node)
@@ -155,28 +143,28 @@ class Walk:
             self._leave(node, "the loss or its gradient is not finite")
             return
         if before.lr is not None:
-            self._descents.append(_descent(before, node))
+            self._descents.append(descent_from(before, node))
         if self._reach is None:
             self._reach = self.first_reach(before.theta)
-        length = _distance(before.theta, node.theta)
-        count = max(1, math.ceil(min(length / (1.6 * self._reach), 1e6)))
-        hopeless = self._hopeless(before, node, length, count)
+        chord = chord_between(before, node)
+        count = max(1, math.ceil(min(chord.length / (1.6 * self._reach), 1e6)))
+        hopeless = self._hopeless(before, chord, count)
         if hopeless:
             self._leave(node, hopeless)
             return
         for cut in range(1, count):
             self._append(self._between(before, node, cut / count))
-        self._append(node)
+        self._append(node, chord if count == 1 else None)
 
-    def _hopeless(self, a: _Node, b: _Node, length: float, count: int) -> str:
+    def _hopeless(self, a: Node, chord: Chord, count: int) -> str:
         """Why no balls are put on a step that would take so many pieces; empty where they are.
 
         The mean curvature along a step is known from its ends. From 2/η on any β there is larger, so that no descent
         can be proved, and the slope along the step changes its sign on it.
         """
         # A step that does not move, or less than squares can tell, has no curvature along it.
-        square = length * length
-        along = float(torch.dot(b.theta - a.theta, b.gradient - a.gradient)) / square if square > 0 else 0.0
+        square = chord.length * chord.length
+        along = chord.along / square if square > 0 else 0.0
         if a.lr is not None and count > _LEAP and a.lr * along >= 2:
             return f"beyond the edge of stability: curvature {along:.3g} along the step, 2/eta = {2 / a.lr:.3g}"
         if self._spent(count):
@@ -185,33 +173,43 @@ class Walk:
             return f"so long a step needs {count} balls or more: give --pieces to have them"
         return ""
 
-    def _leave(self, node: _Node, reason: str) -> None:
+    def _leave(self, node: Node, reason: str) -> None:
         """A hole in the region between the last node and this one."""
         last = self._group[-1]
-        self._lost.append(Lost(last.step, _distance(last.theta, node.theta), reason))
+        self._lost.append(Lost(last.step, distance(last.theta, node.theta), reason))
         self._close(self._group, 0)
         self._group = [node]
         self._see(node)
 
-    def _append(self, node: _Node) -> None:
+    def _append(self, node: Node, chord: Chord | None = None) -> None:
         assert self._reach is not None
         self._see(node)
-        held = max(2, self._memory // (16 * node.theta.numel()))
-        if len(self._group) >= held or _distance(self._group[0].theta, node.theta) > 1.8 * self._reach:
+        last = self._group[-1]
+        node.since = chord or chord_between(last, node)
+        last.gradient = None
+        held = max(2, self._memory // (8 * node.theta.numel()))
+        if len(self._group) >= held or distance(self._group[0].theta, node.theta) > 1.8 * self._reach:
             self._close(self._group, 0)
             self._group = self._group[-1:]
         self._group.append(node)
 
-    def _see(self, node: _Node) -> None:
+    def _see(self, node: Node) -> None:
         for kept, value in zip(self._nodes, (node.loss, node.square), strict=True):
             kept.append(value)
-        self._lowest = min(self._lowest, _ratio(node.loss, node.square, 0.0))
+        self._lowest = min(self._lowest, ratio(node.loss, node.square, 0.0))
 
-    def _between(self, a: _Node, b: _Node, share: float) -> _Node:
+    def _between(self, a: Node, b: Node, share: float) -> Node:
         """A node on the segment, where the path is cut."""
         theta = torch.lerp(a.theta, b.theta, share)
         loss, gradient = self._evaluate(theta)
-        return _node(a.step, theta, loss, gradient.clone(), a.lr)
+        return node_at(a.step, theta, loss, gradient.clone(), a.lr)
+
+    def _with_gradient(self, node: Node) -> Node:
+        """The same point, evaluated anew where its gradient was given up."""
+        if node.gradient is not None:
+            return replace(node)
+        loss, gradient = self._evaluate(node.theta)
+        return node_at(node.step, node.theta, loss, gradient.clone(), node.lr)
 
     def _spent(self, more: int) -> bool:
         allowed = PIECES_PER_STEP * self.steps + PIECES_MORE if self._budget is None else self._budget
@@ -231,12 +229,12 @@ class Walk:
             radius /= 2
         return radius
 
-    def _close(self, nodes: Sequence[_Node], depth: int) -> None:
+    def _close(self, nodes: Sequence[Node], depth: int) -> None:
         """One ball over these nodes; or several, where one is not good enough."""
         if len(nodes) < 2:
             return
         centre = torch.lerp(nodes[0].theta, nodes[-1].theta, 0.5)
-        far = max(_distance(centre, node.theta) for node in nodes)
+        far = max(distance(centre, node.theta) for node in nodes)
         ball = self._curvature.ball(centre)
         self.balls += 1
         found = self._bounded(nodes, ball, far)
@@ -257,7 +255,7 @@ class Walk:
             else:
                 self._cut(a, b, piece, float(enough), depth)
 
-    def _grow(self, nodes: Sequence[_Node], ball: Ball, far: float) -> None:
+    def _grow(self, nodes: Sequence[Node], ball: Ball, far: float) -> None:
         """Larger balls from here on, where this one could have been larger."""
         assert self._reach is not None
         larger = min(1.5 * max(self._reach, far), self._curvature.largest)
@@ -266,9 +264,9 @@ class Walk:
             if (np.minimum(value, descent) >= 1).all():
                 self._reach = larger
 
-    def _closer(self, nodes: Sequence[_Node], ball: Ball, far: float, value: Array, descent: Array) -> float | None:
+    def _closer(self, nodes: Sequence[Node], ball: Ball, far: float, value: Array, descent: Array) -> float | None:
         """The largest radius by halves on which all that can be good enough is; None where no smaller ball helps."""
-        nearest = max(_distance(a.theta, b.theta) for a, b in pairwise(nodes)) / 2
+        nearest = max(distance(a.theta, b.theta) for a, b in pairwise(nodes)) / 2
         if far <= 1.5 * nearest:
             return None
         best, steady = self._value(self._bounded(nodes, ball, nearest), nodes)
@@ -284,15 +282,16 @@ class Walk:
             radius /= 2
         return nearest
 
-    def _cut(self, a: _Node, b: _Node, piece: Piece, value: float, depth: int) -> None:
+    def _cut(self, a: Node, b: Node, piece: Piece, value: float, depth: int) -> None:
         """Halve a segment in the same ball, and in balls of its own where that does not help."""
         if depth >= _MAX_DEPTH or self._spent(1) or min(a.square, b.square) == 0:
             self._pieces.append(piece)
             return
-        middle = self._between(a, b, 0.5)
+        a, middle, b = self._with_gradient(a), self._between(a, b, 0.5), self._with_gradient(b)
         self._see(middle)
+        middle.since, b.since = chord_between(a, middle), chord_between(middle, b)
         for left, right in ((a, middle), (middle, b)):
-            half = _piece(left, right, piece.allowed, piece.smoothness)
+            half = piece_between(left, right, piece.allowed, piece.smoothness)
             now = float(self._value([half], [left, right])[0][0])
             if now >= 1:
                 self._pieces.append(half)
@@ -301,7 +300,7 @@ class Walk:
             else:
                 self._close([left, right], depth + 1)
 
-    def _bounded(self, nodes: Sequence[_Node], ball: Ball, far: float) -> list[Piece]:
+    def _bounded(self, nodes: Sequence[Node], ball: Ball, far: float) -> list[Piece]:
         """The pieces between these nodes, with the bounds on the ball that holds them and the tube around them."""
         allowed = self._radius
         if allowed is None:
@@ -314,14 +313,14 @@ class Walk:
         if self._radius is None:
             # What the next ball leaves room for; this one's tube is what its own ball holds.
             self._allowed = self._room(nodes, smoothness)
-        return [_piece(a, b, allowed, smoothness) for a, b in pairwise(nodes)]
+        return [piece_between(a, b, allowed, smoothness) for a, b in pairwise(nodes)]
 
     @staticmethod
-    def _room(nodes: Sequence[_Node], smoothness: Smoothness) -> float:
+    def _room(nodes: Sequence[Node], smoothness: Smoothness) -> float:
         least = math.sqrt(min(node.square for node in nodes))
         return TUBE * least / smoothness.beta if 0 < smoothness.beta < math.inf else least
 
-    def _value(self, found: list[Piece], nodes: Sequence[_Node]) -> tuple[Array, Array]:
+    def _value(self, found: list[Piece], nodes: Sequence[Node]) -> tuple[Array, Array]:
         """μ of each piece relative to what it is asked for, and 1.95 relative to ηβ; at least 1 is good enough."""
         pieces, ends = Pieces(found), list(pairwise(nodes))
         rho = self._radius if self._radius is not None else pieces.share(TUBE)
@@ -353,59 +352,19 @@ class Walk:
         )
 
 
-def _groups(nodes: Sequence[_Node], spread: float) -> list[Sequence[_Node]]:
+def _groups(nodes: Sequence[Node], spread: float) -> list[Sequence[Node]]:
     """Consecutive stretches that share their ends, each at most this wide where a segment is not wider."""
-    groups: list[Sequence[_Node]] = []
+    groups: list[Sequence[Node]] = []
     first = 0
     for last in range(1, len(nodes)):
-        if last > first + 1 and _distance(nodes[first].theta, nodes[last].theta) > spread:
+        if last > first + 1 and distance(nodes[first].theta, nodes[last].theta) > spread:
             groups.append(nodes[first:last])
             first = last - 1
     return [*groups, nodes[first:]]
 
 
-def _node(step: int, theta: Tensor, loss: float, gradient: Tensor, lr: float | None) -> _Node:
-    return _Node(step, theta, loss, gradient, float(torch.dot(gradient, gradient)), lr)
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    """||a − b||, rounded upwards."""
-    return float(torch.linalg.vector_norm(a - b)) * (1 + gamma(a.numel() + 4, torch.float64))
-
-
-def _asked(ends: list[tuple[_Node, _Node]], floor: float, known: float, quality: float) -> Array:
+def _asked(ends: list[tuple[Node, Node]], floor: float, known: float, quality: float) -> Array:
     """A part of the smallest ratio of the run, or of the piece's own ends."""
-    own = [min(known, *(_ratio(node.loss, node.square, floor) for node in pair)) for pair in ends]
+    own = [min(known, *(ratio(node.loss, node.square, floor) for node in pair)) for pair in ends]
     asked: Array = quality * np.maximum(np.array(own), 1e-300)
     return asked
-
-
-def _ratio(loss: float, square: float, floor: float) -> float:
-    return square / (2 * (loss - floor)) if loss > floor else math.inf
-
-
-def _piece(a: _Node, b: _Node, allowed: float, smoothness: Smoothness) -> Piece:
-    sigma, change = b.theta - a.theta, b.gradient - a.gradient
-    return Piece(
-        step=a.step,
-        length=_distance(a.theta, b.theta),
-        start=a.square,
-        end=b.square,
-        inner=float(torch.dot(a.gradient, b.gradient)),
-        change=float(torch.dot(change, change)),
-        along=float(torch.dot(sigma, change)),
-        loss_start=a.loss,
-        loss_end=b.loss,
-        dot_error=gamma(a.theta.numel() + 4, torch.float64),
-        allowed=allowed,
-        smoothness=smoothness,
-    )
-
-
-def _descent(a: _Node, b: _Node) -> Descent:
-    """How far a stored step is from the exact one with the gradient as computed; the gradient's error comes later."""
-    assert a.lr is not None
-    off = (b.theta - a.theta) + a.lr * a.gradient
-    size = float(torch.linalg.vector_norm(off))
-    rounding = 2**-50 * (_distance(a.theta, b.theta) + abs(a.lr) * math.sqrt(a.square))
-    return Descent(a.step, a.lr, (size + rounding) * (1 + gamma(a.theta.numel() + 4, torch.float64)), a.square)

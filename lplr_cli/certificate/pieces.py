@@ -18,6 +18,8 @@ Array = NDArray[np.float64]
 INTERVALS = 128
 # Relative margin of the few dozen floating-point operations behind each result, far above their rounding.
 _MARGIN = 1e-12
+# Where nothing is proved bounds are infinite, and what comes of them may be NaN, which proves nothing either.
+_SILENT = np.errstate(divide="ignore", invalid="ignore", over="ignore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Pieces:
         # Any rounding of the inner products, of vectors of at most the larger norm.
         slack = ((c["dot_error"] + _MARGIN) * 4 * np.maximum(c["start"], c["end"]))[:, None]
         change = c["change"][:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with _SILENT:
             lowest = (c["start"] - c["inner"])[:, None] / change
         lowest = np.where(np.isfinite(lowest), lowest, 0.0)
 
@@ -122,6 +124,7 @@ class Pieces:
         error = error[:, None]
         return np.maximum(np.sqrt(least) * (1 - _MARGIN) - error, 0.0), np.sqrt(most) * (1 + _MARGIN) + error
 
+    @_SILENT
     def _kappa_sq(self, c: dict[str, Array], error: Array) -> Array:
         """κ² = (β − α)⟨σ, y⟩ + αβ d² − ||y||² of Lemma A, from above; (pieces,).
 
@@ -146,12 +149,14 @@ class Pieces:
         least: Array = np.minimum(by_norms, delta[:, None] * self._bow) * (1 + _MARGIN)
         return least
 
+    @_SILENT
     def gradient(self, rho: Array | float) -> Array:
         """G ≤ ||∇L|| within ρ of each interval, (pieces, intervals); not positive where nothing is proved."""
         value: Array = self.chord_low - self.deviation - self._column(self.beta * rho)
         outward: Array = value - _MARGIN * (self.chord_high + self.deviation)
         return outward
 
+    @_SILENT
     def loss_above(self, rho: Array | float) -> Array:
         """U ≥ L within ρ of each interval, (pieces, intervals)."""
         low, high = self._edges
@@ -162,6 +167,7 @@ class Pieces:
         value: Array = chord + error + (bow + away) * (1 + _MARGIN) + _MARGIN * np.abs(chord)
         return value
 
+    @_SILENT
     def loss_below(self, rho: Array | float) -> Array:
         """ℓ_k ≤ L on S_k, (pieces,)."""
         low, high = self._edges
@@ -172,6 +178,7 @@ class Pieces:
         value: Array = (chord - error - (bow + away) * (1 + _MARGIN) - _MARGIN * np.abs(chord)).min(axis=1)
         return value
 
+    @_SILENT
     def _away(self, rho: Array | float, curvature: Array) -> Array:
         """What L can change between a point of the segment and one within ρ of it."""
         gradient = self.chord_high + self.deviation
@@ -181,6 +188,7 @@ class Pieces:
     def _column(value: Array | float) -> Array:
         return np.reshape(np.asarray(value, dtype=np.float64), (-1, 1))
 
+    @_SILENT
     def lowest_seen(self, rho: float) -> Array:
         """An upper bound of inf L over S_k: at the better node, or ρ down its gradient, (pieces,)."""
         start, end, error = self._loss
@@ -191,18 +199,18 @@ class Pieces:
             best = np.minimum(best, loss + error - gain * (1 - _MARGIN) + _MARGIN * np.abs(loss))
         return best
 
+    @_SILENT
     def mu(self, rho: Array | float, floor: float) -> Array:
         """μ_k = min over τ of G² / (2 (U − floor)), (pieces,); 0 where G is not positive everywhere."""
         gradient = np.maximum(self.gradient(rho), 0.0)
         above = np.maximum(self.loss_above(rho) - floor, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = np.where(gradient > 0, gradient**2 / (2 * above), 0.0)
+        value = np.where(gradient > 0, gradient**2 / (2 * above), 0.0)
         least: Array = value.min(axis=1) * (1 - _MARGIN)
         return least
 
+    @_SILENT
     def share(self, fraction: float) -> Array:
         """ρ_k that spends this fraction of the least gradient on its segment: c G_k(0) / β_k, (pieces,)."""
         least = np.maximum(self.gradient(0.0).min(axis=1), 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value = np.where(self.beta > 0, fraction * least / self.beta, np.inf)
+        value = np.where(self.beta > 0, fraction * least / self.beta, np.inf)
         return np.minimum(value, self.allowed)

@@ -7,8 +7,9 @@ operations a sample.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -76,17 +77,16 @@ class _Chain:
         return self.gram * scale[:, :, None] * scale[:, None, :], self.error * scale.amax(dim=1).square()
 
 
-def _norms(matrices: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def _norms(matrices: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Upper bounds of norms (g,) from Gram matrices (g, m, m) and the bounds of their rounding, m the same for all.
 
-    Small ones go together: what a call costs is then most of it.
+    Small ones go together: what a call costs is then most of it. Large ones are made one after another.
     """
     found: list[Tensor] = []
-    size = max((gram.numel() for gram, _ in matrices), default=1)
-    step = max(1, _TOGETHER // size)
-    for at in range(0, len(matrices), step):
-        part = matrices[at : at + step]
-        top = largest_eigenvalue_upper(torch.cat([gram for gram, _ in part]))
+    rest = iter(matrices)
+    for first in rest:
+        part = [first, *islice(rest, max(1, _TOGETHER // first[0].numel()) - 1)]
+        top = largest_eigenvalue_upper(torch.cat([gram for gram, _ in part]) if len(part) > 1 else first[0])
         parts = torch.split(top, [len(gram) for gram, _ in part])
         found += [torch.sqrt(t + error) * _OUTWARD for t, (_, error) in zip(parts, part, strict=True)]
     return found
@@ -113,14 +113,20 @@ def similar(slopes: Sequence[Tensor], count: int) -> Tensor:
         chosen.append(int(distance.argmax()))
         distance = torch.minimum(distance, (features - features[chosen[-1]]).square().sum(dim=1))
     centres = features[chosen]
-    label = torch.cdist(features, centres).argmin(dim=1)
+    label = _nearest(features, centres)
     for _ in range(_LLOYD_STEPS):
         sums = torch.zeros_like(centres).index_add_(0, label, features)
         sizes = torch.bincount(label, minlength=count)[:, None]
         centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
-        label = torch.cdist(features, centres).argmin(dim=1)
+        label = _nearest(features, centres)
     numbered: Tensor = torch.unique(label, return_inverse=True)[1]
     return numbered
+
+
+def _nearest(features: Tensor, centres: Tensor) -> Tensor:
+    """The centre of each sample, (n,), from products: torch takes differences one by one for a few centres."""
+    found: Tensor = (centres.square().sum(dim=1) - 2 * features @ centres.T).argmin(dim=1)
+    return found
 
 
 def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -146,9 +152,7 @@ def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Te
         weighted = layer.own[:, None] * layer.bend.amax(dim=2)
         product: Tensor | None = None
         scales = [top, *(widest[:, c].sqrt() for c in range(widest.shape[1]))]
-        every = _norms(
-            [pair for chain in chains for pair in ((chain.gram, chain.error), *(chain.scaled(s) for s in scales))]
-        )
+        every = _norms(pair for chain in chains for pair in ((chain.gram, chain.error), *map(chain.scaled, scales)))
         for at, chain in enumerate(chains):
             plain, steep, *bent = every[at * (1 + len(scales)) : (at + 1) * (1 + len(scales))]
             block = layers[chain.source].own
@@ -192,7 +196,7 @@ def _longer(
         step = w * middle[:, None]
         grown = 1.01 * gamma(w.shape[1] + 4, w.dtype) * torch.linalg.matrix_norm(step)
         root = half.sqrt()
-        for chain, reach in zip(chains, _norms([chain.scaled(root) for chain in chains]), strict=True):
+        for chain, reach in zip(chains, _norms(chain.scaled(root) for chain in chains), strict=True):
             rounding = grown * torch.linalg.matrix_norm(chain.matrix)
             away = gain * chain.away + spread * reach + rounding
             longer.append(_Chain.of(chain.source, step @ chain.matrix, away * _OUTWARD))

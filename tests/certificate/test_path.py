@@ -306,7 +306,7 @@ def most_alive(case: Case, steps: int) -> int:
     # What is there already need not be looked through at every step.
     gc.collect()
     gc.freeze()
-    walk = Walk(case.curvature, case.objective, memory=5 * 16 * numel)
+    walk = Walk(case.curvature, case.objective, memory=5 * 8 * numel)
     before, most, theta, lr = alive(numel), 0, case.start.clone(), step_size(case)
     for step in range(steps):
         loss, gradient = case.objective(theta)

@@ -160,6 +160,7 @@ def test_steps_without_descent_add_nothing_to_the_evidence() -> None:
     assert found.not_certified == []
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_piece_with_a_loss_beyond_float64_is_outside() -> None:
     most = sys.float_info.max
     for broken in (replace(PIECES[1], loss_start=most), replace(PIECES[1], loss_end=most)):
@@ -260,6 +261,7 @@ def test_half_a_step_in_the_region_is_none() -> None:
     assert "step 2" in found.rate_reason
 
 
+@pytest.mark.filterwarnings("error")
 def test_nothing_is_nothing() -> None:
     unknown = [replace(p, smoothness=Smoothness(math.inf, math.inf)) for p in PIECES]
     for pieces in (unknown, []):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from lplr_cli.certificate import CERTIFIED, Aim, Region, Smoothness, Walk
 from lplr_cli.certificate import path as module
-from lplr_cli.certificate.path import _descent, _distance, _groups, _node, _piece
+from lplr_cli.certificate.nodes import Node, chord_between, descent_from, distance, node_at, piece_between
+from lplr_cli.certificate.path import _groups
 from lplr_cli.certificate.pieces import Piece
 from lplr_cli.errors import InputError
 
@@ -92,18 +94,26 @@ def walked(
 ) -> Walked:
     made: dict[int, tuple[Piece, Tensor, Tensor]] = {}
 
-    def watched(a: module._Node, b: module._Node, allowed: float, smoothness: Smoothness) -> Piece:
-        found = _piece(a, b, allowed, smoothness)
+    def watched(a: Node, b: Node, allowed: float, smoothness: Smoothness) -> Piece:
+        found = piece_between(a, b, allowed, smoothness)
         made[id(found)] = (found, a.theta, b.theta)
         return found
 
-    monkeypatch.setattr(module, "_piece", watched)
+    monkeypatch.setattr(module, "piece_between", watched)
     curvature = Placed(loose, steep)
     walk = Walk(curvature, parabola, **options)
     for step, theta in enumerate(path):
         walk.add(step, theta, *parabola(theta))
     region = walk.region()
     return Walked(region, walk._pieces, [made[id(p)][1:] for p in walk._pieces], curvature)
+
+
+def line(path: Iterable[Tensor], lr: float | None = None) -> list[Node]:
+    """The nodes of a path, each with the segment that ends there."""
+    nodes = [node_at(k, theta, *parabola(theta), lr) for k, theta in enumerate(path)]
+    for a, b in pairwise(nodes):
+        b.since = chord_between(a, b)
+    return nodes
 
 
 def apart(a: Tensor, b: Tensor) -> mpmath.mpf:
@@ -206,7 +216,7 @@ def test_all_ways_of_a_walk_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_groups_share_their_ends() -> None:
-    nodes = [_node(k, theta, *parabola(theta), None) for k, theta in enumerate(zigzag(12, 0.5, 3))]
+    nodes = line(zigzag(12, 0.5, 3))
     for spread in (0.0, 0.3, 1.0, 100.0):
         groups = _groups(nodes, spread)
         assert groups[0][0].step == 0
@@ -218,10 +228,10 @@ def test_groups_share_their_ends() -> None:
 
 def test_what_a_piece_keeps_of_its_nodes() -> None:
     """Inner products to their error, and nothing of one end in the place of the other."""
-    a, b = (_node(k, theta, *parabola(theta), 0.1) for k, theta in enumerate(zigzag(1, 0.5, 4)))
+    a, b = line(zigzag(1, 0.5, 4), 0.1)
     smooth = Smoothness(2.0, 0.0)
-    piece = _piece(a, b, 0.25, smooth)
-    g, k = ([Fraction(v) for v in node.gradient.tolist()] for node in (a, b))
+    piece = piece_between(a, b, 0.25, smooth)
+    g, k = ([Fraction(v) for v in parabola(node.theta)[1].tolist()] for node in (a, b))
     s = [Fraction(y) - Fraction(x) for x, y in zip(a.theta.tolist(), b.theta.tolist(), strict=True)]
     y = [v - u for u, v in zip(g, k, strict=True)]
 
@@ -245,8 +255,8 @@ def test_a_step_is_as_far_from_gradient_descent_as_it_is(seed: int, exponent: in
     lr = 0.37 * 2.0**exponent
     for off in (0.0, 1e-12, 0.1):
         after = theta - lr * gradient + off * torch.randn(40, generator=generator, dtype=torch.float64)
-        a, b = _node(3, theta, 1.0, gradient, lr), _node(4, after, 0.5, gradient / 2, lr)
-        found = _descent(a, b)
+        a, b = node_at(3, theta, 1.0, gradient, lr), node_at(4, after, 0.5, gradient / 2, lr)
+        found = descent_from(a, b)
         with mpmath.workdps(60):
             values = zip(after.tolist(), theta.tolist(), gradient.tolist(), strict=True)
             true = mpmath.norm([mpmath.mpf(x) - mpmath.mpf(y) + mpmath.mpf(lr) * mpmath.mpf(z) for x, y, z in values])
@@ -254,7 +264,7 @@ def test_a_step_is_as_far_from_gradient_descent_as_it_is(seed: int, exponent: in
             assert true <= mpmath.mpf(found.error) <= true * (1 + 1e-10) + moved * 1e-14 + off * 1e-9
             # The rounding of θ' − θ + ηg itself is in it, however small the rest.
             assert mpmath.mpf(found.error) >= true + moved * mpmath.mpf(2.0**-50)
-            assert apart(a.theta, b.theta) <= mpmath.mpf(_distance(a.theta, b.theta))
+            assert apart(a.theta, b.theta) <= mpmath.mpf(distance(a.theta, b.theta))
         assert (found.step, found.lr, found.square) == (3, lr, a.square)
         assert a.square == pytest.approx(float(gradient.square().sum()))
 
@@ -279,12 +289,13 @@ def test_margins_grow_with_the_number_of_parameters() -> None:
     count, u = 5000, 2.0**-53
     generator = torch.Generator().manual_seed(2)
     theta, gradient = (torch.randn(count, generator=generator, dtype=torch.float64) for _ in range(2))
-    a, b = _node(0, theta, 1.0, gradient, 0.1), _node(1, theta + gradient, 1.0, theta, 0.1)
+    a, b = node_at(0, theta, 1.0, gradient, 0.1), node_at(1, theta + gradient, 1.0, theta, 0.1)
     with mpmath.workdps(40):
-        assert _distance(a.theta, b.theta) >= float(apart(a.theta, b.theta)) * (1 + (count - 500) * u)
+        assert distance(a.theta, b.theta) >= float(apart(a.theta, b.theta)) * (1 + (count - 500) * u)
         off = [mpmath.mpf(x) * mpmath.mpf(1.1) for x in gradient.tolist()]
-        assert _descent(a, b).error >= float(mpmath.norm(off)) * (1 + (count - 500) * u)
-    assert _piece(a, b, 0.0, Smoothness(1.0, 1.0)).dot_error >= count * u
+        assert descent_from(a, b).error >= float(mpmath.norm(off)) * (1 + (count - 500) * u)
+    b.since = chord_between(a, b)
+    assert piece_between(a, b, 0.0, Smoothness(1.0, 1.0)).dot_error >= count * u
 
 
 @pytest.mark.parametrize("size", [1.0, 1e6, 1e12])
@@ -292,7 +303,7 @@ def test_a_ball_has_room_for_the_rounding_of_cuts(size: float) -> None:
     placed = Placed(0.0)
     walk = Walk(placed, parabola, radius=0.25)
     path = [torch.full((3,), size, dtype=torch.float64) + k for k in range(3)]
-    walk._bounded([_node(k, theta, *parabola(theta), None) for k, theta in enumerate(path)], placed.ball(path[1]), 2.0)
+    walk._bounded(line(path), placed.ball(path[1]), 2.0)
     ((_, radius),) = placed.at_balls.values()
     assert Fraction(radius) >= Fraction(2.25) + Fraction(2) ** -50 * Fraction(size) * Fraction(1732, 1000)
 
