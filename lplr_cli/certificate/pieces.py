@@ -18,8 +18,11 @@ Array = NDArray[np.float64]
 INTERVALS = 128
 # Relative margin of the few dozen floating-point operations behind each result, far above their rounding.
 _MARGIN = 1e-12
-# Where nothing is proved bounds are infinite, and what comes of them may be NaN, which proves nothing either.
-_SILENT = np.errstate(divide="ignore", invalid="ignore", over="ignore")
+
+
+def _silent() -> np.errstate:
+    """Where nothing is proved bounds are infinite, and what comes of them may be NaN, which proves nothing either."""
+    return np.errstate(divide="ignore", invalid="ignore", over="ignore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class Pieces:
         # Any rounding of the inner products, of vectors of at most the larger norm.
         slack = ((c["dot_error"] + _MARGIN) * 4 * np.maximum(c["start"], c["end"]))[:, None]
         change = c["change"][:, None]
-        with _SILENT:
+        with _silent():
             lowest = (c["start"] - c["inner"])[:, None] / change
         lowest = np.where(np.isfinite(lowest), lowest, 0.0)
 
@@ -124,7 +127,7 @@ class Pieces:
         error = error[:, None]
         return np.maximum(np.sqrt(least) * (1 - _MARGIN) - error, 0.0), np.sqrt(most) * (1 + _MARGIN) + error
 
-    @_SILENT
+    @_silent()
     def _kappa_sq(self, c: dict[str, Array], error: Array) -> Array:
         """κ² = (β − α)⟨σ, y⟩ + αβ d² − ||y||² of Lemma A, from above; (pieces,).
 
@@ -149,14 +152,14 @@ class Pieces:
         least: Array = np.minimum(by_norms, delta[:, None] * self._bow) * (1 + _MARGIN)
         return least
 
-    @_SILENT
+    @_silent()
     def gradient(self, rho: Array | float) -> Array:
         """G ≤ ||∇L|| within ρ of each interval, (pieces, intervals); not positive where nothing is proved."""
         value: Array = self.chord_low - self.deviation - self._column(self.beta * rho)
         outward: Array = value - _MARGIN * (self.chord_high + self.deviation)
         return outward
 
-    @_SILENT
+    @_silent()
     def loss_above(self, rho: Array | float) -> Array:
         """U ≥ L within ρ of each interval, (pieces, intervals)."""
         low, high = self._edges
@@ -167,7 +170,7 @@ class Pieces:
         value: Array = chord + error + (bow + away) * (1 + _MARGIN) + _MARGIN * np.abs(chord)
         return value
 
-    @_SILENT
+    @_silent()
     def loss_below(self, rho: Array | float) -> Array:
         """ℓ_k ≤ L on S_k, (pieces,)."""
         low, high = self._edges
@@ -178,7 +181,7 @@ class Pieces:
         value: Array = (chord - error - (bow + away) * (1 + _MARGIN) - _MARGIN * np.abs(chord)).min(axis=1)
         return value
 
-    @_SILENT
+    @_silent()
     def _away(self, rho: Array | float, curvature: Array) -> Array:
         """What L can change between a point of the segment and one within ρ of it."""
         gradient = self.chord_high + self.deviation
@@ -188,7 +191,7 @@ class Pieces:
     def _column(value: Array | float) -> Array:
         return np.reshape(np.asarray(value, dtype=np.float64), (-1, 1))
 
-    @_SILENT
+    @_silent()
     def lowest_seen(self, rho: float) -> Array:
         """An upper bound of inf L over S_k: at the better node, or ρ down its gradient, (pieces,)."""
         start, end, error = self._loss
@@ -199,7 +202,7 @@ class Pieces:
             best = np.minimum(best, loss + error - gain * (1 - _MARGIN) + _MARGIN * np.abs(loss))
         return best
 
-    @_SILENT
+    @_silent()
     def mu(self, rho: Array | float, floor: float) -> Array:
         """μ_k = min over τ of G² / (2 (U − floor)), (pieces,); 0 where G is not positive everywhere."""
         gradient = np.maximum(self.gradient(rho), 0.0)
@@ -208,7 +211,7 @@ class Pieces:
         least: Array = value.min(axis=1) * (1 - _MARGIN)
         return least
 
-    @_SILENT
+    @_silent()
     def share(self, fraction: float) -> Array:
         """ρ_k that spends this fraction of the least gradient on its segment: c G_k(0) / β_k, (pieces,)."""
         least = np.maximum(self.gradient(0.0).min(axis=1), 0.0)
