@@ -26,7 +26,7 @@ from lplr_cli.analysis import (
     LogInput,
     PathCertificate,
     Source,
-    certify_checkpoint,
+    certify_start,
     conclude,
     hessian_along,
     predict_run,
@@ -43,7 +43,7 @@ from lplr_cli.reporting.files import check_target, expanded_runs, write_report
 from lplr_cli.reporting.look import view
 from lplr_cli.reporting.report import gather
 from lplr_cli.runs import RunDirectory, frame_of, runs_root
-from lplr_cli.runs.catalogue import COLUMNS, catalogue
+from lplr_cli.runs.catalogue import COLUMNS, RunRow, catalogue
 from lplr_cli.shown import Shown
 from lplr_cli.training import TrainConfig
 from lplr_cli.training import train as run_training
@@ -115,22 +115,22 @@ class RunList(Shown):
     """The runs below a folder.
 
     Attributes:
-        runs: a record a run, with the keys of ``lplr list --format json``.
+        runs: a row a run, with the names of ``lplr list --format json``.
     """
 
-    runs: list[dict[str, Any]]
+    runs: list[RunRow]
 
     def to_dict(self) -> dict[str, Any]:
         """The records and their number."""
-        return {"count": len(self.runs), "runs": self.runs}
+        return {"count": len(self.runs), "runs": [row.to_dict() for row in self.runs]}
 
     def short(self) -> list[tuple[str, str]]:
         """A row a run."""
-        return [(r["run"], r["error"] or f"{r['status']}, step {r['steps']}, loss {r['loss']}") for r in self.runs]
+        return [(r.run, r.error or f"{r.status}, step {r.steps}, loss {r.loss}") for r in self.runs]
 
     def to_frame(self) -> pd.DataFrame:
         """A row a run."""
-        return frame_of(self.runs, COLUMNS)
+        return frame_of([row.to_dict() for row in self.runs], COLUMNS)
 
 
 def _step_size(value: Any) -> Any:
@@ -230,8 +230,8 @@ def probe_hessian(checkpoint: str | Path, *, every: int | None = None, **options
 
 
 def certify(checkpoint: str | Path, **options: Any) -> Report:
-    """``lplr certify``; options of :func:`lplr_cli.analysis.certificates`."""
-    return Report(certify_checkpoint(Path(checkpoint), **options))
+    """``lplr certify``; options of :func:`lplr_cli.analysis.certify_start`."""
+    return Report(certify_start(Path(checkpoint), **options).to_dict())
 
 
 def certify_path(run: str | Path, **options: Any) -> PathCertificate:

@@ -37,14 +37,14 @@ def judge_width(frame: pd.DataFrame, out: Path) -> list[Statement]:
     if len(grid) < 4:
         return [Statement("W1", "four widths were run", None, f"{len(grid)} of 4 ended")]
     narrow, wide = grid[:-1], grid[-1]
-    found = [_start(grid), _kept(narrow, out), *_regime(narrow, out), _boundary(wide, narrow, out)]
+    judged = [_start(grid), _kept(narrow, out), *_regime(narrow, out), _boundary(wide, narrow, out)]
     recovered = next((r for r in rows if r["follows"] is not None), None)
     if recovered is None:
         missing = "nothing left, so nothing was recovered"
         again = [Statement(f"R{i}", "recovery with a smaller step", None, missing) for i in range(1, 5)]
     else:
         again = _recovery(recovered, wide, narrow, out)
-    return [*found, *again, *along(rows)]
+    return [*judged, *again, *along(rows)]
 
 
 def change(row: Row) -> float:

@@ -6,6 +6,7 @@ sizes, sample counts and numbers of steps. docs/reproduction.md says how those w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from lplr_cli.ablation.judge_cnn import judge_cnn
 from lplr_cli.ablation.judge_mnist import judge_mnist
 from lplr_cli.ablation.judge_width import judge_width
 from lplr_cli.ablation.statements import Statement
-from lplr_cli.analysis import certify_checkpoint, predict_run
+from lplr_cli.analysis import certify_start, predict_run
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError, LplrError
 from lplr_cli.models import ModelSpec
@@ -133,11 +134,11 @@ def _extras_full(frame: pd.DataFrame, out: Path) -> dict[str, Row]:
     for name in frame["run"]:
         start = RunDirectory.open(out / str(name)).checkpoint_path(0)
         try:
-            found = certify_checkpoint(start, directions=0)
+            proved = certify_start(start, directions=0).certificate
             extras[str(name)] = {
-                "lambda_min_full": found["lambda_0"],
-                "lambda_min_full_lower": found["lambda_0_lower"],
-                "certified_radius": found["radius_jacobian"],
+                "lambda_min_full": proved.lambda_0,
+                "lambda_min_full_lower": proved.lambda_0_lower,
+                "certified_radius": proved.radius_jacobian if math.isfinite(proved.radius_jacobian) else None,
             }
         except LplrError:
             extras[str(name)] = dict.fromkeys(("lambda_min_full", "lambda_min_full_lower", "certified_radius"))
@@ -150,15 +151,15 @@ def _extras_lazy(frame: pd.DataFrame, out: Path) -> dict[str, Row]:
     """
     name = str(frame["run"].iloc[0])
     try:
-        found = predict_run(out / name, mean=True, pieces=2, most_rows=_MOST_ROWS)
+        prediction = predict_run(out / name, mean=True, pieces=2, most_rows=_MOST_ROWS)
     except LplrError as why:
         return {name: {"lazy_reason": str(why)}}
-    start, middle = found.pieces
+    start, middle = prediction.pieces
     return {
         name: {
             "alignment_start": start.alignment,
             "alignment_middle": middle.alignment,
-            "alignment_end": found.end.alignment,
+            "alignment_end": prediction.end.alignment,
             "laziness_error_start": start.error_to_end,
             "laziness_error_middle": middle.error_to_end,
         }

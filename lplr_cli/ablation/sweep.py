@@ -132,10 +132,10 @@ class _Sweep:
                 if on_path is not None:
                     on_path(name)
                 try:
-                    found = certify_path(run, source=Source.from_word(self._base.word), kernel=False)
+                    certificate = certify_path(run, source=Source.from_word(self._base.word), kernel=False)
                 except (InputError, NumericalError):
                     continue
-                keep(run, found.figures, found.to_frame())
+                keep(run, certificate.figures, certificate.to_frame())
             row |= path_columns(kept_path(run))
         write_text(self._out / "results.csv", escape.csv(self.table()))
 

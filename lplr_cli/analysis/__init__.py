@@ -5,7 +5,6 @@ from lplr_cli.analysis.certificates import (
     StartCertificate,
     certificate_of_run,
     certified_columns,
-    certify_checkpoint,
     certify_run,
     certify_start,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "Summary",
     "certificate_of_run",
     "certified_columns",
-    "certify_checkpoint",
     "certify_path",
     "certify_run",
     "certify_start",

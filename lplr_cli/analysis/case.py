@@ -104,9 +104,9 @@ def _loss(path: Path, run: RunDirectory | None, given: Loss | PerSample | None) 
         raise InputError(f"{path} does not tell its loss", "give --loss squared, cross-entropy, bce or module:function")
     if told is not None and given is not None and given != told:
         raise InputError(f"{path} tells its own loss, {told.formula}", "leave out --loss")
-    found = told or given
-    assert found is not None
-    return found
+    chosen = told or given
+    assert chosen is not None
+    return chosen
 
 
 def _loss_of_file(path: Path) -> Loss | None:

@@ -168,11 +168,6 @@ class RunCertificate:
         return {**record, "path": self.along.to_dict()}
 
 
-def certify_checkpoint(path: Path, **options: Any) -> dict[str, Any]:
-    """The record of :func:`certify_start`, with its options."""
-    return certify_start(path, **options).to_dict()
-
-
 def certify_start(
     path: Path,
     *,
@@ -212,12 +207,12 @@ def certify_start(
         trajectory = trajectory_of(other)
         radius = largest_drift(trajectory) if radius is None else radius
     x, y = _training_data(subject, trajectory)
-    found = certify(subject.module, x, y, radius=radius, method=method, memory=memory)
-    reach = radius if radius else found.radius_jacobian
+    certificate = certify(subject.module, x, y, radius=radius, method=method, memory=memory)
+    reach = radius if radius else certificate.radius_jacobian
     estimates = None
     if directions > 0 and 0 < reach < math.inf:
         estimates = sampled_constants(subject.module, x, reach, directions=directions, memory=memory)
-    own, scale, assumed = _for_its_loss(found, subject, trajectory)
+    own, scale, assumed = _for_its_loss(certificate, subject, trajectory)
     return StartCertificate(
         checkpoint=path,
         step=subject.step,
@@ -226,20 +221,20 @@ def certify_start(
         scale=scale,
         certificate=own,
         estimates=estimates,
-        run=None if other is None or trajectory is None else _against(found, trajectory, other),
+        run=None if other is None or trajectory is None else _against(certificate, trajectory, other),
     )
 
 
 def _for_its_loss(
-    found: Certificate, subject: Subject, trajectory: Trajectory | None
+    certificate: Certificate, subject: Subject, trajectory: Trajectory | None
 ) -> tuple[Certificate, float | None, tuple[str, ...]]:
     """The certificate in the loss of its run, of its file, or else in one that is assumed and named; its s."""
     if trajectory is not None:
-        return own_certificate(found, trajectory), trajectory.scale, ()
+        return own_certificate(certificate, trajectory), trajectory.scale, ()
     if subject.loss_scale is not None:
-        return scaled(found, subject.loss_scale), subject.loss_scale, ()
+        return scaled(certificate, subject.loss_scale), subject.loss_scale, ()
     # Of a file that tells no loss the numbers are those of the squared one with s = 1, which is said.
-    return found, 1.0, ("the squared loss with s = 1",)
+    return certificate, 1.0, ("the squared loss with s = 1",)
 
 
 def certify_run(

@@ -65,7 +65,7 @@ def probe_hessian(
         NumericalError: products that are not finite.
     """
     case = open_case(path, size, loss, dtype, device, source, step)
-    found = survey(case.network, case.inputs, case.targets, case.loss, effort=effort, memory=memory, report=report)
+    surveyed = survey(case.network, case.inputs, case.targets, case.loss, effort=effort, memory=memory, report=report)
     return HessianProbe(
         checkpoint=case.subject.path,
         step=case.subject.step,
@@ -73,11 +73,11 @@ def probe_hessian(
         loss=case.loss_name,
         samples=case.subject.dataset.n,
         dtype=dtype,
-        found=found,
-        kernel=_kernel_tie(case, found, memory),
+        survey=surveyed,
+        kernel=_kernel_tie(case, surveyed, memory),
         preconditioned=_preconditioned(case, effort or Effort(), memory),
-        stability=_stability(case, float(found.extremes.high[-1]), float(found.extremes.high_residuals[-1])),
-        density=curve(found.density),
+        stability=_stability(case, float(surveyed.extremes.high[-1]), float(surveyed.extremes.high_residuals[-1])),
+        density=curve(surveyed.density),
     )
 
 
@@ -132,15 +132,15 @@ def hessian_along(
     )
 
 
-def _kernel_tie(case: Case, found: Survey, memory: int) -> KernelTie | None:
+def _kernel_tie(case: Case, surveyed: Survey, memory: int) -> KernelTie | None:
     """2s λ_max(K) beside λ_max(G), from other products: they agree for the squared loss, up to the residuals."""
-    if not isinstance(case.loss, Loss) or case.loss.name != "squared" or found.parts is None:
+    if not isinstance(case.loss, Loss) or case.loss.name != "squared" or surveyed.parts is None:
         return None
     products = NTKOperator(case.network, case.inputs, budget=memory // 2)
     start = np.random.default_rng(0).standard_normal(products.shape[0])
     ritz: Ritz = lanczos(products.matvec, start, tolerance=1e-6, low_too=False, steps=100)
     value = 2 * case.loss.scale * float(ritz.high[-1])
-    top = float(found.parts.gauss_newton.high[-1])
+    top = float(surveyed.parts.gauss_newton.high[-1])
     return KernelTie(value, abs(value - top) / max(abs(top), 1e-300))
 
 
@@ -176,22 +176,22 @@ def _preconditioned(case: Case, effort: Effort, memory: int) -> Stability | None
 def _row(case: Case, step: int, effort: Effort, memory: int) -> dict[str, Any]:
     network = case.subject.network(case.network.dtype, case.network.device)
     spare = replace(effort, eigenvalues=1, trace_vectors=0, density_vectors=0)
-    found = survey(network, case.inputs, case.targets, case.loss, effort=spare, memory=memory)
+    surveyed = survey(network, case.inputs, case.targets, case.loss, effort=spare, memory=memory)
     rule = rule_of_run(case.run, step)
     threshold = None if isinstance(rule, str) else rule.threshold
-    top = float(found.extremes.high[-1])
+    top = float(surveyed.extremes.high[-1])
     return {
         "step": step,
-        "loss": found.loss,
-        "grad_norm_sq": found.gradient_norm_sq,
+        "loss": surveyed.loss,
+        "grad_norm_sq": surveyed.gradient_norm_sq,
         "sharpness": top,
-        "sharpness_residual": float(found.extremes.high_residuals[-1]),
-        "lambda_min": float(found.extremes.low[0]),
-        "lambda_min_residual": float(found.extremes.low_residuals[0]),
-        "gauss_newton": None if found.parts is None else float(found.parts.gauss_newton.high[-1]),
-        "rest": None if found.parts is None else norm(found.parts.rest),
+        "sharpness_residual": float(surveyed.extremes.high_residuals[-1]),
+        "lambda_min": float(surveyed.extremes.low[0]),
+        "lambda_min_residual": float(surveyed.extremes.low_residuals[0]),
+        "gauss_newton": None if surveyed.parts is None else float(surveyed.parts.gauss_newton.high[-1]),
+        "rest": None if surveyed.parts is None else norm(surveyed.parts.rest),
         "lr": None if isinstance(rule, str) else rule.lr,
         "threshold": threshold,
         "ratio": None if threshold is None else top / threshold,
-        "products": found.products,
+        "products": surveyed.products,
     }

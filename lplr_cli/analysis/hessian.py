@@ -80,7 +80,7 @@ class HessianProbe(Shown):
         loss: whose Hessian it is.
         samples: of the data set, of which the first n are examined.
         dtype: of the passes.
-        found: eigenvalues, traces, parts and density.
+        survey: eigenvalues, traces, parts and density.
         kernel: the tie to the kernel; None without a Gauss-Newton part or for another loss than the squared one.
         preconditioned: as Adam sees it; None where the file has no second moments.
         stability: of the steps of its optimiser.
@@ -93,7 +93,7 @@ class HessianProbe(Shown):
     loss: LossName
     samples: int
     dtype: str
-    found: Survey
+    survey: Survey
     kernel: KernelTie | None
     preconditioned: Stability | None
     stability: Stability
@@ -102,23 +102,23 @@ class HessianProbe(Shown):
     @property
     def subset(self) -> bool:
         """Whether less than all samples are examined."""
-        return self.found.n < self.samples
+        return self.survey.n < self.samples
 
     @property
     def lower_bound_full(self) -> float | None:
         """What λ_max(G) of all samples is at least: Λ ⪰ 0 for the known losses, so that samples only add."""
-        if self.found.parts is None or not self.loss.known:
+        if self.survey.parts is None or not self.loss.known:
             return None
         # (1/N) Σ over all ⪰ (n/N) (1/n) Σ over some.
-        return self.found.n / self.samples * float(self.found.parts.gauss_newton.high[-1])
+        return self.survey.n / self.samples * float(self.survey.parts.gauss_newton.high[-1])
 
     @property
     def negative(self) -> Negative | None:
         """Of the density; None without one."""
-        density = self.found.density
+        density = self.survey.density
         if density is None:
             return None
-        below = -NEGATIVE * norm(self.found.extremes)
+        below = -NEGATIVE * norm(self.survey.extremes)
         return Negative(below, density.share_below(below), density.negative_weight())
 
     @property
@@ -128,27 +128,27 @@ class HessianProbe(Shown):
 
     def to_dict(self) -> dict[str, Any]:
         """The record of ``probe-hessian --format json``."""
-        found, adam, at = self.found, self.preconditioned, self.stability
+        survey, adam, at = self.survey, self.preconditioned, self.stability
         record = {
             "command": "probe-hessian",
             "schema_version": SCHEMA_VERSION,
             "checkpoint": str(self.checkpoint),
             "step": self.step,
             "assumptions": self.assumptions,
-            "loss": {**asdict(self.loss), "value": found.loss, "grad_norm_sq": found.gradient_norm_sq},
-            "normalisation": {"hessian": "of the mean over the n samples", "n": found.n},
+            "loss": {**asdict(self.loss), "value": survey.loss, "grad_norm_sq": survey.gradient_norm_sq},
+            "normalisation": {"hessian": "of the mean over the n samples", "n": survey.n},
             "samples": self.samples,
-            "n": found.n,
+            "n": survey.n,
             "subset": self.subset,
-            "parameters": found.size,
+            "parameters": survey.size,
             "dtype": self.dtype,
-            "method": found.method,
-            "micro_batch": found.batch,
-            "products": found.products,
-            **_figures(found),
+            "method": survey.method,
+            "micro_batch": survey.batch,
+            "products": survey.products,
+            **_figures(survey),
             **self._parts(),
             "negative": None if self.negative is None else asdict(self.negative),
-            "density": _quadrature(found.density),
+            "density": _quadrature(survey.density),
             "preconditioned": None
             if adam is None
             else {
@@ -161,7 +161,7 @@ class HessianProbe(Shown):
         return cleaned
 
     def _parts(self) -> dict[str, Any]:
-        parts = self.found.parts
+        parts = self.survey.parts
         if parts is None:
             return {"gauss_newton": None, "rest": None}
         inner, rest = parts.gauss_newton, parts.rest
@@ -265,11 +265,11 @@ def _end(value: float, residual: float) -> dict[str, float]:
     return {"value": float(value), "residual": float(residual)}
 
 
-def _figures(found: Survey) -> dict[str, Any]:
-    ends, trace = found.extremes, found.trace
+def _figures(survey: Survey) -> dict[str, Any]:
+    ends, trace = survey.extremes, survey.trace
     return {
         "converged": ends.converged,
-        "resolution": found.resolution,
+        "resolution": survey.resolution,
         "lambda_max": _end(ends.high[-1], ends.high_residuals[-1]),
         "lambda_min": _end(ends.low[0], ends.low_residuals[0]),
         "largest": _pairs(ends.high[::-1], ends.high_residuals[::-1]),
@@ -285,14 +285,14 @@ def _pairs(values: NDArray[np.float64], residuals: NDArray[np.float64]) -> list[
     return [_end(v, r) for v, r in zip(values, residuals, strict=True)]
 
 
-def _trace(found: TraceEstimate | None) -> dict[str, Any] | None:
-    if found is None:
+def _trace(estimate: TraceEstimate | None) -> dict[str, Any] | None:
+    if estimate is None:
         return None
     return {
-        "value": found.trace,
-        "standard_error": found.trace_error,
-        "vectors": found.vectors,
-        "exact": found.exact,
+        "value": estimate.trace,
+        "standard_error": estimate.trace_error,
+        "vectors": estimate.vectors,
+        "exact": estimate.exact,
     }
 
 

@@ -203,12 +203,12 @@ def _curvature(path: Iterates, method: str, memory: int) -> tuple[Curvature, str
     """A proof where there is one for this network, else an estimate, with the reason."""
     objective = path.objective
     try:
-        found = CertifiedCurvature(
+        curvature = CertifiedCurvature(
             objective.module, objective.inputs, objective.targets, objective.loss, method=method, memory=memory
         )
     except NoCertificateError as error:
         return _EstimatedCurvature(path, memory), error.what
-    return found, ""
+    return curvature, ""
 
 
 @dataclass(frozen=True)
@@ -279,8 +279,8 @@ def path_while_cheap(run: RunDirectory, patience: float, source: Source = OWN, p
             return f"not computed: see {command}"
         if expected.certificate > expected.training + patience:
             return f"not computed: {command} takes about {_rounded(expected.certificate)}"
-        found = certify_path(run, source=source, kernel=False, progress=progress)
-        keep(run, found.figures, found.to_frame())
+        certificate = certify_path(run, source=source, kernel=False, progress=progress)
+        keep(run, certificate.figures, certificate.to_frame())
     except (InputError, NumericalError) as error:
         return str(error)
     return ""

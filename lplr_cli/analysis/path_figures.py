@@ -202,11 +202,11 @@ def kept_path(run: RunDirectory) -> PathFigures | None:
     record = run.record(_FILE)
     if record is None or record.get("log") != log_fingerprint(run):
         return None
-    found = PathFigures.from_dict(record, str(run.path / _FILE))
-    why = _refuted(found, run)
+    figures = PathFigures.from_dict(record, str(run.path / _FILE))
+    why = _refuted(figures, run)
     if why:
         raise InputError(f"{run.path / _FILE} is not of this run: {why}", _AGAIN)
-    return found
+    return figures
 
 
 def _refuted(figures: PathFigures, run: RunDirectory) -> str:

@@ -66,10 +66,10 @@ def predict_while_cheap(run: RunDirectory, source: Source = OWN) -> PredictedEnd
     if rows > _ROWS or rows * (manifest.parameters or math.inf) > _CHEAP:
         return None
     try:
-        found = predict_run(run.path, source=source, pieces=1)
+        prediction = predict_run(run.path, source=source, pieces=1)
     except (InputError, NumericalError):
         return None
-    predicted = found.to_frame().dropna(subset=["loss"])
+    predicted = prediction.to_frame().dropna(subset=["loss"])
     if predicted.empty:
         return None
     last = predicted.iloc[-1]
@@ -77,10 +77,10 @@ def predict_while_cheap(run: RunDirectory, source: Source = OWN) -> PredictedEnd
         int(last["step"]),
         float(last["loss"]),
         _finite(float(last["predicted"])),
-        None if found.error is None else _finite(found.error),
-        found.kernel_change,
-        found.start.directions(PART),
-        found.end.directions(PART),
+        None if prediction.error is None else _finite(prediction.error),
+        prediction.kernel_change,
+        prediction.start.directions(PART),
+        prediction.end.directions(PART),
     )
     run.write_record(_FILE, {"log": log_fingerprint(run), **asdict(end)})
     return end
@@ -92,11 +92,11 @@ def kept_prediction(run: RunDirectory) -> PredictedEnd | None:
     if record is None or record.get("log") != log_fingerprint(run):
         return None
     try:
-        found = PredictedEnd(**{f.name: record.get(f.name) for f in fields(PredictedEnd)})  # type: ignore[arg-type]
-        check_fields(found, _FILE)
+        end = PredictedEnd(**{f.name: record.get(f.name) for f in fields(PredictedEnd)})  # type: ignore[arg-type]
+        check_fields(end, _FILE)
     except InputError:
         return None
-    return found
+    return end
 
 
 def _finite(value: float) -> float | None:

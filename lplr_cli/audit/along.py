@@ -80,18 +80,18 @@ def rate_along(e: Evidence) -> Finding:
     return Finding("P3", _status(p), rate, 1.0, reason + _doubt(p))
 
 
-def along_of(e: Evidence, found: Finding) -> Along:
+def along_of(e: Evidence, finding: Finding) -> Along:
     """The verdict along the run, from P2."""
     p = e.path
     if p is None:
         return Along(Verdict.UNDETERMINED, e.scope.no_path or e.scope.no_network or _NONE)
     mu, star = (p.mu_path, p.mu_path_star) if p.certified else (p.mu_path_estimated, p.mu_path_star_estimated)
     figures = (p.kind, mu, star, p.share)
-    if found.status is Status.VERIFIED:
-        return Along(Verdict.YES, f"certified, as kept by the run: {found.reason}", *figures)
-    if found.status is Status.ESTIMATED:
-        return Along(Verdict.YES, f"by an estimate, not by proof: {found.reason}", *figures)
-    return Along(Verdict.UNDETERMINED, found.reason, *figures)
+    if finding.status is Status.VERIFIED:
+        return Along(Verdict.YES, f"certified, as kept by the run: {finding.reason}", *figures)
+    if finding.status is Status.ESTIMATED:
+        return Along(Verdict.YES, f"by an estimate, not by proof: {finding.reason}", *figures)
+    return Along(Verdict.UNDETERMINED, finding.reason, *figures)
 
 
 def _status(p: PathFigures) -> Status:

@@ -82,7 +82,7 @@ def figures_of(e: Evidence) -> Figures:
         pl_ratio=None if e.ratio is None else e.ratio.pl_ratio,
         pl_ratio_star=None if e.ratio is None else e.ratio.pl_ratio_star,
         window=None if e.ratio is None else e.ratio.window,
-        window_sensitivity=None if e.ratio is None else e.ratio.sensitivity["relative"],
+        window_sensitivity=None if e.ratio is None else e.ratio.window_sensitivity,
         rate=None if e.rate is None else e.rate.fit,
         drift_max=e.drift,
         loss=LossFigures(float(loss[0]), float(loss[-1]), float(loss.min())),

@@ -256,27 +256,27 @@ def findings_of(e: Evidence) -> tuple[Finding, ...]:
     return tuple(f for f in found if f is not None)
 
 
-def verdict_of(e: Evidence, found: Mapping[str, Finding]) -> tuple[Verdict, str]:
+def verdict_of(e: Evidence, findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     """Whether the run lies in a locally PL region by this theory, in one sentence.
 
     Args:
         e: the evidence.
-        found: the findings, by key.
+        findings: the findings, by key.
     """
-    if all(found[key].status is VERIFIED for key in ("C1", "H1")):
-        return Verdict.YES, f"certified: {found['C1'].reason}"
+    if all(findings[key].status is VERIFIED for key in ("C1", "H1")):
+        return Verdict.YES, f"certified: {findings['C1'].reason}"
     out_of_scope = e.scope.no_path or e.scope.no_network or e.scope.other_loss
     if out_of_scope:
         return Verdict.UNDETERMINED, out_of_scope
-    return _by_estimates(found)
+    return _by_estimates(findings)
 
 
-def _by_estimates(found: Mapping[str, Finding]) -> tuple[Verdict, str]:
+def _by_estimates(findings: Mapping[str, Finding]) -> tuple[Verdict, str]:
     """The verdict where no proof settles it."""
-    failing = [found[key] for key in ("H1", "H3", "C1") if found[key].holds is False]
+    failing = [findings[key] for key in ("H1", "H3", "C1") if findings[key].holds is False]
     if failing:
         return Verdict.NO, "; ".join(f"{f.key} fails: {f.reason}" for f in failing)
-    needed = [found[key] for key in ("H1", "H2", "H3", "C1")]
+    needed = [findings[key] for key in ("H1", "H2", "H3", "C1")]
     if all(f.holds for f in needed):
         return Verdict.YES, "by estimates, not by proof: " + "; ".join(f"{f.key}: {f.reason}" for f in needed)
     open_ = [f.key for f in needed if f.holds is None]

@@ -83,16 +83,16 @@ def _number(text: str) -> float | None:
 
 def scalar_keys(record: Mapping[str, Any], prefix: str = "") -> dict[str, float | str | None]:
     """Dotted keys of all numbers, truth values, texts and nulls below ``record``."""
-    found: dict[str, float | str | None] = {}
+    values: dict[str, float | str | None] = {}
     for key, value in record.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            found |= scalar_keys(value, f"{name}.")
+            values |= scalar_keys(value, f"{name}.")
         elif value is None or isinstance(value, str):
-            found[name] = value
+            values[name] = value
         elif isinstance(value, bool | int | float):
-            found[name] = float(value)
-    return found
+            values[name] = float(value)
+    return values
 
 
 def check_requirements(requirements: Iterable[Requirement], record: Mapping[str, Any]) -> list[Failure]:

@@ -70,7 +70,7 @@ def certify(
         return
     from lplr_cli.analysis import certify_start
 
-    found = certify_start(
+    certificate = certify_start(
         checkpoint,
         run=run,
         radius=radius,
@@ -79,8 +79,8 @@ def certify(
         memory=budget,
         source=source,
     )
-    record = found.to_dict()
-    sink.emit(out_.Result(record, out_.key_value_frame(record), [_grid(found)]))
+    record = certificate.to_dict()
+    sink.emit(out_.Result(record, out_.key_value_frame(record), [_grid(certificate)]))
 
 
 def _stretch(pieces: str, radius: str, first: int, last: int | None) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _certify_path(
         raise InputError("--path needs a run directory", "give RUN, whose path it is, as the only argument")
     directory = RunDirectory.open(checkpoint)
     with counting_progress("steps certified") as progress:
-        found = certify_run(
+        both = certify_run(
             directory,
             radius=radius,
             method=bounds,
@@ -121,60 +121,60 @@ def _certify_path(
             stretch={**stretch, "progress": progress},
         )
     if stretch == {"pieces": None, "radius": None, "first": 0, "last": None}:
-        keep(directory, found.along.figures, found.along.to_frame())
-    start = found.start
+        keep(directory, both.along.figures, both.along.to_frame())
+    start = both.start
     given = None if start is None else start.certificate.given
     grids = [] if start is None else [_grid(start)]
-    grids.append(path_grid(found.along.figures, given))
-    record = found.to_dict()
+    grids.append(path_grid(both.along.figures, given))
+    record = both.to_dict()
     sink.emit(out_.Result(record, out_.key_value_frame(record), grids))
 
 
-def _grid(found: StartCertificate) -> Grid:
+def _grid(start: StartCertificate) -> Grid:
     from lplr_cli.reporting import Grid
 
-    rows = [*_start_rows(found), *_ball_rows(found), *_containment_rows(found), *_estimate_rows(found)]
-    notes = [f"Verdict: {found.certificate.verdict}."]
-    if found.assumptions:
-        notes.append(f"Assumed: {'; '.join(found.assumptions)}.")
-    if found.run is not None:
-        rows += _run_rows(found.run, _two(found))
-        check = found.run.check
+    rows = [*_start_rows(start), *_ball_rows(start), *_containment_rows(start), *_estimate_rows(start)]
+    notes = [f"Verdict: {start.certificate.verdict}."]
+    if start.assumptions:
+        notes.append(f"Assumed: {'; '.join(start.assumptions)}.")
+    if start.run is not None:
+        rows += _run_rows(start.run, _two(start))
+        check = start.run.check
         done = f"{check.steps} steps, {check.violations} violations" if check.applies else "not applicable"
         notes.append(f"Run against the certificate: {done} ({check.reason}).")
-    n, parameters = found.certificate.n, found.certificate.parameters
-    title = f"Certificate at {found.checkpoint} (step {found.step}), {n:,} samples, P = {parameters:,}"
-    if found.scale != 1:
-        title += f", {found.loss}"
+    n, parameters = start.certificate.n, start.certificate.parameters
+    title = f"Certificate at {start.checkpoint} (step {start.step}), {n:,} samples, P = {parameters:,}"
+    if start.scale != 1:
+        title += f", {start.loss}"
     return Grid(title, ("quantity", "value", "kind", "section", "meaning"), rows, right=(1,), note=tuple(notes))
 
 
-def _two(found: StartCertificate) -> str:
+def _two(start: StartCertificate) -> str:
     """The factor 2s of μ and β."""
-    return "2" if found.scale in (1, None) else f"2·{found.scale:g}"
+    return "2" if start.scale in (1, None) else f"2·{start.scale:g}"
 
 
-def _start_rows(found: StartCertificate) -> list[list[str]]:
+def _start_rows(start: StartCertificate) -> list[list[str]]:
     """At θ0, and the largest radii."""
     from lplr_cli.reporting import known
 
-    c, free = found.certificate, "unbounded" if found.unbounded else None
+    c, free = start.certificate, "unbounded" if start.unbounded else None
     return [
         ["λ0 ≥", known(c.lambda_0_lower, 5), "verified", "7", f"λ_min(K) on all {c.n:,} samples"],
         ["σ0 ≥", known(c.sigma_0_lower, 5), "verified", "3", "√λ0"],
         ["‖J̃(θ0)‖ ≤", known(c.norm_upper, 5), "verified", "3", "√λ_max(K)"],
         ["√L0 ≤", known(c.sqrt_loss_upper, 5), "verified", "4", "residual at θ0"],
         ["L_J at R = 0", known(c.l_j_start, 5), "bound", "5", f"Hessians at θ0, {c.method} bounds"],
-        ["R Kernel-Weyl", free or known(c.radius_kernel, 5), "verified", "3", "largest found with L_K R < λ0"],
-        ["R Jacobian-Weyl", free or known(c.radius_jacobian, 5), "verified", "3", "largest found with L_J R < σ0"],
+        ["R Kernel-Weyl", free or known(c.radius_kernel, 5), "verified", "3", "largest start with L_K R < λ0"],
+        ["R Jacobian-Weyl", free or known(c.radius_jacobian, 5), "verified", "3", "largest start with L_J R < σ0"],
     ]
 
 
-def _ball_rows(found: StartCertificate) -> list[list[str]]:
+def _ball_rows(start: StartCertificate) -> list[list[str]]:
     """On the ball that was asked for."""
     from lplr_cli.reporting import known
 
-    at, two = found.certificate.given, _two(found)
+    at, two = start.certificate.given, _two(start)
     if at is None:
         return []
     name, none = f"R = {at.radius:.4g}", "none: not positive" if math.isfinite(at.beta) else "none: another loss"
@@ -191,10 +191,10 @@ def _ball_rows(found: StartCertificate) -> list[list[str]]:
     ]
 
 
-def _containment_rows(found: StartCertificate) -> list[list[str]]:
+def _containment_rows(start: StartCertificate) -> list[list[str]]:
     from lplr_cli.reporting import known
 
-    c, two = found.certificate.containment, _two(found)
+    c, two = start.certificate.containment, _two(start)
     if not math.isfinite(c.at.beta):
         return []
     root = "√L0" if two == "2" else "‖r̃0‖"
@@ -210,10 +210,10 @@ def _containment_rows(found: StartCertificate) -> list[list[str]]:
     return rows
 
 
-def _estimate_rows(found: StartCertificate) -> list[list[str]]:
+def _estimate_rows(start: StartCertificate) -> list[list[str]]:
     from lplr_cli.reporting import known
 
-    e = found.estimates
+    e = start.estimates
     if e is None:
         return []
     where = f"largest over {e.directions} directions with {e.ascents} ascents each, R = {e.radius:.3g}"

@@ -37,18 +37,19 @@ def list_runs(
 
     root = folder or runs_root()
     rows = catalogue(root, _summarize, status=status, name=name)
+    records = [row.to_dict() for row in rows]
     record: dict[str, Any] = plain(
-        {"command": "list", "schema_version": SCHEMA_VERSION, "folder": str(root), "count": len(rows), "runs": rows}
+        {"command": "list", "schema_version": SCHEMA_VERSION, "folder": str(root), "count": len(rows), "runs": records}
     )
     # Columns that would say nothing: errors where there are none, names where every loss is the squared one.
     told = {
-        "error": any(r["error"] for r in rows),
-        "loss_name": any(r["loss_name"] not in (None, "squared") for r in rows),
+        "error": any(row.error for row in rows),
+        "loss_name": any(row.loss_name not in (None, "squared") for row in rows),
     }
     shown = tuple(c for c in COLUMNS if told.get(c, True))
-    cells = [[number(r[c], 7 if c == "rate" else 4) for c in shown] for r in rows]
+    cells = [[number(r[c], 7 if c == "rate" else 4) for c in shown] for r in records]
     grid = Grid(f"{len(rows)} runs below {root}", shown, cells, tuple(shown.index(c) for c in _NUMBERS))
-    sink.emit(out_.Result(record, frame_of(rows, COLUMNS), [grid]))
+    sink.emit(out_.Result(record, frame_of(records, COLUMNS), [grid]))
 
 
 def _summarize(run: RunDirectory) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
         ]
     rows += [*_noise_rows(result), *_mu_rows(result)]
     notes = [f"Window: {result.window.explanation}." if result.window else "No stable window: the rule leaves no rows."]
-    relative = result.sensitivity["relative"]
+    relative = result.window_sensitivity
     if relative is not None:
         notes.append(f"Moving an end of the window by 20 % of its length changes the minimum by up to {relative:.1%}.")
     if result.identity_error is not None:

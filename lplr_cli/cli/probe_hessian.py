@@ -170,7 +170,7 @@ def _end(probe: HessianProbe, name: str, value: float, residual: float, meaning:
     """Of a spectrum."""
     from lplr_cli.reporting import known
 
-    within = max(residual, probe.found.resolution)
+    within = max(residual, probe.survey.resolution)
     return [name, known(float(value), 6), "estimate", f"{meaning}; an eigenvalue within {within:.2g}"]
 
 
@@ -183,7 +183,7 @@ def _random(name: str, value: float, error: float | None, meaning: str) -> list[
 
 
 def _whole_rows(probe: HessianProbe) -> list[list[str]]:
-    ends, trace = probe.found.extremes, probe.found.trace
+    ends, trace = probe.survey.extremes, probe.survey.trace
     rows = [
         _end(probe, "λ_max(H), sharpness", ends.high[-1], ends.high_residuals[-1], "from below"),
         _end(probe, "λ_min(H)", ends.low[0], ends.low_residuals[0], "from above"),
@@ -200,7 +200,7 @@ def _part_rows(probe: HessianProbe) -> list[list[str]]:
     """Of G and of H − G."""
     from lplr_cli.reporting import known
 
-    parts, kernel, bound = probe.found.parts, probe.kernel, probe.lower_bound_full
+    parts, kernel, bound = probe.survey.parts, probe.kernel, probe.lower_bound_full
     if parts is None:
         return []
     inner, rest, trace = parts.gauss_newton, parts.rest, parts.gauss_newton_trace
@@ -265,13 +265,15 @@ def _noise_rows(floor: NoiseFloor | None) -> list[list[str]]:
 def _grids(probe: HessianProbe, floor: NoiseFloor | None) -> list[Grid]:
     from lplr_cli.reporting import Grid, known
 
-    found, ends = probe.found, probe.found.extremes
+    surveyed, ends = probe.survey, probe.survey.extremes
     where = "a subset, whose mean loss this is: no bound for all" if probe.subset else "all samples"
     title = (
-        f"Hessian of {probe.checkpoint}: {found.n:,} of {probe.samples:,} samples ({where}), "
-        f"{found.size:,} parameters, loss {known(found.loss, 6)}"
+        f"Hessian of {probe.checkpoint}: {surveyed.n:,} of {probe.samples:,} samples ({where}), "
+        f"{surveyed.size:,} parameters, loss {known(surveyed.loss, 6)}"
     )
-    notes = [f"{probe.loss.formula}. {found.products} products ({found.method}, micro-batches of {found.batch:,})."]
+    notes = [
+        f"{probe.loss.formula}. {surveyed.products} products ({surveyed.method}, micro-batches of {surveyed.batch:,})."
+    ]
     if not ends.converged:
         notes.append("Not every extreme reached the tolerance: give more --products.")
     if probe.assumptions:

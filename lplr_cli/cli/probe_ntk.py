@@ -104,14 +104,14 @@ def probe_ntk(
     result = out_.Result(probe.to_dict(), probe.to_frame(), _grids(probe))
     if predict:
         with counting_progress("kernels") as progress:
-            found = predict_run(checkpoint, source=source, pieces=pieces, memory=budget, progress=progress)
-        record = {**result.record, "prediction": found.to_dict()}
-        result = out_.Result(record, found.to_frame(), [*result.grids, *_prediction_grids(found)])
+            prediction = predict_run(checkpoint, source=source, pieces=pieces, memory=budget, progress=progress)
+        record = {**result.record, "prediction": prediction.to_dict()}
+        result = out_.Result(record, prediction.to_frame(), [*result.grids, *_prediction_grids(prediction)])
     sink.emit(result)
     if predict and figure is not None:
         from lplr_cli.reporting.figures import prediction_figure, save
 
-        save(prediction_figure(found), figure)
+        save(prediction_figure(prediction), figure)
 
 
 def _check_executor(executor: str, address: str | None, engine: str, scratch: Path | None) -> None:
@@ -131,17 +131,17 @@ def _check_prediction(predict: bool, checkpoint: Path, size: str, outputs: str, 
         raise InputError("a part of the kernel predicts no loss", "leave out --size and --outputs")
 
 
-def _prediction_grids(found: LazyPrediction) -> list[Grid]:
+def _prediction_grids(prediction: LazyPrediction) -> list[Grid]:
     from lplr_cli.reporting import Grid, known
 
-    pieces = [[known(v) for v in (p.step, p.until, p.error, p.error_to_end)] for p in found.pieces]
+    pieces = [[known(v) for v in (p.step, p.until, p.error, p.error_to_end)] for p in prediction.pieces]
     held = [
         [known(d.rank), known(d.eigenvalue), _percent(d.share), _percent(d.cumulative), known(d.rate, 6),
          known(d.half_life, 3)]
-        for d in found.directions().itertuples()
+        for d in prediction.directions().itertuples()
     ]  # fmt: skip
     return [
-        Grid("Prediction by the kernel", ("quantity", "value", "kind", "meaning"), _predicted(found), right=(1,)),
+        Grid("Prediction by the kernel", ("quantity", "value", "kind", "meaning"), _predicted(prediction), right=(1,)),
         Grid(
             "Predicted from the kernel at",
             ("step", "until", "error", "error to the end"),
@@ -157,20 +157,20 @@ def _prediction_grids(found: LazyPrediction) -> list[Grid]:
     ]
 
 
-def _predicted(found: LazyPrediction) -> list[list[str]]:
+def _predicted(prediction: LazyPrediction) -> list[list[str]]:
     from lplr_cli.analysis.lazy import LAZY, PART
     from lplr_cli.reporting import known
 
-    last = f"step {found.parameters_step:,}"
+    last = f"step {prediction.parameters_step:,}"
     within = f"every predicted loss within {100 * (math.exp(LAZY) - 1):.0f} %"
-    measured = f"predicted from K_0; measured {known(found.descent.loss[-1])}"
+    measured = f"predicted from K_0; measured {known(prediction.descent.loss[-1])}"
     rows = [
-        ["lazy", {True: "yes", False: "no", None: "unknown"}[found.lazy], "estimate", within],
-        ["laziness error", known(found.error), "estimate", "largest |log L predicted − log L| over the run"],
-        ["last loss", known(found.pieces[0].predicted[-1]), "estimate", measured],
-        ["kernel change", _percent(found.kernel_change), "measured", f"‖K_t − K_0‖/‖K_0‖ at {last}"],
+        ["lazy", {True: "yes", False: "no", None: "unknown"}[prediction.lazy], "estimate", within],
+        ["laziness error", known(prediction.error), "estimate", "largest |log L predicted − log L| over the run"],
+        ["last loss", known(prediction.pieces[0].predicted[-1]), "estimate", measured],
+        ["kernel change", _percent(prediction.kernel_change), "measured", f"‖K_t − K_0‖/‖K_0‖ at {last}"],
     ]
-    for name, at in (("start", found.start), (last, found.end)):
+    for name, at in (("start", prediction.start), (last, prediction.end)):
         most = known(at.directions(PART))
         rows += [
             [f"alignment, {name}", known(at.alignment), "computed", "r'Kr/(‖K‖_F ‖r‖²)"],

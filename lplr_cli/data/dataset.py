@@ -291,17 +291,17 @@ def _as_classes(held: files.Arrays, spec: DataSpec) -> bool:
 
 def _classified(inputs: NDArray[Any], held: files.Arrays, spec: DataSpec, origin: str) -> Dataset:
     """Samples whose targets encode their classes, which take turns."""
-    found = labels.find_labels(held.targets, spec.classes, origin)
-    at_hand = int((found.index >= 0).sum())
+    naming = labels.find_labels(held.targets, spec.classes, origin)
+    at_hand = int((naming.index >= 0).sum())
     if spec.samples is not None and spec.samples > at_hand:
         raise InputError(f"{spec.samples} samples asked for, {at_hand} at hand", "lower --samples")
-    every = tuple(range(len(found.classes)))
-    order = sources.balanced_order(found.index, every, spec.samples)
+    every = tuple(range(len(naming.classes)))
+    order = sources.balanced_order(naming.index, every, spec.samples)
     kind = spec.targets or ("01" if len(every) == 2 else "onehot")
-    note = "" if spec.targets else f"{found.describe(held.name)}, as {kind}"
-    if note and spec.task is None and not isinstance(found.classes[0], str):
+    note = "" if spec.targets else f"{naming.describe(held.name)}, as {kind}"
+    if note and spec.task is None and not isinstance(naming.classes[0], str):
         note += "; --task regression takes them as numbers"
-    encoded = encode_targets(found.index[order], kind, every)
+    encoded = encode_targets(naming.index[order], kind, every)
     return _finish(inputs[order], encoded, replace(spec, task="classification"), origin, note)
 
 

@@ -66,14 +66,14 @@ def read_npz(path: Path) -> Arrays:
 
 def _names(present: list[str], path: Path) -> tuple[str, str]:
     """Of the arrays with inputs and targets."""
-    found = [next((n for n in names if n in present), None) for names in (INPUT_NAMES, TARGET_NAMES)]
-    if None in found:
-        what = " and ".join(w for w, name in zip(("inputs", "targets"), found, strict=True) if name is None)
+    names_of_both = [next((n for n in names if n in present), None) for names in (INPUT_NAMES, TARGET_NAMES)]
+    if None in names_of_both:
+        what = " and ".join(w for w, name in zip(("inputs", "targets"), names_of_both, strict=True) if name is None)
         raise InputError(
             f"{path} has no array {what} (it has {', '.join(present[:_SHOWN]) or 'none'})",
             "save it with np.savez(path, inputs=…, targets=…); X and y, x_train and y_train, … are known, too",
         )
-    return str(found[0]), str(found[1])
+    return str(names_of_both[0]), str(names_of_both[1])
 
 
 def _promised(archive: zipfile.ZipFile, name: str, path: Path) -> int:

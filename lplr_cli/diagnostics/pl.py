@@ -112,6 +112,11 @@ class PLRatio(Shown):
         """The minimum of ``pl_ratio`` in multiples of a positive μ."""
         return self.pl_ratio.min / mu if mu is not None and mu > 0 and self.pl_ratio.min is not None else None
 
+    @property
+    def window_sensitivity(self) -> float | None:
+        """The largest relative change of the minimum when an end of the window moves."""
+        return self.sensitivity["relative"]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {

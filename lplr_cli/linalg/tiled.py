@@ -92,18 +92,18 @@ class TiledMatrix:
     def _factor(self, shift: float) -> TiledFactor | None:
         submit, count = self.tasks.submit, len(self.rows)
         work = {(i, j): submit(_shifted, tile, shift) if i == j else tile for (i, j), tile in self._tiles.items()}
-        found: list[Handle] = []
+        handles: list[Handle] = []
         for k in range(count):
-            if k >= _AHEAD and not self.tasks.get([found[k - _AHEAD]])[0]:
+            if k >= _AHEAD and not self.tasks.get([handles[k - _AHEAD]])[0]:
                 return None
             work[k, k] = submit(potrf, work[k, k])
-            found.append(submit(_is_there, work[k, k]))
+            handles.append(submit(_is_there, work[k, k]))
             for j in range(k + 1, count):
                 work[k, j] = submit(trsm, work[k, k], work[k, j])
             for i in range(k + 1, count):
                 for j in range(i, count):
                     work[i, j] = submit(gemm, work[i, j], work[k, i], work[k, j])
-        return TiledFactor(self.tasks, self.rows, work, self.dtype) if all(self.tasks.get(found)) else None
+        return TiledFactor(self.tasks, self.rows, work, self.dtype) if all(self.tasks.get(handles)) else None
 
 
 class TiledFactor:

@@ -52,24 +52,24 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: str, 
     """
     own = module.state_dict()
     needed = [k for k, p in module.named_parameters() if p.requires_grad] if partial else list(own)
-    found = _with_tied(max(_spellings(tensors), key=lambda c: len(c.keys() & set(needed))), own)
-    missing = [k for k in needed if k not in found]
+    arranged = _with_tied(max(_spellings(tensors), key=lambda c: len(c.keys() & set(needed))), own)
+    missing = [k for k in needed if k not in arranged]
     if missing:
         raise InputError(
             f"{origin} lacks {', '.join(missing[:_SHOWN])}" + (" and more" if len(missing) > _SHOWN else ""),
             f"it has {shapes(tensors)}",
         )
     wrong = [
-        f"{k} is {tuple(found[k].shape)}, the model's {tuple(v.shape)}"
+        f"{k} is {tuple(arranged[k].shape)}, the model's {tuple(v.shape)}"
         for k, v in own.items()
-        if k in found and found[k].shape != v.shape
+        if k in arranged and arranged[k].shape != v.shape
     ]
     if wrong:
         raise InputError(f"{origin}: {'; '.join(wrong[:3])}", "it belongs to another model")
     with torch.no_grad():
         for name, value in own.items():
-            if name in found:
-                value.copy_(found[name])
+            if name in arranged:
+                value.copy_(arranged[name])
 
 
 def _with_tied(found: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

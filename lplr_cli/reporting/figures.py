@@ -227,7 +227,7 @@ def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
 
 def density_figure(probe: HessianProbe) -> Figure:
     """The density of the Hessian's eigenvalues with its band, and the extreme ones as ticks on the axis."""
-    curve, ends = probe.density, probe.found.extremes
+    curve, ends = probe.density, probe.survey.extremes
     with style():
         figure = new_figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()

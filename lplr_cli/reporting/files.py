@@ -42,19 +42,19 @@ def expanded_runs(names: Sequence[str]) -> list[str]:
     Raises:
         InputError: a sweep without runs, or a run that is named twice.
     """
-    found: list[str] = []
+    expanded: list[str] = []
     for name in names:
         path = Path(name)
         if (path / "sweep.json").is_file():
             inside = sorted(str(p.parent) for p in path.glob("*/run.json"))
             if not inside:
                 raise InputError(f"{name} has no runs", "run the sweep first")
-            found += inside
+            expanded += inside
         else:
-            found.append(name)
-    if len(set(found)) < len(found):
+            expanded.append(name)
+    if len(set(expanded)) < len(expanded):
         raise InputError("a run is named twice", "name each once")
-    return found
+    return expanded
 
 
 @dataclass(frozen=True)

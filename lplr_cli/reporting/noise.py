@@ -27,7 +27,7 @@ def noise_meaning(noise: BatchNoise) -> str:
     return f"{text}; a batch {number(1 / noise.end.snr, 2)} times as large has both equal"
 
 
-def floor_meaning(found: NoiseFloor) -> str:
+def floor_meaning(floor: NoiseFloor) -> str:
     """For which losses of which run."""
-    how = "reshuffled epochs" if found.sampling == "reshuffled" else "drawing with replacement"
-    return f"predicted for batches of {found.batch_size:,}, {how}, losses at {_READ_AT[found.at]}"
+    how = "reshuffled epochs" if floor.sampling == "reshuffled" else "drawing with replacement"
+    return f"predicted for batches of {floor.batch_size:,}, {how}, losses at {_READ_AT[floor.at]}"

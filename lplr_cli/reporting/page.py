@@ -239,16 +239,18 @@ def _spectrum(report: RunReport, figure: Figure | None) -> str:
 
 
 def _prediction(report: RunReport, figure: Figure | None) -> str:
-    found = report.audit.prediction
-    if found is None or figure is None:
+    prediction = report.audit.prediction
+    if prediction is None or figure is None:
         return f"<p>No predicted curve: {escape.html(report.audit.no_prediction)}.</p>"
-    answer = {True: "lazy", False: "not lazy", None: "not comparable"}[found.lazy]
+    answer = {True: "lazy", False: "not lazy", None: "not comparable"}[prediction.lazy]
     caption = (
         f"Left: the measured loss beside the one that the kernel at the start predicts; laziness error "
-        f"{number(found.error)}, {answer} (an estimate). Right: the energy of the residual along the eigenvectors of K "
-        "at the start and at the last checkpoint."
+        f"{number(prediction.error)}, {answer} (an estimate). Right: the energy of the residual along the eigenvectors "
+        "of K at the start and at the last checkpoint."
     )
-    return _figure(_svg(figure, "Prediction by the kernel", caption), caption, _behind("Prediction", found.to_frame()))
+    return _figure(
+        _svg(figure, "Prediction by the kernel", caption), caption, _behind("Prediction", prediction.to_frame())
+    )
 
 
 def _comparison(reports: Sequence[RunReport]) -> str:
@@ -277,8 +279,8 @@ def _comparison(reports: Sequence[RunReport]) -> str:
 
 def _predicted(report: RunReport) -> float | None:
     """The last loss that the kernel at the start predicts."""
-    found = report.audit.prediction
-    return None if found is None else float(found.pieces[0].predicted[-1])
+    prediction = report.audit.prediction
+    return None if prediction is None else float(prediction.pieces[0].predicted[-1])
 
 
 def _counted(verdicts: Sequence[str]) -> str:

@@ -34,10 +34,10 @@ def path_series(run: RunDirectory, path: PathFigures) -> pd.DataFrame:
     table = rows[["step", "mu", "mu_star"]].merge(known, on="step", how="left")
     half = table["grad_norm_sq"] / 2
     gap = (table["loss"] - floor).where(table["loss"] > floor)
-    found = table[["step"]].assign(measured_star=half / table["loss"], measured=half / gap)
+    measured = table[["step"]].assign(measured_star=half / table["loss"], measured=half / gap)
     for column in ("mu_star", "mu"):
-        found[column] = table[column].where(table[column] > 0)
-    return found
+        measured[column] = table[column].where(table[column] > 0)
+    return measured
 
 
 def path_figure(run: RunDirectory) -> Figure | None:

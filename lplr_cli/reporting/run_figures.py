@@ -147,13 +147,13 @@ def binned_spectra(
     low, high = (np.log10(v) * _BINS_PER_DECADE for v in (positive.min(), positive.max()))
     first, last = math.floor(low), math.floor(high) + 1
     edges = 10.0 ** (np.arange(first, last + 1) / _BINS_PER_DECADE)
-    found = []
+    spans = []
     for s in spectra:
         place = np.clip(np.searchsorted(edges, s.eigenvalues, side="right") - 1, 0, last - first - 1)
         counts = np.bincount(place, minlength=last - first).astype(np.float64)
         shares = np.bincount(place, weights=s.residual_share, minlength=last - first).astype(np.float64)
-        found.append((counts, shares))
-    return edges, found
+        spans.append((counts, shares))
+    return edges, spans
 
 
 def spectrum_figure(report: RunReport) -> Figure | None:
@@ -163,9 +163,9 @@ def spectrum_figure(report: RunReport) -> Figure | None:
     with draw.style():
         figure = draw.new_figure(figsize=(8.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
-        edges, found = binned_spectra(report.spectra)
+        edges, counts = binned_spectra(report.spectra)
         looks = ((draw.BLUE, "-"), (draw.VERMILION, "--"))
-        for spectrum, binned, (colour, line) in zip(report.spectra, found, looks, strict=False):
+        for spectrum, binned, (colour, line) in zip(report.spectra, counts, looks, strict=False):
             for axes, values in zip((left, right), binned, strict=True):
                 axes.stairs(values, edges, color=colour, fill=True, alpha=0.25)
                 axes.stairs(values, edges, color=colour, linestyle=line, label=f"step {spectrum.step}")

@@ -50,13 +50,13 @@ def sweep_figure(folder: Path, runs: Sequence[str], title: str) -> Figure:
 
     On the panel of the PL ratio the part outside the stable window, where the proxy of L* spoils the ratio, is thin.
     """
-    found = [(name, read_log(folder / name)) for name in runs if (folder / name / "run.json").exists()]
-    if not found:
+    logs = [(name, read_log(folder / name)) for name in runs if (folder / name / "run.json").exists()]
+    if not logs:
         raise InputError(f"{folder} has no runs to draw", "run the sweep first")
     with style():
         figure = new_figure(figsize=(8.4, 6.0), layout="constrained")
         panels = figure.subplots(2, 2)
-        for index, (name, source) in enumerate(found):
+        for index, (name, source) in enumerate(logs):
             how: dict[str, Any] = {"color": _COLOURS[index % len(_COLOURS)], "ls": _DASHES[index // len(_COLOURS) % 4]}
             _draw(panels.ravel().tolist(), name, source, how)
         labels = ("suboptimality L − min L", "PL ratio ½‖∇L‖²/(L − min L)", "drift ‖θ_t − θ_0‖", "λ_min of the probe")

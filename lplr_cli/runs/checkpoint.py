@@ -126,7 +126,7 @@ def _refuse_values(checkpoint: Checkpoint, path: Path) -> None:
         "loss_scale": c.loss_scale is not None and c.loss_scale <= 0,
         "rng": c.rng is not None and (c.rng.dtype != torch.uint8 or c.rng.ndim != 1 or len(c.rng) > _LONGEST_RNG),
     }
-    found = [name for name, is_wrong in wrong.items() if is_wrong]
-    if found:
-        raise InputError(f"{path} has a {found[0]} that no run has", "the file is damaged")
+    faults = [name for name, is_wrong in wrong.items() if is_wrong]
+    if faults:
+        raise InputError(f"{path} has a {faults[0]} that no run has", "the file is damaged")
     refuse_strange({**c.parameters, **{f"optimizer.{k}": v for k, v in c.optimizer.items()}}, str(path))

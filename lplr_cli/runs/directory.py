@@ -237,8 +237,8 @@ class RunDirectory:
     def checkpoint_steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
         with contextlib.suppress(OSError):
-            found = (_CHECKPOINT.fullmatch(p.name) for p in (self.path / "checkpoints").iterdir())
-            return sorted(int(m.group(1)) for m in found if m)
+            matches = (_CHECKPOINT.fullmatch(p.name) for p in (self.path / "checkpoints").iterdir())
+            return sorted(int(m.group(1)) for m in matches if m)
         return []
 
     def load(self, step: int) -> Checkpoint:

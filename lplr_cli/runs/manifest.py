@@ -166,8 +166,8 @@ class Manifest:
     @property
     def parameters(self) -> int | None:
         """P."""
-        found = self.model.get("parameters")
-        return None if found is None else int(found)
+        count = self.model.get("parameters")
+        return None if count is None else int(count)
 
     @classmethod
     def begin(
@@ -355,13 +355,13 @@ class _Section:
 
     def text(self, key: str) -> str | None:
         """A string."""
-        found: str | None = self._take(key, "a text", lambda v: isinstance(v, str))
-        return found
+        value: str | None = self._take(key, "a text", lambda v: isinstance(v, str))
+        return value
 
     def choice(self, key: str, allowed: tuple[str, ...]) -> str | None:
         """One of some strings."""
-        found: str | None = self._take(key, " or ".join(allowed), lambda v: v in allowed)
-        return found
+        value: str | None = self._take(key, " or ".join(allowed), lambda v: v in allowed)
+        return value
 
     def number(self, key: str, *, above: float = -math.inf, least: float = -math.inf) -> float | None:
         """A finite number > ``above`` and ≥ ``least``."""

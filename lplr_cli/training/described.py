@@ -73,9 +73,9 @@ def loss_facts(
 
 
 def _named(name: str | None, scale: float | None, values: str) -> LossFacts:
-    found = LossFacts(name, None, scale, values)
-    known = found.known
-    return found if known is None else LossFacts(name, known.formula, scale, values)
+    facts = LossFacts(name, None, scale, values)
+    known = facts.known
+    return facts if known is None else LossFacts(name, known.formula, scale, values)
 
 
 def _recognised(loss_fn: LossFunction, targets: Tensor | None) -> tuple[str | None, float | None]:

@@ -74,10 +74,10 @@ class TrackedParameters:
     def _name_a_change(self) -> None:
         now = dict(self._module.named_parameters())
         for (name, parameter), kind in zip(self.named, self._kinds, strict=True):
-            found = now.pop(name, None)
-            if found is not parameter:
-                raise _changed(name, "is gone" if found is None else "was replaced by another tensor")
-            if _kind(found) != kind:
+            replaced = now.pop(name, None)
+            if replaced is not parameter:
+                raise _changed(name, "is gone" if replaced is None else "was replaced by another tensor")
+            if _kind(replaced) != kind:
                 raise _changed(name, "was moved to another device, type or shape")
         for name, parameter in now.items():
             if parameter.requires_grad:
@@ -151,8 +151,8 @@ def settled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of numbers, of rows some of whose values are still on an accelerator: one wait for all; NaN is left out."""
     waiting = [v for row in rows for v in row.values() if isinstance(v, Tensor)]
     known = _fetched(waiting)
-    found = [{k: known.get(id(v), v) for k, v in row.items()} for row in rows] if waiting else rows
-    return [{k: v for k, v in row.items() if v == v} for row in found]
+    values = [{k: known.get(id(v), v) for k, v in row.items()} for row in rows] if waiting else rows
+    return [{k: v for k, v in row.items() if v == v} for row in values]
 
 
 def square_norm(tensors: Sequence[Tensor]) -> Value:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lplr_cli.analysis import Source, certify_checkpoint, open_subject, probe_checkpoint
+from lplr_cli.analysis import Source, certify_start, open_subject, probe_checkpoint
 from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import infer_mlp
@@ -91,7 +91,7 @@ def test_every_format_of_an_mlp(saver: str, tmp_path: Path) -> None:
     if saver != "exported":
         assert subject.assumptions[0].startswith("MLP 5-9-4-2 from names and shapes, tanh")
         # The structure is enough for a certificate: bounds need the layers, not the code.
-        record = certify_checkpoint(tmp_path / "weights", source=source, directions=0)
+        record = certify_start(tmp_path / "weights", source=source, directions=0).to_dict()
         assert record["l_j_start"] > 0
     probe = probe_checkpoint(tmp_path / "weights", source=source)
     assert probe.record["rows"] == 20
@@ -133,7 +133,7 @@ def test_a_linear_model_needs_no_activation(tmp_path: Path) -> None:
     subject = open_subject(tmp_path / "w.pt", Source(data=TABLE.data))
     assert "MLP 5-2 from names" in subject.assumptions[0]
     two = Source(data=DataSpec("tests.foreign_nets:table", samples=2))
-    record = certify_checkpoint(tmp_path / "w.pt", source=two, directions=0)
+    record = certify_start(tmp_path / "w.pt", source=two, directions=0).to_dict()
     assert record["unbounded"] is True
 
 

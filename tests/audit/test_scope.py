@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lplr_cli.analysis import Source, certify_checkpoint, probe_checkpoints, recompute_gradients
+from lplr_cli.analysis import Source, certify_start, probe_checkpoints, recompute_gradients
 from lplr_cli.audit.findings import Status
 from lplr_cli.audit.run import Audit, audit
 from lplr_cli.cli.main import run as lplr
@@ -121,7 +121,7 @@ def test_nothing_of_another_loss_is_verified(case: Case, name: str, tmp_path: Pa
     assert name in result["C1"].reason
     assert name in result.scope.line
     assert {"C1", "C2"} <= set(result.scope.not_asked)
-    record = certify_checkpoint(tmp_path / "r", source=case.source)
+    record = certify_start(tmp_path / "r", source=case.source).to_dict()
     assert record["given"]["mu_jacobian"] is None
     assert record["containment"]["holds"] is False
     assert record["run"]["check"]["applies"] is False
@@ -162,7 +162,7 @@ def test_scales_other_than_one(scale: float, build: Any, data: Any, tmp_path: Pa
     assert result["H4"].value >= case.lr * 2 * scale * float(values[-1])
     assert result.figures.sharpness.max == pytest.approx(2 * scale * float(values[-1]), rel=1e-3)
     # certify says the same of the same run.
-    record = certify_checkpoint(tmp_path / "r", source=case.source)
+    record = certify_start(tmp_path / "r", source=case.source).to_dict()
     assert record["given"]["mu_jacobian"] == result.figures.mu_certified
     assert (record["run"]["check"]["applies"], record["run"]["check"]["violations"]) == (True, 0)
 
@@ -185,7 +185,7 @@ def test_data_that_nothing_confirms_verify_nothing(tmp_path: Path) -> None:
 def test_certify_and_audit_agree_on_a_float32_run(tmp_path: Path) -> None:
     case = Case(one, real, squared(1.0), {"loss_scale": 1.0}, steps=600, dtype=torch.float32)
     result = case.audit(tmp_path / "r")
-    check = certify_checkpoint(tmp_path / "r", source=case.source)["run"]["check"]
+    check = certify_start(tmp_path / "r", source=case.source).to_dict()["run"]["check"]
     assert (check["applies"], check["violations"]) == (True, 0)
     assert result["C2"].status is Status.VERIFIED
     assert "float32" in result["H5"].reason
@@ -194,7 +194,7 @@ def test_certify_and_audit_agree_on_a_float32_run(tmp_path: Path) -> None:
     )
     train(loop, tmp_path / "own")
     source = Source(data=loop.data)
-    check = certify_checkpoint(tmp_path / "own", source=source)["run"]["check"]
+    check = certify_start(tmp_path / "own", source=source).to_dict()["run"]["check"]
     assert (check["applies"], check["violations"], check["steps"]) == (True, 0, 201)
     assert audit(str(tmp_path / "own"), foreign=source)["C2"].status is Status.VERIFIED
 
@@ -351,7 +351,7 @@ def test_a_checkpoint_alone_is_certified_in_units_of_its_scale(tmp_path: Path) -
     for name, told in (("unknown", {}), ("one", {"loss_scale": 1.0}), ("half", {"loss_scale": 0.5})):
         case = Case(one, real, squared(0.5), told, steps=1)
         path = case.record(tmp_path / name)
-        found[name] = certify_checkpoint(path / start, radius=0.1, directions=0, source=case.source)
+        found[name] = certify_start(path / start, radius=0.1, directions=0, source=case.source).to_dict()
     assert found["half"]["given"]["mu_jacobian"] == pytest.approx(0.5 * found["one"]["given"]["mu_jacobian"])
     assert found["half"]["containment"]["eta_max"] == pytest.approx(2 * found["one"]["containment"]["eta_max"])
     assert found["half"]["normalisation"]["loss"] == "L = (0.5/n) ||r||^2"

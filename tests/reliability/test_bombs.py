@@ -27,7 +27,7 @@ from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec
 from lplr_cli.runs.iterates import NAME, IterateFile, IterateWriter
 from lplr_cli.runs.logs import read_foreign_log, sqlite
-from lplr_cli.runs.logs.tensorboard import _masked
+from lplr_cli.runs.logs.tensorboard import masked
 from lplr_cli.training import TrainConfig, train
 from tests.reliability.conftest import Lplr
 
@@ -153,7 +153,7 @@ def varint(value: int) -> bytes:
 def event(step: int, rest: bytes) -> bytes:
     content = b"\x10" + varint(step) + rest
     length = struct.pack("<Q", len(content))
-    return length + struct.pack("<I", _masked(length)) + content + struct.pack("<I", _masked(content))
+    return length + struct.pack("<I", masked(length)) + content + struct.pack("<I", masked(content))
 
 
 def scalar(step: int, value: float) -> bytes:

@@ -192,27 +192,27 @@ class Choice:
         return [name for *_, name in sorted(ranked)]
 
     def _loss(self, table: Table, origin: str, notes: list[str]) -> str:
-        found = self._candidates("loss", table)
-        if not found:
+        candidates = self._candidates("loss", table)
+        if not candidates:
             alone = self._alone(table.present)
             if alone is None or alone not in table.frame:
                 raise self._missing("loss", table, origin)
             notes.append(f"{alone!r} is taken as the loss: there is no other column")
             return alone
-        runs = list(dict.fromkeys(chart_line(name)[0] for name in found))
+        runs = list(dict.fromkeys(chart_line(name)[0] for name in candidates))
         if len(runs) > 1:
             raise InputError(f"{origin} holds {len(runs)} runs", f"choose one with --run: {', '.join(runs[:10])}")
-        if len(found) > 1:
-            notes.append(f"{found[0]!r} is taken as the loss; also there: {', '.join(found[1:6])}")
-        return found[0]
+        if len(candidates) > 1:
+            notes.append(f"{candidates[0]!r} is taken as the loss; also there: {', '.join(candidates[1:6])}")
+        return candidates[0]
 
     def _find(self, known: str, table: Table, filled: NDArray[np.bool_], origin: str) -> str | None:
         """The likeliest column, those before others that have a number wherever there is a loss."""
-        found = self._candidates(known, table)
-        if not found and known in self.columns:
+        candidates = self._candidates(known, table)
+        if not candidates and known in self.columns:
             raise self._missing(known, table, origin)
-        whole = [name for name in found if np.isfinite(_numbers(table.frame[name])[filled]).all()]
-        return next(iter([*whole, *found]), None)
+        whole = [name for name in candidates if np.isfinite(_numbers(table.frame[name])[filled]).all()]
+        return next(iter([*whole, *candidates]), None)
 
     def _steps(self, table: Table, filled: NDArray[np.bool_], origin: str, notes: list[str]) -> NDArray[np.float64]:
         """The step of each row: a column of steps, else of epochs, else the rows counted; which, is noted."""
@@ -261,12 +261,12 @@ def pick_run(runs: Mapping[str, str], choice: Choice, origin: str) -> str:
         return next(iter(runs))
     if choice.run in runs:
         return choice.run
-    found = [key for key, name in runs.items() if name == choice.run]
-    if len(found) > 1:
-        raise InputError(f"{origin} holds {len(found)} runs {choice.run!r}", f"give its key: {', '.join(found[:10])}")
-    if not found:
+    keys = [key for key, name in runs.items() if name == choice.run]
+    if len(keys) > 1:
+        raise InputError(f"{origin} holds {len(keys)} runs {choice.run!r}", f"give its key: {', '.join(keys[:10])}")
+    if not keys:
         raise InputError(f"{origin} holds no run {choice.run!r}", f"it holds {listed}")
-    return found[0]
+    return keys[0]
 
 
 def _numbers(column: pd.Series | pd.DataFrame) -> NDArray[np.float64]:

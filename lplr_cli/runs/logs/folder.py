@@ -111,5 +111,5 @@ class WandbFolder(Reader):
 
 
 def _wandb_files(folder: Path) -> list[Path]:
-    found = [*folder.glob("*.wandb"), *folder.glob("*run-*/*.wandb"), *folder.glob("wandb/*run-*/*.wandb")]
-    return [p for p in sorted(found) if p.is_file() and not p.parent.is_symlink()]
+    files = [*folder.glob("*.wandb"), *folder.glob("*run-*/*.wandb"), *folder.glob("wandb/*run-*/*.wandb")]
+    return [p for p in sorted(files) if p.is_file() and not p.parent.is_symlink()]

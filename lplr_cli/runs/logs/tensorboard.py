@@ -58,11 +58,11 @@ class TensorBoard(Reader):
 
 def _event_files(folder: Path) -> dict[str, list[Path]]:
     """Event files by the folder, relative, that holds them."""
-    found: dict[str, list[Path]] = {}
+    by_folder: dict[str, list[Path]] = {}
     for path in walk(folder):
         if "tfevents" in path.name:
-            found.setdefault(str(path.parent.relative_to(folder)), []).append(path)
-    return found
+            by_folder.setdefault(str(path.parent.relative_to(folder)), []).append(path)
+    return by_folder
 
 
 def _files_of_run(folder: Path, choice: Choice) -> list[Path]:
@@ -131,7 +131,7 @@ def _records(stream: IO[bytes]) -> Iterator[bytes]:
         payload, checksum = stream.read(length), stream.read(4)
         if len(payload) < length or len(checksum) < 4:
             return
-        if length <= _CHECKED and _masked(payload) != int.from_bytes(checksum, "little"):
+        if length <= _CHECKED and masked(payload) != int.from_bytes(checksum, "little"):
             raise ValueError("a record has a wrong checksum")
         yield payload
         first = False
@@ -161,18 +161,18 @@ def _take_summary(step: int, summary: bytes, scalars: _Scalars) -> None:
 
 
 def _take_value(step: int, message: bytes, scalars: _Scalars) -> None:
-    tag, found = "", None
+    tag, scalar = "", None
     for number, kind, value in fields(message):
         if not isinstance(value, bytes):
             continue
         if number == _TAG and kind == BYTES:
             tag = value.decode("utf-8", "replace")
         elif number == _SIMPLE and kind == FIXED32:
-            found = struct.unpack("<f", value)[0]
+            scalar = struct.unpack("<f", value)[0]
         elif number == _TENSOR and kind == BYTES:
-            found = value
-    if tag and found is not None:
-        scalars.add(step, tag, found)
+            scalar = value
+    if tag and scalar is not None:
+        scalars.add(step, tag, scalar)
 
 
 def _scalar(tensor: bytes) -> float | None:
@@ -192,7 +192,7 @@ def _scalar(tensor: bytes) -> float | None:
 
 def _checked_length(header: bytes) -> int | None:
     length, checksum = struct.unpack("<QI", header)
-    return length if _masked(header[:8]) == checksum else None
+    return length if masked(header[:8]) == checksum else None
 
 
 def _crc_table() -> list[int]:
@@ -207,7 +207,7 @@ def _crc_table() -> list[int]:
 _TABLE = _crc_table()
 
 
-def _masked(data: bytes) -> int:
+def masked(data: bytes) -> int:
     """The Castagnoli checksum, rotated and shifted as TFRecord has it."""
     crc = 0xFFFFFFFF
     for byte in data:

@@ -67,17 +67,17 @@ def _integers(message: bytes) -> list[tuple[int, int]]:
 def _item(message: bytes) -> tuple[str, Any]:
     """Name and value of a metric; None for what is neither a number nor JSON."""
     names: list[str] = []
-    found: Any = None
+    metric: Any = None
     for number, kind, value in fields(message):
         if number in (_KEY, _NESTED) and isinstance(value, bytes):
             names.append(value.decode("utf-8", "replace"))
         elif number == _JSON_TEXT and isinstance(value, bytes):
-            found = json.loads(value)
+            metric = json.loads(value)
         elif number == _NUMBER and kind == FIXED64 and isinstance(value, bytes):
-            found = struct.unpack("<d", value)[0]
+            metric = struct.unpack("<d", value)[0]
         elif number == _INTEGER and isinstance(value, int):
-            found = signed(value)
-    return ".".join(names), found
+            metric = signed(value)
+    return ".".join(names), metric
 
 
 def _records(stream: IO[bytes]) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from lplr_cli.cli.main import run
 from lplr_cli.errors import InputError
 from lplr_cli.runs.logs import json_document, place, read_foreign_log
-from lplr_cli.runs.logs.tensorboard import _masked
+from lplr_cli.runs.logs.tensorboard import masked
 from tests.runs.logs.contract import SAMPLES, expected_of
 from tests.runs.logs.make_samples import ROWS, decay, rows
 
@@ -263,7 +263,7 @@ def test_headers_that_promise_too_much_allocate_nothing(tmp_path: Path) -> None:
     at = lying.index(b"(")
     lying[at : at + 12] = b"(9999999999,"
     length = struct.pack("<Q", 1 << 60)
-    record = length + struct.pack("<I", _masked(length)) + b"x"
+    record = length + struct.pack("<I", masked(length)) + b"x"
     frame = struct.pack("<HB", 60_000, 1) + b"x"
     block = b":W&B\xe1\xbe\0" + struct.pack("<I", zlib.crc32(b"x", zlib.crc32(b"\1"))) + frame
     for content in (bytes(lying), record, block):
