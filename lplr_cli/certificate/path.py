@@ -284,7 +284,7 @@ class Walk:
 
     def _cut(self, a: Node, b: Node, piece: Piece, value: float, depth: int) -> None:
         """Halve a segment in the same ball, and in balls of its own where that does not help."""
-        if depth >= _MAX_DEPTH or self._spent(1) or min(a.square, b.square) == 0:
+        if depth >= _MAX_DEPTH or self._spent(1) or min(a.square, b.square) == 0 or self._is_best(a, b, piece, value):
             self._pieces.append(piece)
             return
         a, middle, b = self._with_gradient(a), self._between(a, b, 0.5), self._with_gradient(b)
@@ -299,6 +299,14 @@ class Walk:
                 self._cut(left, right, half, now, depth + 1)
             else:
                 self._close([left, right], depth + 1)
+
+    def _is_best(self, a: Node, b: Node, piece: Piece, value: float) -> bool:
+        """Whether no cut can help: at an end alone the bounds lose as much, to rounding or to a vanishing gradient."""
+        points = (replace(n, since=Chord(0.0, n.square, 0.0, 0.0)) for n in (a, b))
+        least = min(
+            float(self._value([piece_between(n, n, piece.allowed, piece.smoothness)], [a, b])[0][0]) for n in points
+        )
+        return least <= _WORTH * value
 
     def _bounded(self, nodes: Sequence[Node], ball: Ball, far: float) -> list[Piece]:
         """The pieces between these nodes, with the bounds on the ball that holds them and the tube around them."""

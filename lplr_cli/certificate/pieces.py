@@ -144,6 +144,7 @@ class Pieces:
         )
         return value
 
+    @_silent()
     def _deviation(self, gauss_newton: Array, rest: Array) -> Array:
         """How far the gradient on the segment can be from the chord: the better of Lemmas A and B."""
         by_norms = np.sqrt(np.maximum(self.kappa_sq, 0.0))[:, None] * np.sqrt(self._bow)

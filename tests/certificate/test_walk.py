@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -209,10 +209,23 @@ def test_all_ways_of_a_walk_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
             return found
 
         monkeypatch.setattr(Walk, name, watched)
-    for stride, loose, steep in ((1.0, 0.02, 8.0), (2.0, 0.0, 0.5), (-0.93, 0.0, 30.0), (-0.85, 1.0, 8.0)):
+    ways = (1.0, 0.02, 8.0), (2.0, 0.0, 0.5), (-0.7, 0.0, 30.0), (-0.93, 0.0, 30.0), (-0.85, 1.0, 8.0)
+    for stride, loose, steep in ways:
         walked(route(stride, 2), monkeypatch, loose, steep)
     assert {("_closer", False, 0), ("_closer", True, 0), ("_grow", True, 0)} <= taken
     assert {depth for name, _, depth in taken if name == "_cut"} >= {0, 1, 2}
+
+
+@pytest.mark.parametrize("lost", [{"gradient_error": 1.2}, {"gradient_error": 50.0}, {"loss_error": 9.0}])
+def test_what_is_lost_at_the_nodes_is_not_cut_for(lost: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves lose as much to rounding as the whole: a piece a step, and none is called more than it is."""
+    at = PlacedBall.at
+    monkeypatch.setattr(PlacedBall, "at", lambda self, radius: replace(at(self, radius), **lost))
+    path = zigzag(12, 0.1, 2)
+    found = walked(path, monkeypatch)
+    assert len(found.pieces) == 12
+    assert found.curvature.balls <= 14
+    assert found.region.mu_star is None or found.region.mu_star < 0.86 * float(found.region.measured_star or 0)
 
 
 def test_groups_share_their_ends() -> None:
