@@ -7,8 +7,8 @@ from typing import Any
 from lplr_cli.runs import BATCH_NOISE, UPDATE
 from lplr_cli.training.tracked import TrackedParameters, Value
 
-# Gradient norms to one measurement of their noise, which costs as much as two of them.
-NOISE_EVERY = 4
+# Rows with norms to one measurement of an update or of the noise, each of which costs as much as three norms.
+NEIGHBOURS_EVERY = 4
 
 
 class Neighbours:
@@ -26,9 +26,8 @@ class Neighbours:
 
     def __init__(self, tracked: TrackedParameters, norms_every: int, *, noise: bool) -> None:
         self._tracked = tracked
-        self._every = NOISE_EVERY * norms_every if noise else 0
-        # An update costs a copy of the parameters.
-        self._updates = norms_every if norms_every == 1 else 2 * norms_every
+        self._every = NEIGHBOURS_EVERY * norms_every if noise else 0
+        self._updates = norms_every if norms_every == 1 else NEIGHBOURS_EVERY * norms_every
         self._noise: Value | None = None
         self._update: Value | None = None
         self._is_marked = False

@@ -123,7 +123,7 @@ class Recorder:
         loss: str | Loss | None = None,
         loss_scale: float | None = None,
         log_every: int = 1,
-        norms_every: int = 5,
+        norms_every: int = 10,
         checkpoint_every: int = 0,
         keep_path: bool = False,
         probe_every: int = 0,
