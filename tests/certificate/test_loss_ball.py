@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from lplr_cli.certificate import BallBounds, CertifiedCurvature, SmoothMLP, Smoothness
+from lplr_cli.certificate.ball import Over
 from lplr_cli.certificate.loss_ball import LossBall
 from lplr_cli.certificate.rounding import RoundedBounds
 from lplr_cli.errors import InputError
 from lplr_cli.linalg import gamma
 from lplr_cli.losses import Loss
-from lplr_cli.models import ModelSpec, build_model
+from lplr_cli.models import MLP, ModelSpec, build_model
 from tests.certificate.path_case import LOSSES, Case, exactly
 
 
@@ -174,42 +175,63 @@ def rounding(case: Case, ball: LossBall, radius: float) -> tuple[float, float]:
     """Theorem 9.5 sample by sample: the errors of z, of a, of q and of every block of the gradient, without margins."""
     bounds, loss = ball._bounds, case.objective.loss
     assert isinstance(bounds, RoundedBounds)
-    layers = bounds.network.layers
     over, u, n, outputs = bounds.over(radius), 2.0**-53, len(case.x), case.y.shape[1]
-    first, second = 1.0, 0.25  # softplus: sup φ' and sup φ''
-    moved = [radius if layer.weight_trained else 0.0 for layer in layers]
-    spectral = [bounds.weight_norms[k] + moved[k] for k in range(len(layers))]
-    frobenius = [float(layer.weight.norm()) + moved[k] for k, layer in enumerate(layers)]
-    biases = [float(layer.bias.norm()) + radius for layer in layers]
     q = loss.gradients(bounds.f, case.y).abs() + loss.gradient_change(over.f_reach)
     q = q.clamp_max(loss.scale) if loss.classifies else q
-    losses, blocks = 0.0, [[0.0, 0.0] for _ in layers]
-    magnitude = 0.0
+    losses = magnitude = 0.0
+    sizes, errors = [], []
+    ends = errors_of_passes(bounds, over, [0.0] * n, [0.0] * n)[0]
+    for i in range(n):
+        norms = [float(v[i].norm()) for v in (bounds.f, over.f_reach, case.y, q)]
+        largest = float((1 + bounds.f[i].abs() + over.f_reach[i] + case.y[i].abs()).max())
+        own = (64 + outputs) * 4 * u * loss.scale * largest
+        sizes.append(norms[3])
+        errors.append(loss.smoothness * ends[i] + own * math.sqrt(outputs))
+        losses += norms[3] * ends[i] + loss.smoothness * ends[i] ** 2
+        magnitude += loss.scale * outputs * (1 + norms[0] + norms[1] + norms[2]) ** 2
+    gradient = errors_of_passes(bounds, over, sizes, errors)[1]
+    return losses / n + gamma(n * outputs + 256, torch.float64) * magnitude / n, gradient
+
+
+def errors_of_passes(
+    bounds: RoundedBounds,
+    over: Over,
+    sizes: list[float],
+    errors: list[float],
+    steepest: tuple[float, float] = (1.0, 0.25),
+    times: float = 1.0,
+) -> tuple[list[float], float]:
+    """Of the outputs of each sample, and of the gradient from ||q_i|| and its errors, without margins.
+
+    ``steepest`` is sup φ' and sup φ'', here of softplus; roundings count ``times`` as much as they are.
+    """
+    (first, second), layers, u, n = steepest, bounds.network.layers, times * 2.0**-53, bounds.n
+    moved = [over.radius if layer.weight_trained else 0.0 for layer in layers]
+    spectral = [bounds.weight_norms[k] + moved[k] for k in range(len(layers))]
+    frobenius = [float(layer.weight.norm()) + moved[k] for k, layer in enumerate(layers)]
+    biases = [float(layer.bias.norm()) + over.radius for layer in layers]
+    ends, blocks = [], [[0.0, 0.0] for _ in layers]
     for i in range(n):
         a = [float(v[i]) for v in over.activations]
         a_error, z, z_error = [0.0], [], []
         for k, layer in enumerate(layers):
-            grown = gamma(layer.weight.shape[1] + 8, torch.float64)
+            grown = times * gamma(layer.weight.shape[1] + 8, torch.float64)
             z.append(layer.scale * spectral[k] * a[k] + biases[k])
             product = layer.scale * frobenius[k] * (a[k] + a_error[k]) + biases[k]
             z_error.append(layer.scale * spectral[k] * a_error[k] + grown * product)
             if k + 1 < len(layers):
                 values = math.sqrt(len(layer.weight)) + z[k] + z_error[k] + a[k + 1] + first * z_error[k]
                 a_error.append(first * z_error[k] + 64 * u * values)
-        norms = [float(v[i].norm()) for v in (bounds.f, over.f_reach, case.y, q)]
-        largest = float((1 + bounds.f[i].abs() + over.f_reach[i] + case.y[i].abs()).max())
-        own = (64 + outputs) * 4 * u * loss.scale * largest
-        size, error = norms[3], loss.smoothness * z_error[-1] + own * math.sqrt(outputs)
-        losses += size * z_error[-1] + loss.smoothness * z_error[-1] ** 2
-        magnitude += loss.scale * outputs * (1 + norms[0] + norms[1] + norms[2]) ** 2
-        summed = gamma(2 * n + 256, torch.float64)
+        ends.append(z_error[-1])
+        size, error = sizes[i], errors[i]
+        summed = times * gamma(2 * n + 256, torch.float64)
         for k in range(len(layers) - 1, -1, -1):
             s = size * float(over.backward[k][i].norm())
             met = a[k] + a_error[k]
             blocks[k][0] += layers[k].scale * (error * met + s * a_error[k] + summed * (s + error) * met) / n
             blocks[k][1] += (error + summed * (s + error)) / n
             if k:
-                grown = gamma(layers[k].weight.shape[0] + 8, torch.float64)
+                grown = times * gamma(layers[k].weight.shape[0] + 8, torch.float64)
                 handed = layers[k].scale * (spectral[k] * error + grown * frobenius[k] * (s + error))
                 slope = second * z_error[k - 1] + 64 * u * (1 + z[k - 1] + z_error[k - 1])
                 e = layers[k].scale * spectral[k] * s + handed
@@ -220,7 +242,58 @@ def rounding(case: Case, ball: LossBall, radius: float) -> tuple[float, float]:
         for b, trained in zip(pair, (layer.weight_trained, layer.bias_trained), strict=True)
         if trained
     ]
-    return losses / n + gamma(n * outputs + 256, torch.float64) * magnitude / n, math.sqrt(sum(kept))
+    return ends, math.sqrt(sum(kept))
+
+
+@pytest.mark.parametrize("names", [None, ["layers.0.weight"], ["layers.1.weight", "layers.2.bias"]])
+@pytest.mark.parametrize("parametrization", ["standard", "ntk"])
+def test_errors_of_errors_are_counted(
+    parametrization: str, names: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With roundings as large as what they round, steeper slopes than one, and layers of different sizes."""
+    times, radius = 1e13, 0.1
+    module = MLP(2, 3, width=1, depth=0, widths=[4, 6], activation="silu", parametrization=parametrization).double()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+    x = torch.randn((3, 2), generator=generator, dtype=torch.float64)
+    bounds = RoundedBounds(SmoothMLP.from_module(module, names), x)
+    over, (sizes, errors) = bounds.over(radius), torch.rand((2, 3), generator=generator, dtype=torch.float64)
+    where = "lplr_cli.certificate.rounding"
+    monkeypatch.setattr(f"{where}.gamma", lambda count, dtype: times * gamma(count, dtype))
+    monkeypatch.setattr(f"{where}._U", times * 2.0**-53)
+    monkeypatch.setattr(f"{where}._ELEMENTARY", times * 64 * 2.0**-53)
+    line = torch.linspace(-9, 9, 180001, dtype=torch.float64)
+    steepest = (float(silu_first(line).max()), 0.5)
+    ends, gradient = errors_of_passes(bounds, over, sizes.tolist(), errors.tolist(), steepest, times)
+    for found, exact in zip(bounds.forward_error(over).tolist(), ends, strict=True):
+        # A margin of 1e-10 stands above all of it.
+        assert exact * (1 + 0.9e-10) <= found == pytest.approx(exact, rel=1e-8, abs=0)
+    found = bounds.gradient_error(over, sizes, errors)
+    assert gradient * (1 + 0.9e-10) <= found == pytest.approx(gradient, rel=1e-8, abs=0)
+
+
+def test_errors_have_a_margin_where_one_layer_is_all() -> None:
+    """Of weights that are zero no norm has a margin to lend: the errors are those of the bias and of q alone."""
+    module = MLP(2, 1, width=1, depth=0).double()
+    with torch.no_grad():
+        module.layers[0].weight.zero_()
+        module.layers[0].bias.fill_(0.7)
+    x = torch.tensor([[0.3, -0.4]], dtype=torch.float64)
+    bounds = RoundedBounds(SmoothMLP.from_module(module), x)
+    over = bounds.over(0.0)
+    ends, gradient = errors_of_passes(bounds, over, [0.6], [0.1])
+    assert ends == [0.7 * gamma(10, torch.float64)]
+    assert float(bounds.forward_error(over)) >= ends[0] * (1 + 0.9e-10)
+    size, error = torch.tensor([[0.6], [0.1]], dtype=torch.float64)
+    found = bounds.gradient_error(over, size, error)
+    assert found >= gradient * (1 + 0.9e-10)
+
+
+def silu_first(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
 
 
 @pytest.mark.parametrize(("parametrization", "radius"), [("standard", 0.0), ("standard", 0.2), ("ntk", 0.2)])
