@@ -26,6 +26,7 @@ from lplr_cli.certificate.certify import (
     contain,
     singular_values,
     sqrt_loss_upper,
+    verdict_of,
 )
 from lplr_cli.errors import InputError, NumericalError
 from lplr_cli.linalg import gamma
@@ -233,6 +234,33 @@ def test_containment_at_its_ends() -> None:
     assert contain(constant(0.5, 0.1, 0.0), 0.5, 0.0, 4.9).holds
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_reached_has_a_margin_where_curvature_lends_none(seed: int) -> None:
+    """Of a linear model, in rational arithmetic; β is far below one there, so that a step is far above it."""
+    sigma, root = (1e-3 * v for v in draws(seed, 2))
+    found = contain(lambda r: at_radius(AtStart(1.0, sigma, 2 * sigma, root), 0.0, r), sigma, root, math.inf)
+    exact = Fraction(found.at.radius) * Fraction(sigma) / (2 * Fraction(root))
+    assert Fraction(found.reach) <= exact * (1 - Fraction(9, 10**13))
+    assert found.holds
+    assert Fraction(found.eta_max) <= Fraction(found.step_fraction) / (8 * Fraction(sigma) ** 2)
+
+
+def test_a_network_that_does_not_move_is_not_contained() -> None:
+    still = at_radius(AtStart(0.0, 0.0, 0.0, 1.0), 0.0, 0.0)
+    assert still.beta == 0
+    assert contain(lambda r: still, 0.0, 1.0, 0.0) == Containment(False, 0.0, still, 0.0, 0.0)
+
+
+def test_the_verdict_says_what_holds() -> None:
+    at = replace(constant(0.5, 0.1, 0.01)(0.1), mu_jacobian=0.25)
+    inside = verdict_of(0.5, 0.2, Containment(True, 1.0, at, 1.0, 0.125))
+    assert inside.startswith("certified: every iterate stays within R = 0.1, L_t ≤ (1 − ημ)^t L_0 with μ = 0.25")
+    assert inside.endswith("for η ≤ 0.125")
+    outside = verdict_of(0.5, 0.2, Containment(False, 0.25, at, 0.0, 0.0))
+    assert outside.startswith("certified: the ball of radius 0.2 is locally PL; containment is not: ")
+    assert verdict_of(0.0, 0.0, Containment(False, 0.0, at, 0.0, 0.0)).startswith("no certificate: ")
+
+
 # -- the wiring of certify --------------------------------------------------------------------------------------------
 
 
@@ -319,7 +347,7 @@ def test_targets_stand_by_samples() -> None:
     for wrong in (y.reshape(8, 1), y[:3], torch.cat([y, y])):
         with pytest.raises(InputError, match="targets of shape"):
             certify(module, x, wrong)
-    assert certify(module, x, y.reshape(4, 1, 2)) == certify(module, x, y)
+    assert certify(module, x, y.reshape(4, 1, 2)) == certify(module, x, y, graphs=False)
 
 
 @pytest.mark.parametrize("size", [1e-3, 0.5, 2.0])

@@ -186,6 +186,8 @@ def test_the_first_of_two_layers_alone(parametrization: str, names: list[str]) -
         moved = torch.cat(([scaled] if "layers.0.weight" in names else []) + [ones] * ("layers.0.bias" in names), dim=1)
         moment = torch.einsum("i,ij,ik->jk", moved.square().sum(dim=1), moved, moved) / 6
         root = torch.linalg.eigvalsh(moment)[-1].sqrt()
+        assert ball._joint is not None
+        assert ball._joint >= root * (1 + 0.99 * MARGIN)
         for radius in (0.0, 0.3):
             top = ball._backward_over(radius, ball._forward_over(radius))[0].top
             joined = root * top.amax(dim=0).square().sum().sqrt()
