@@ -163,8 +163,8 @@ class Average(Node):
     """
 
     apply: Callable[[Tensor], Tensor]
-    count: int = 1
-    overlap: int = 1
+    count: int
+    overlap: int
 
     @property
     def _gain(self) -> float:

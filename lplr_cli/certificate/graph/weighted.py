@@ -98,7 +98,7 @@ class Weighted(Node):
             "row_sum": float(rows.abs().sum(dim=1).max()),
             "bias": 0.0 if self.bias is None else frobenius_upper(values[self.bias]),
             "terms": float(rows.shape[1]),
-            "backward_terms": float(w[:, 0].numel() if w.dim() > 1 else w.numel()),
+            "backward_terms": float(w[:, 0].numel()),
         }
         return {k: up_float(v) for k, v in found.items()}
 
@@ -302,6 +302,4 @@ class Weighted(Node):
 
 def _norms(a: Tensor) -> Tensor:
     """≥ ||A||_op of the largest group of each sample, (…, g, k, T) → (…,)."""
-    if not a.numel():
-        return torch.zeros(a.shape[:-3], dtype=a.dtype)
     return up(operator_norms(a.flatten(0, -3)).reshape(a.shape[:-2]).amax(dim=-1))
