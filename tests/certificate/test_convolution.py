@@ -72,3 +72,62 @@ def test_the_circular_norm_is_attained_on_a_large_image(monkeypatch: pytest.Monk
     seen = float(F.conv2d(wave, w, padding=(0, 1)).norm() / wave.norm())
     assert seen <= found <= 4.0 * 1.011
     assert seen >= 0.99 * found / 1.011
+
+
+def symbols(w: Tensor, image: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """Ŵ of every folded frequency by the fast transform, (frequencies, c_out, c_in · aliases), of weights up to one."""
+    sizes = [s * math.ceil((n + k - 1) / s) for n, k, s in zip(image, w.shape[2:], stride, strict=True)]
+    whole = torch.fft.fft2(w, s=sizes)
+    rows, columns = (n // s for n, s in zip(sizes, stride, strict=True))
+    parts = whole.reshape(*w.shape[:2], stride[0], rows, stride[1], columns)
+    return parts.permute(3, 5, 0, 1, 2, 4).flatten(3).flatten(0, 1) / math.sqrt(math.prod(stride))
+
+
+LARGE = [g for g in GEOMETRIES if g.groups == 1]
+
+
+@pytest.mark.parametrize("geometry", LARGE, ids=str)
+def test_the_norm_is_that_of_its_largest_symbol(geometry: Geometry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_WRITTEN_OUT", 0)
+    w = geometry.weights(1)
+    exact = float(torch.linalg.matrix_norm(symbols(w, geometry.image, geometry.stride), ord=2).max())
+    assert exact * (1 + 1e-13) <= geometry.bound(w) <= 1.011 * exact
+    for exponent in (-300, 0, 300):
+        assert geometry.bound(w * 2.0**exponent) == geometry.bound(w) * 2.0**exponent
+
+
+@pytest.mark.parametrize("geometry", LARGE, ids=str)
+def test_roundings_of_symbols_and_of_their_products_show(geometry: Geometry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the counts that they have: of the taps, and of the longer side, as complex numbers."""
+    w, taps = geometry.weights(2), math.prod(geometry.kernel)
+    w = w / (1.01 * w.abs().max())
+    symbol = symbols(w, geometry.image, geometry.stride)
+    longest, frobenius = max(symbol.shape[1:]), float(symbol.abs().square().sum(dim=(1, 2)).max().sqrt())
+    asked: dict[int, float] = {}
+    monkeypatch.setattr(convolution, "gamma", lambda count, dtype: asked[count])
+    for products, of_taps, twiddle in ((1e20, 1e10, 0.0), (1e20, 0.0, 3e9)):
+        asked.clear()
+        # Two numbers of terms may be one; then both are the same.
+        asked[2 * taps + 8] = of_taps
+        asked[4 * longest + 8] = products
+        monkeypatch.setattr(convolution, "_TWIDDLE", twiddle)
+        exact = math.sqrt(4 * asked[4 * longest + 8]) * frobenius
+        exact += (twiddle + asked[2 * taps + 8]) * math.sqrt(taps) * float(w.norm())
+        assert exact <= convolution._norm(w, geometry.image, geometry.stride) <= exact * (1 + 1e-8)
+
+
+def test_extreme_weights_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_WRITTEN_OUT", 0)
+
+    def bound(w: Tensor) -> float:
+        return convolution_norm_upper(w, (4, 4), (1, 1), (1, 1), 1)
+
+    ones = torch.ones(2, 2, 3, 3, dtype=torch.float64)
+    assert bound(0 * ones) == 0
+    assert bound(ones[:0]) == 0
+    assert bound(math.inf * ones) == bound(math.nan * ones) == bound(1.7e308 * ones) == math.inf
+    assert 18 * 1e300 <= bound(1e300 * ones) <= 18.2e300
+    # The largest of the groups.
+    w = torch.cat([ones, 3 * ones])
+    assert 54 <= convolution_norm_upper(w, (4, 4), (1, 1), (1, 1), 2) <= 54.6
+    assert 54 <= convolution_norm_upper(w.flip(0), (4, 4), (1, 1), (1, 1), 2) <= 54.6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrizations, weight_norm
 
 from lplr_cli.certificate import BallBounds, NoCertificateError, SmoothMLP, certify
 from lplr_cli.models import MLP, ModelSpec, build_model
+from lplr_cli.ntk import Network
 
 
 def mlp() -> MLP:
@@ -284,3 +286,78 @@ def test_a_sequential_of_used_parts() -> None:
         with pytest.raises(NoCertificateError, match="no certificate for"):
             SmoothMLP.from_module(module)
     assert len(SmoothMLP.from_module(nn.Sequential(square, tanh, other, tanh, nn.Linear(5, 1))).layers) == 3
+
+
+def test_an_activation_with_a_jump_is_named() -> None:
+    with pytest.raises(NoCertificateError, match="no certificate for relu"):
+        SmoothMLP.from_module(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)))
+    alone = SmoothMLP.from_module(nn.Sequential(nn.Linear(3, 2)))
+    assert (len(alone.layers), alone.activation.name) == (1, "identity")
+
+
+def test_the_same_network_at_another_point() -> None:
+    names = ["layers.0.weight", "layers.1.bias", "layers.2.weight", "layers.2.bias"]
+    network = SmoothMLP.from_module(mlp(), names)
+    values = [torch.full(shape, float(k)) for k, shape in enumerate([(5, 5), (5,), (5, 5), (5,)])]
+    there = network.with_trained(values)
+    for layer, before, (weight, bias) in zip(there.layers, network.layers, [(0, None), (None, 1), (2, 3)], strict=True):
+        assert torch.equal(layer.weight, before.weight if weight is None else values[weight].double())
+        assert torch.equal(layer.bias, before.bias if bias is None else values[bias].double())
+    assert len(values) == 4
+
+
+@pytest.mark.parametrize(
+    ("scales", "match"),
+    [
+        ({"layers.1.weight": 1e-70}, "weights"),
+        ({"layers.1.weight": 1e70}, "weights"),
+        ({"layers.0.weight": 1e70}, "weights"),
+        ({"layers.2.weight": 1e-70}, "weights"),
+        ({"layers.1.bias": 1e70}, "biases"),
+        ({"layers.0.weight": 1e55, "x": 1e10}, "preactivations"),
+        ({"x": 1e-70}, "inputs"),
+    ],
+)
+def test_magnitudes_are_looked_at_everywhere(scales: dict[str, float], match: str) -> None:
+    """A row of the last layer alone, as each output has its own bounds."""
+    network = SmoothMLP.from_module(mlp())
+    layers = list(network.layers)
+    for name, scale in scales.items():
+        if name == "x":
+            continue
+        place, kind = int(name.split(".")[1]), name.split(".")[2]
+        value = getattr(layers[place], kind).clone() + (1.0 if kind == "bias" else 0.0)
+        value[0 if place == 2 else slice(None)] *= scale
+        layers[place] = replace(layers[place], **{kind: value})
+    x = torch.ones(2, 5, dtype=torch.float64) * scales.get("x", 1.0)
+    with pytest.raises(NoCertificateError, match=f"no certificate for {match} of magnitude"):
+        replace(network, layers=tuple(layers)).passes(x)
+
+
+def test_scales_are_looked_at() -> None:
+    network = SmoothMLP.from_module(mlp())
+    layers = tuple(replace(layer, scale=1e70) for layer in network.layers)
+    with pytest.raises(NoCertificateError, match="no certificate for scales of magnitude"):
+        replace(network, layers=layers).passes(torch.ones(2, 5, dtype=torch.float64))
+
+
+def test_one_output_that_differs_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Sequential(nn.Linear(3, 2)).double()
+    network, x = SmoothMLP.from_module(module), torch.ones(4, 3, dtype=torch.float64)
+    wrong = torch.zeros(4, 2, dtype=torch.float64)
+    wrong[2, 1] = 1e-12
+    plain = Network.forward
+    monkeypatch.setattr(Network, "forward", lambda self, x: plain(self, x) + wrong)
+    with pytest.raises(NoCertificateError, match="its outputs are not those of its layers"):
+        network.check(module, x)
+
+
+def test_outputs_of_another_shape_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one sample and one output they would be the same numbers."""
+    module = nn.Sequential(nn.Linear(3, 1)).double()
+    network, x = SmoothMLP.from_module(module), torch.ones(1, 3, dtype=torch.float64)
+    network.check(module, x)
+    plain = Network.forward
+    monkeypatch.setattr(Network, "forward", lambda self, x: plain(self, x)[:, 0])
+    with pytest.raises(NoCertificateError, match="its outputs are not those of its layers"):
+        network.check(module, x)
