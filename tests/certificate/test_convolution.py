@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import mpmath  # type: ignore[import-untyped]
 import pytest
 import torch
 from torch import Tensor
@@ -127,7 +128,37 @@ def test_extreme_weights_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> Non
     assert bound(ones[:0]) == 0
     assert bound(math.inf * ones) == bound(math.nan * ones) == bound(1.7e308 * ones) == math.inf
     assert 18 * 1e300 <= bound(1e300 * ones) <= 18.2e300
+    holes = -ones
+    holes[0, 0] = 0
+    for part in (holes, -holes):
+        exact = float(torch.linalg.matrix_norm(symbols(part, (4, 4), (1, 1)), ord=2).max())
+        assert exact <= bound(part) <= 1.02 * exact
     # The largest of the groups.
     w = torch.cat([ones, 3 * ones])
     assert 54 <= convolution_norm_upper(w, (4, 4), (1, 1), (1, 1), 2) <= 54.6
     assert 54 <= convolution_norm_upper(w.flip(0), (4, 4), (1, 1), (1, 1), 2) <= 54.6
+
+
+def test_symbols_are_complex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """(1 − e^{−2iω}) (1, e^{−iω}) is longest at ω = π/2, where half of its square is imaginary."""
+    monkeypatch.setattr(convolution, "_WRITTEN_OUT", 0)
+    w = torch.zeros(2, 2, 1, 4, dtype=torch.float64)
+    w[0, 0, 0], w[1, 0, 0] = torch.tensor([[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
+    for part in (w, w.transpose(2, 3), w.transpose(0, 1), w.transpose(0, 1).transpose(2, 3)):
+        image = (1, 13) if part.shape[3] == 4 else (13, 1)
+        found = convolution_norm_upper(part, image, (1, 1), (0, 0), 1)
+        assert math.sqrt(8) <= found <= 1.02 * math.sqrt(8)
+
+
+@pytest.mark.parametrize(("size", "taps", "stride"), [(5, 60, 1), (40, 30, 3), (7, 2, 2)])
+def test_phases_are_accurate_at_every_tap(size: int, taps: int, stride: int) -> None:
+    """In 40 digits: within the error of a twiddle factor that is charged for them."""
+    found, count = convolution._phases(size, taps, stride), stride * -(-(size + taps - 1) // stride)
+    assert found.shape == (count // stride, stride, taps)
+    with mpmath.workdps(40):
+        for f in range(count // stride):
+            for a in range(stride):
+                for j in range(taps):
+                    turn = mpmath.mpf(-2) * (f + a * (count // stride)) * j / count
+                    exact = mpmath.expjpi(turn)
+                    assert abs(mpmath.mpc(complex(found[f, a, j])) - exact) <= convolution._TWIDDLE

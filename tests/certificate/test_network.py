@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
 from lplr_cli.certificate import BallBounds, NoCertificateError, SmoothMLP, certify
+from lplr_cli.certificate.network import check_magnitude
 from lplr_cli.models import MLP, ModelSpec, build_model
 from lplr_cli.ntk import Network
 
@@ -334,6 +335,11 @@ def test_magnitudes_are_looked_at_everywhere(scales: dict[str, float], match: st
         replace(network, layers=tuple(layers)).passes(x)
 
 
+def test_what_holds_no_number_has_every_magnitude() -> None:
+    for shape in ((0,), (0, 3), (3, 0)):
+        check_magnitude(torch.zeros(shape), "nothing")
+
+
 def test_scales_are_looked_at() -> None:
     network = SmoothMLP.from_module(mlp())
     layers = tuple(replace(layer, scale=1e70) for layer in network.layers)
@@ -341,11 +347,12 @@ def test_scales_are_looked_at() -> None:
         replace(network, layers=layers).passes(torch.ones(2, 5, dtype=torch.float64))
 
 
-def test_one_output_that_differs_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("away", [1e-12, -1e-12])
+def test_one_output_that_differs_is_enough(away: float, monkeypatch: pytest.MonkeyPatch) -> None:
     module = nn.Sequential(nn.Linear(3, 2)).double()
     network, x = SmoothMLP.from_module(module), torch.ones(4, 3, dtype=torch.float64)
     wrong = torch.zeros(4, 2, dtype=torch.float64)
-    wrong[2, 1] = 1e-12
+    wrong[2, 1] = away
     plain = Network.forward
     monkeypatch.setattr(Network, "forward", lambda self, x: plain(self, x) + wrong)
     with pytest.raises(NoCertificateError, match="its outputs are not those of its layers"):
