@@ -277,6 +277,9 @@ SQUARE = nn.Linear(4, 4)
     ("function", "sample", "reason"),
     [
         (lambda m, x: F.linear(x, m.weight), (4,), "operation linear"),
+        (lambda m, x: m.square(x), (), "numbers alone"),
+        (lambda m, x: m.even(x).flatten(1), IMAGE, "differs on both sides"),
+        (lambda m, x: m.odd(x).flatten(1), IMAGE, "differs on both sides"),
         (lambda m, x: m.conv(x.flatten(2)).flatten(1), IMAGE, "does not take samples|anything but images"),
         (lambda m, x: F.avg_pool2d(x, 3, ceil_mode=True).flatten(1), IMAGE, "ceil_mode"),
         (lambda m, x: F.avg_pool2d(x, 3, divisor_override=2).flatten(1), IMAGE, "divisor"),
@@ -358,6 +361,7 @@ SQUARE = nn.Linear(4, 4)
 def test_refusals(function: Callable[..., Any], sample: tuple[int, ...], reason: str) -> None:
     parts: dict[str, Any] = {
         "weight": nn.Parameter(torch.ones(4, 4)), "conv": nn.Conv2d(2, 2, 2), "fixed": torch.ones(3, 2),
+        "even": nn.Conv2d(2, 2, (2, 3), padding="same"), "odd": nn.Conv2d(2, 2, (3, 2), padding="same"),
         "whole": torch.ones(3, 5), "wrong": torch.ones(4), "kept": nn.Parameter(torch.ones(3, 5)),
         "column": nn.Parameter(torch.ones(3, 1)), "norm": nn.LayerNorm([3, 5]), "loose": nn.LayerNorm(4, eps=0.0),
         "square": SQUARE, "multi": nn.MultiheadAttention(4, 2, batch_first=True), "first": nn.MultiheadAttention(4, 2),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lplr_cli.linalg import gamma
 from lplr_cli.ntk import Network, jacobian, structured
 from lplr_cli.ntk.structured import collect
+from lplr_cli.ntk.structured.factors import Form
 from lplr_cli.ntk.structured.rounding import _reach
 from tests.cases import CASES, make
 from tests.ntk.roundings import RoundingCounter
@@ -104,3 +108,62 @@ def test_reach_beyond_float64_is_infinite(value: float) -> None:
     assert _reach(part) == math.inf  # type: ignore[arg-type]
     empty = SimpleNamespace(a=torch.zeros(0, 3), b=torch.zeros(2, 0))
     assert _reach(empty) == pytest.approx(1.0)  # type: ignore[arg-type]
+
+
+def term(key: str, depth: int, columns: int, samples: int, pairs: int = 7) -> Any:
+    """A term as far as its rounding is asked for; the sums of a sample are its number."""
+    numbers = torch.arange(1.0, samples + 1, dtype=torch.float32)
+    part = SimpleNamespace(a=None, b=torch.full((samples, 2), 2.0 * depth))
+    return SimpleNamespace(
+        key=key, depth=depth, columns=columns, parts=[part], pair_length=lambda form: pairs + (form is Form.PAIRWISE),
+        absolute=lambda rows: numbers[rows],
+    )  # fmt: skip
+
+
+def test_chains_and_magnitudes_are_sums_over_terms() -> None:
+    """One product for all terms by rows, one for each of the others; every sample once."""
+    found: Any = structured.Rounding()
+    assert (found.length, found.products, found.magnitude, found.reach) == (1, 0, 0.0, 1.0)
+    found.add({Form.ROWS: [term("a", 2, 5, 3), term("b", 3, 9, 3)], Form.EXPLICIT: [], Form.PAIRWISE: []})
+    assert (found.length, found.products) == (2 * 3 + 5 + 9 + 1 + 1, 20**2)
+    assert found.magnitude == 2 * (1 + 4 + 9)
+    # The largest entry of b is 2 · 3, in rows of two.
+    assert 1 + 36 * 2 <= found.reach <= (1 + 36 * 2) * (1 + 2**-19)
+    found.add({Form.EXPLICIT: [term("c", 1, 30, 600)], Form.PAIRWISE: [term("d", 1, 2, 1, pairs=11)]})
+    assert found._chains == {Form.ROWS: 20, "c": 2 + 30, "d": 12}
+    assert found.length == 32 + 3 + 1
+    assert found.products == 20**2 + 32**2 + 12**2
+    # In float64, tile by tile.
+    assert found.magnitude == 28 + sum(k * k for k in range(1, 601)) + 1
+    # A shorter chain of the same term on other samples changes nothing but the magnitude.
+    found.add({Form.EXPLICIT: [term("c", 1, 10, 1)]})
+    assert found._chains["c"] == 32
+
+
+def test_what_was_accounted_for_elsewhere_is_joined() -> None:
+    one, two = structured.Rounding(2.0, 3.0), structured.Rounding(5.0, 7.0)
+    a, b = Form.ROWS, Form.PRODUCT
+    one._note(a, 4)
+    two._note(a, 6)
+    two._note(b, 2)
+    one.join(two)
+    assert (one.magnitude, one.reach, one._chains) == (7.0, 7.0, {a: 6, b: 2})
+    two.join(structured.Rounding(1.0, 2.0))
+    assert (two.magnitude, two.reach) == (6.0, 7.0)
+
+
+def test_the_formation_error_is_its_formula() -> None:
+    """γ of the length times the magnitude, and for each product that underflows what it is multiplied with."""
+    found = structured.Rounding(magnitude=40.0, reach=9.0)
+    found.add_jacobian(torch.tensor([1.0, 2.5]), 50)
+    assert (found.magnitude, found.length, found.products) == (43.5, 52, 2500)
+    for dtype in (torch.float32, torch.float64):
+        exact = Fraction(gamma(52, dtype)) * Fraction(43.5) / 8
+        error = Fraction(found.formation_error(6, dtype, 8))
+        assert exact * Fraction(10009, 10000) <= error <= exact * Fraction(10011, 10000)
+    far = structured.Rounding(reach=1e300)
+    tiny = Fraction(torch.finfo(torch.float64).smallest_normal)
+    assert far.formation_error(6, torch.float64, 8) == pytest.approx(6 * float(tiny * Fraction(1e300)), rel=1e-15)
+    far._note(Form.ROWS, 3)
+    far._note(Form.PRODUCT, 4)
+    assert far.formation_error(6, torch.float64, 8) == pytest.approx(150 * float(tiny * Fraction(1e300)), rel=1e-15)
