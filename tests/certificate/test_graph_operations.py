@@ -62,6 +62,7 @@ IMAGE = (2, 6, 4)
         (lambda x: x.mean([1, 3], keepdim=True), 8, 1),
         (lambda x: F.avg_pool2d(x, (3, 2)), 6, 1),
         (lambda x: F.avg_pool2d(x, 2), 4, 1),
+        (lambda x: F.avg_pool2d(x, (2,)), 4, 1),
         (lambda x: F.avg_pool2d(x, (3, 2), (2, 1), (1, 0)), 6, 4),
         (lambda x: F.avg_pool2d(x, (3, 2), 3), 6, 1),
         (lambda x: F.avg_pool2d(x, (4, 4), (1, 2), padding=2), 16, 8),
@@ -166,6 +167,18 @@ def test_normalisation(
         (lambda m, x: (x.reshape(7, 2, 6) @ x.reshape(7, 6, 2)).flatten(1), (12,), "matmul", {"inner": 6, "outer": 2}),
         (lambda m, x: (x.reshape(7, 6, 2) @ x.reshape(7, 2, 6)).flatten(1), (12,), "matmul", {"inner": 2, "outer": 6}),
         (lambda m, x: (x.reshape(7, 2, 3) @ x.reshape(7, 3, 2)).flatten(1), (6,), "matmul", {"inner": 3, "outer": 2}),
+        (
+            lambda m, x: (x.reshape(7, 6, 2) @ x.reshape(7, 2, 6).chunk(2, -1)[0]).flatten(1),
+            (12,),
+            "matmul",
+            {"inner": 2, "outer": 6},
+        ),
+        (
+            lambda m, x: (x.reshape(7, 6, 2).chunk(2, 1)[0] @ x.reshape(7, 2, 6)).flatten(1),
+            (12,),
+            "matmul",
+            {"inner": 2, "outer": 6},
+        ),
         (lambda m, x: torch.softmax(x, -1).flatten(1), (4, 3), "softmax", {"entries": 3, "rows_of_sample": 4}),
         (lambda m, x: x.softmax(dim=2).flatten(1), (4, 3), "softmax", {"entries": 3, "rows_of_sample": 4}),
         (lambda m, x: F.softmax(x, dim=1), (5,), "softmax", {"entries": 5, "rows_of_sample": 1}),
@@ -264,10 +277,23 @@ def test_tables_and_learnt_tensors() -> None:
     assert torch.equal(ones.tensor, torch.ones(4, 2, 3).double())
     assert (scale.positions, scale.channels, scale.last, scale.weight, scale.bias) == (4, 6, True, "shift", None)
     assert (scale.weight_trained, scale.bias_trained, scale.block) == (True, False, 0)
+    before: Any = read(lambda m, x: (m.shift + x).flatten(1), 2, 3, shift=nn.Parameter(torch.randn(2, 3)))[0]
+    assert torch.equal(before.tensor, torch.ones(2, 3).double())
     kept: Any = read(lambda m, x: (m.kept[:, :] * x).flatten(1), 2, 3, kept=nn.Parameter(torch.randn(2, 3)))[0]
     assert torch.equal(kept.tensor, torch.ones(2, 3).double())
+    after: Any = read(lambda m, x: (x * m.kept).flatten(1), 2, 3, kept=nn.Parameter(torch.randn(2, 3)))[0]
+    assert torch.equal(after.tensor, torch.ones(2, 3).double())
     fixed: Any = read(lambda m, x: (x + m.fixed).flatten(1), 2, 3, fixed=torch.arange(3.0))[0]
     assert torch.equal(fixed.tensor, torch.arange(3.0).double().expand(2, 3))
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding_idx": 0}, {"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}]
+)
+def test_tables_with_gradients_of_their_own_are_refused(options: dict[str, Any]) -> None:
+    module = nn.Sequential(nn.Embedding(5, 3, **options), nn.Flatten()).double()
+    with pytest.raises(NoCertificateError, match="an embedding with padding"):
+        Reader(module, {"0.weight"}, torch.randint(5, (7, 4)))
 
 
 SQUARE = nn.Linear(4, 4)
@@ -296,6 +322,11 @@ SQUARE = nn.Linear(4, 4)
         (lambda m, x: torch.add(x, x, alpha=2), (4,), "sum of anything"),
         (lambda m, x: x + x.mean(1, keepdim=True), (4,), "sum of anything"),
         (lambda m, x: x + 0.5, (4,), "sum of anything"),
+        (lambda m, x: 0.5 + x, (4,), "sum of anything"),
+        (lambda m, x: (x + (m.kept + 0.5)).flatten(1), (3, 5), "sum of anything"),
+        (lambda m, x: (x @ m.right).flatten(1), (2, 3), "product of anything but two"),
+        (lambda m, x: (m.left @ x).flatten(1), (2, 3), "product of anything but two"),
+        (lambda m, x: F.softmax(x, -1).reshape(7, 1), (), "softmax"),
         (lambda m, x: F.silu(x, inplace=True), (4,), "in place"),
         (lambda m, x: F.gelu(x, approximate="tanh"), (4,), "approximate=tanh"),
         (lambda m, x: F.dropout(x), (4,), "dropout"),
@@ -362,7 +393,7 @@ def test_refusals(function: Callable[..., Any], sample: tuple[int, ...], reason:
     parts: dict[str, Any] = {
         "weight": nn.Parameter(torch.ones(4, 4)), "conv": nn.Conv2d(2, 2, 2), "fixed": torch.ones(3, 2),
         "even": nn.Conv2d(2, 2, (2, 3), padding="same"), "odd": nn.Conv2d(2, 2, (3, 2), padding="same"),
-        "whole": torch.ones(3, 5), "wrong": torch.ones(4), "kept": nn.Parameter(torch.ones(3, 5)),
+        "right": torch.ones(7, 3, 2), "left": torch.ones(7, 2, 2), "whole": torch.ones(3, 5), "wrong": torch.ones(4), "kept": nn.Parameter(torch.ones(3, 5)),
         "column": nn.Parameter(torch.ones(3, 1)), "norm": nn.LayerNorm([3, 5]), "loose": nn.LayerNorm(4, eps=0.0),
         "square": SQUARE, "multi": nn.MultiheadAttention(4, 2, batch_first=True), "first": nn.MultiheadAttention(4, 2),
         "other": nn.MultiheadAttention(4, 2, batch_first=True, kdim=4, vdim=5),
