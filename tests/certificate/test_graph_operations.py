@@ -393,7 +393,8 @@ def test_refusals(function: Callable[..., Any], sample: tuple[int, ...], reason:
     parts: dict[str, Any] = {
         "weight": nn.Parameter(torch.ones(4, 4)), "conv": nn.Conv2d(2, 2, 2), "fixed": torch.ones(3, 2),
         "even": nn.Conv2d(2, 2, (2, 3), padding="same"), "odd": nn.Conv2d(2, 2, (3, 2), padding="same"),
-        "right": torch.ones(7, 3, 2), "left": torch.ones(7, 2, 2), "whole": torch.ones(3, 5), "wrong": torch.ones(4), "kept": nn.Parameter(torch.ones(3, 5)),
+        "right": torch.ones(7, 3, 2), "left": torch.ones(7, 2, 2),
+        "whole": torch.ones(3, 5), "wrong": torch.ones(4), "kept": nn.Parameter(torch.ones(3, 5)),
         "column": nn.Parameter(torch.ones(3, 1)), "norm": nn.LayerNorm([3, 5]), "loose": nn.LayerNorm(4, eps=0.0),
         "square": SQUARE, "multi": nn.MultiheadAttention(4, 2, batch_first=True), "first": nn.MultiheadAttention(4, 2),
         "other": nn.MultiheadAttention(4, 2, batch_first=True, kdim=4, vdim=5),
