@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.path import measure, row
+from benchmarks.path import HEAD, measure, row
 from lplr_cli.analysis.subject import Source
 from lplr_cli.certificate.graph import PUSHED, GraphBounds, GraphNetwork, affordable
 from lplr_cli.data import DataSpec, load_dataset
@@ -182,6 +183,29 @@ def ratios(case: Case, samples: int = SAMPLES) -> str:
     return f"| {case.label} | {float(found.mean()):.3g} | {' | '.join(columns)} |"
 
 
+class Tokens(nn.Module):
+    """Six tokens with learnt positions through one normalised attention of two heads."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embed, self.positions = nn.Embedding(20, width), nn.Parameter(torch.randn(6, width) / 10)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 6) to (n, 1)."""
+        x = self.embed(x.long()) + self.positions
+        y = self.norm(x)
+        out: Tensor = self.head((x + self.attention(y, y, y, need_weights=False)[0]).mean(dim=1))
+        return out
+
+
+def sentences(n: int = 64) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Six tokens of 20, and whether the first is among the rest."""
+    tokens = np.random.default_rng(0).integers(0, 20, (n, 6))
+    return tokens.astype(np.float64), np.where((tokens[:, 1:] == tokens[:, :1]).any(axis=1), 1.0, -1.0)[:, None]
+
+
 SGD = TrainConfig(
     DataSpec("benchmarks.graphs:small_digits"),
     ModelSpec("benchmarks.graphs:resnet"),
@@ -192,13 +216,27 @@ SGD = TrainConfig(
     probe_every=0,
     probe_sharpness=False,
 )
+GD = SGD.with_(optimizer="gd", steps=60)
+GELU = ModelSpec("benchmarks.graphs:resnet", arguments={"activation": "gelu", "norm": True})
+# With how the balls are bounded: by norms of layers, which are cheap, where these do.
+PATHS = {
+    "sgd, ResNet of one block, softplus": (SGD, "fast"),
+    "gd, ResNet of one block, gelu, GroupNorm": (replace(GD, model=GELU, lr=5e-3), "auto"),
+    "gd, tokens: embedding, positions, attention": (
+        replace(GD, data=DataSpec("benchmarks.graphs:sentences"), model=ModelSpec("benchmarks.graphs:Tokens"), lr=0.02),
+        "auto",
+    ),
+}
 
 
-def path() -> str:
-    """A row: SGD on the network of one block, its path certified by norms of layers, whose balls are cheap."""
-    with tempfile.TemporaryDirectory() as root:
-        found = measure(SGD, 0, Path(root) / "run", Source.from_word(SGD.word), "fast")
-    return row("sgd, ResNet of one block", found)
+def paths() -> str:
+    """A row a run, in the columns of :mod:`benchmarks.path`."""
+    rows = []
+    for name, (config, method) in PATHS.items():
+        with tempfile.TemporaryDirectory() as root:
+            found = measure(config, 0, Path(root) / "run", Source.from_word(config.word), method)
+        rows.append(row(name, found))
+    return "\n".join([HEAD, *rows])
 
 
 def report() -> str:
@@ -208,8 +246,8 @@ def report() -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     lines += [ratios(case) for case in CASES] + [ratios(case, 1) for case in DEEP]
-    return "\n".join([*lines, "", path()])
+    return "\n".join([*lines, "", paths()])
 
 
 if __name__ == "__main__":
-    print(report())
+    print(paths() if "--paths" in sys.argv else report())

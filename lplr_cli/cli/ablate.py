@@ -413,11 +413,10 @@ COLUMNS = {
     "lambda_min_full_lower": "full λ_min ≥",
     "certified_radius": "certified R",
     "lr_over_stable": "η·sharp/2",
-    "parameters": "parameters",
 }
 
 # A rate is told by what it lacks to 1.
-_DIGITS = {"parameters": 7, "path_rate": 6}
+_DIGITS = {"path_rate": 6}
 
 
 def _results_grid(cells: list[dict[str, Any]], path: Path) -> Grid:
