@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lplr_cli.certificate import (
     Certificate,
+    RatioCheck,
     Trajectory,
     certify,
     check_ratio,
@@ -200,3 +201,158 @@ def test_a_ratio_below_the_proved_mu_is_seen() -> None:
     drift = run.drift.copy()
     drift[5] = 2 * found.given.radius
     assert check_ratio(found, replace(run, grad_norm_sq=squares, drift=drift)).violations == 0
+
+
+# -- every condition, on both sides of it ------------------------------------------------------------------------------
+
+
+def first(run: Trajectory, loss: float) -> Trajectory:
+    """The same run with another loss at its start."""
+    return replace(run, loss=np.append(loss, run.loss[1:]))
+
+
+def test_what_the_first_loss_tells() -> None:
+    found, run = descend(1.0, 0.5)
+    root = found.sqrt_loss_upper
+    for dtype, tolerance in (("float64", 1e-6), ("float32", 1e-3)):
+        for sign in (1, -1):
+            near, far = ((root * (1 + sign * part * tolerance)) ** 2 for part in (0.99, 1.01))
+            assert why_not_of(found, first(replace(run, dtype=dtype), near)) == ""
+            assert "the log begins with a loss of" in why_not_of(found, first(replace(run, dtype=dtype), far))
+    assert "the log begins with a loss of -" in why_not_of(found, first(run, -(root**2)))
+    # A start without loss is compared with 1e-12.
+    none = replace(found, sqrt_loss_upper=0.0)
+    assert why_not_of(none, first(run, 0.0)) == why_not_of(none, first(run, 0.99e-36)) == ""
+    assert why_not_of(none, first(run, -1.0)) == ""
+    assert why_not_of(none, first(run, 1.01e-36))
+
+
+@pytest.mark.parametrize("change", [
+    {"steps": np.arange(1.0, 61.0)}, {"exact": False}, {"loss": np.append(math.inf, np.ones(59))},
+    {"dtype": "bfloat16"}, {"dtype": None},
+])  # fmt: skip
+def test_without_a_first_loss_the_fingerprint_tells(change: dict[str, object]) -> None:
+    found, run = descend(1.0, 0.5)
+    known = replace(run, **change)  # type: ignore[arg-type]
+    assert why_not_of(found, known) == ""
+    assert data_confirmed(found, known)
+    unknown = replace(known, data_known=False)
+    assert "tell" in why_not_of(found, unknown)
+    assert not data_confirmed(found, unknown)
+    assert data_confirmed(found, replace(known, scale=None))
+    assert not data_confirmed(found, replace(unknown, scale=None))
+
+
+def test_the_certificate_of_a_run_is_in_its_units_or_of_the_network_alone() -> None:
+    found, run = descend(0.5, 0.5)
+    assert own_certificate(found, run) == scaled(found, 0.5)
+    alone = own_certificate(found, first(run, 7.0))
+    at = alone.containment.at
+    assert (at.mu_jacobian, at.mu_kernel, at.l_j, at.radius) == (
+        None, None, found.containment.at.l_j, found.containment.at.radius,
+    )  # fmt: skip
+    assert math.isnan(at.beta)
+    assert math.isnan(alone.sqrt_loss_upper)
+    nothing = (alone.containment.reach, alone.containment.step_fraction, alone.containment.eta_max)
+    assert nothing == (0.0, 0.0, 0.0)
+    assert alone.verdict.startswith("no certificate of the loss: the log begins with a loss of 7")
+    assert (alone.radius_jacobian, alone.norm_upper) == (found.radius_jacobian, found.norm_upper)
+    for own in (
+        own_certificate(replace(found, given=None), run),
+        own_certificate(replace(found, given=None), first(run, 7)),
+    ):
+        assert own.given is None
+
+
+def with_row(run: Trajectory, place: int, **values: float) -> Trajectory:
+    """The same run with other numbers in one row."""
+    changed = {}
+    for key, value in values.items():
+        changed[key] = getattr(run, key).copy()
+        changed[key][place] = value
+    return replace(run, **changed)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
+def test_steps_are_counted_beyond_the_tolerance(dtype: str, tolerance: float) -> None:
+    found, run = descend(1.0, 0.5)
+    run, at, top = replace(run, dtype=dtype), found.containment.at, found.sqrt_loss_upper
+    assert run.eta is not None
+    assert at.mu_jacobian is not None
+    rate = math.sqrt(1 - run.eta * at.mu_jacobian) ** 10
+    for part, violations in ((0.9, 0), (1.1, 1)):
+        slow = (top * (rate + part * tolerance)) ** 2
+        assert check_run(found, with_row(run, 10, loss=slow)).violations == violations
+        away = at.radius * (1 + part * tolerance)
+        assert check_run(found, with_row(run, 10, drift=away)).violations == violations
+    both = with_row(run, 10, drift=2 * at.radius, loss=4 * top**2)
+    assert check_run(found, both).violations == 1
+    assert check_run(found, with_row(both, 11, drift=2 * at.radius)).violations == 2
+    # A squared loss below zero is none; a row without loss is none, either.
+    assert check_run(found, with_row(run, 10, loss=-1e-300)).violations == 1
+    assert check_run(found, with_row(run, 10, loss=0.0)).violations == 0
+    assert check_run(found, with_row(run, 10, loss=math.nan)).steps == 59
+    assert check_run(found, with_row(run, 10, drift=math.inf)).steps == 59
+
+
+def test_steps_that_are_proved() -> None:
+    found, run = descend(1.0, 1.0)
+    assert run.eta is not None
+    for part, applies in ((1 + 1e-10, True), (1 - 1e-10, True), (1 + 1e-8, False), (1 - 1e-8, False)):
+        assert check_run(found, with_row(run, 7, lr=run.eta * part)).applies == applies
+    assert check_run(found, replace(run, lr=np.full(60, math.nan))).applies
+    assert check_run(found, replace(run, lr=np.append(math.nan, run.lr[1:]))).applies
+    above = replace(run, eta=run.eta * (1 + 1e-10))
+    assert "is above the" in check_run(found, above).reason
+    open_ = replace(found, containment=replace(found.containment, holds=False))
+    assert check_run(open_, run).reason == "containment is not proved"
+    none = replace(found.containment, at=replace(found.containment.at, mu_jacobian=None))
+    assert check_run(replace(found, containment=none), run).reason == "containment is not proved"
+    plain = check_run(found, replace(run, eta=None, why_no_eta=""))
+    assert plain.reason == "the theorem speaks of full-batch gradient descent with a constant step"
+    assert (plain.steps, plain.violations) == (0, 0)
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"exact": False}, {"scale": None}, {"dtype": None}])
+def test_ratios_that_are_not_compared(change: dict[str, object]) -> None:
+    found, run = descend(1.0, 0.5)
+    assert check_ratio(found, replace(run, **change)) == RatioCheck(0, None, 0)  # type: ignore[arg-type]
+
+
+def test_ratios_are_compared_inside_the_ball_and_above_rounding() -> None:
+    found, run = descend(1.0, 0.5)
+    assert found.given is not None
+    mu, radius, top = found.given.mu_jacobian, found.given.radius, found.sqrt_loss_upper**2
+    assert mu is not None
+    everything = check_ratio(found, run)
+    assert (everything.rows, everything.violations) == (60, 0)
+    assert everything.lowest == float((run.grad_norm_sq / run.loss).min()) / 2
+    assert check_ratio(replace(found, given=None), run) == RatioCheck(0, None, 0)
+    for part, violations in ((0.9, 0), (1.1, 1)):
+        low = with_row(run, 5, grad_norm_sq=2 * run.loss[5] * mu * (1 - part * 1e-6))
+        assert check_ratio(found, low).violations == violations
+        assert check_ratio(found, with_row(low, 5, drift=radius)).violations == violations
+    assert check_ratio(found, with_row(run, 5, drift=radius * (1 + 1e-12))).rows == 59
+    for part, rows in ((1.01e-6, 60), (0.99e-6, 59)):
+        assert check_ratio(found, with_row(run, 5, loss=part * top)).rows == rows
+    for bad in ({"grad_norm_sq": math.nan}, {"grad_norm_sq": math.inf}, {"loss": math.nan}, {"drift": math.nan}):
+        assert check_ratio(found, with_row(run, 5, **bad)).rows == 59
+    outside = replace(run, drift=np.full(60, 2 * radius))
+    assert check_ratio(found, outside) == RatioCheck(0, None, 0)
+    # Where no μ is proved nothing can be below it.
+    open_ = replace(found, given=replace(found.given, mu_jacobian=None))
+    assert check_ratio(open_, with_row(run, 5, grad_norm_sq=0.0)).violations == 0
+    half, own = descend(0.5, 0.5)
+    assert half.given is not None
+    assert half.given.mu_jacobian is not None
+    between = with_row(own, 5, grad_norm_sq=1.5 * own.loss[5] * half.given.mu_jacobian)
+    assert check_ratio(half, between).violations == 0
+
+
+def test_a_descent_is_what_is_said_of_it() -> None:
+    run = Trajectory.of_descent([3.0, 2.0], [0.0, 0.5], 0.1, scale=0.25, dtype="float32")
+    assert (run.steps.tolist(), run.loss.tolist(), run.drift.tolist()) == ([0.0, 1.0], [3.0, 2.0], [0.0, 0.5])
+    assert np.isnan(run.grad_norm_sq).all()
+    assert np.isnan(run.lr).all()
+    assert (run.scale, run.loss_label, run.eta, run.why_no_eta) == (0.25, "squared loss, s = 0.25", 0.1, "")
+    assert (run.dtype, run.exact, run.data_known, run.diverged) == ("float32", True, True, False)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lplr_cli.certificate import NoCertificateError
+from lplr_cli.certificate.graph.builder import Builder, Learnt, Place
 from lplr_cli.certificate.graph.nodes import Node
+from lplr_cli.certificate.graph.operations import _item
 from lplr_cli.certificate.graph.reader import Reader
 from lplr_cli.certificate.graph.weighted import Convolution
 
@@ -408,3 +410,111 @@ def test_refusals(function: Callable[..., Any], sample: tuple[int, ...], reason:
         Reader(module, set(dict(module.named_parameters())), torch.ones(7, *sample, dtype=torch.float64))
     text = f"{refused.value.what} {refused.value.remedy}"
     assert any(part in text for part in reason.split("|")), text
+
+
+# -- parameters, parts and traces --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "positions", "channels"),
+    [((3, 5), 1, 15), ((5,), 3, 5), ((1, 1, 5), 3, 5), ((1, 3, 5), 1, 15)],
+)
+def test_parameters_are_spread_out_over_the_first_dimensions(
+    shape: tuple[int, ...], positions: int, channels: int
+) -> None:
+    kept = nn.Parameter(torch.randn(shape))
+    for frozen in ((), ("kept",)):
+        node: Any = read(lambda m, x: (x + m.kept).flatten(1), 3, 5, frozen=frozen, kept=kept)[1]
+        assert (node.positions, node.channels, node.outputs_per_group) == (positions, channels, 1)
+        assert (node.block, node.weight_trained) == ((None, False) if frozen else (0, True))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3, 5), (3, 1), (3,), (2, 5), (1, 1)])
+def test_parameters_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    module = Calls(lambda m, x: (x + m.kept).flatten(1), kept=nn.Parameter(torch.ones(shape))).double()
+    with pytest.raises(NoCertificateError, match="spread out otherwise"):
+        Reader(module, {"kept"}, torch.ones(7, 3, 5, dtype=torch.float64))
+
+
+def test_blocks_are_counted_and_met_once() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, bias=False), nn.Linear(3, 2)).double()
+    build = Builder(module, {"0.bias", "2.weight", "2.bias"}, torch.ones(7, 3, dtype=torch.float64))
+    assert [build.block("0.weight", "0.bias"), build.block("1.weight", None), build.block("2.weight", "2.bias")] == [
+        0, None, 1,
+    ]  # fmt: skip
+    assert build.blocks == 2
+    assert build.used == ["0.weight", "0.bias", "1.weight", "2.weight", "2.bias"]
+    for weight, bias in (("1.weight", None), ("3.weight", "0.bias"), ("0.weight", "3.bias")):
+        with pytest.raises(NoCertificateError, match="shared weights"):
+            build.block(weight, bias)
+    with pytest.raises(NoCertificateError, match=r"does not take samples of shape \(3,\)"):
+        build.average(Place(0, torch.Size((7, 3))), "mean", lambda t: t.reshape(7, 4), 1)
+    with pytest.raises(NoCertificateError, match=r"does not take samples of shape \(3,\)"):
+        build.average(Place(0, torch.Size((7, 3))), "mean", lambda t: t.mean(dim=5), 1)
+    for mixed in (lambda t: t.mean(), lambda t: t.mean(dim=0)):
+        with pytest.raises(NoCertificateError, match="mean, which mixes samples"):
+            build.average(Place(0, torch.Size((7, 3))), "mean", mixed, 1)
+
+
+class Two(nn.Module):
+    """A forward pass of two inputs."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+@pytest.mark.parametrize(
+    ("module", "match"),
+    [
+        (nn.Linear(3, 2), "Linear alone"),
+        (nn.MultiheadAttention(4, 2), "MultiheadAttention alone"),
+        (Two(), "several inputs"),
+        (nn.Sequential(nn.Bilinear(3, 3, 2)), "Bilinear"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Hardtanh(inplace=True)), "in place"),
+        (Calls(lambda m, x: m.part(input=x), part=nn.Linear(3, 2)), "Linear with several arguments"),
+        (Calls(lambda m, x: m.part(x, x), part=nn.Linear(3, 2)), "Linear with several arguments|cannot be traced"),
+        (Calls(lambda m, x: m.part(m.kept), part=nn.Linear(3, 2), kept=torch.ones(1, 3)), "with several arguments"),
+        (Calls(lambda m, x: x.sin()), "the operation sin"),
+        (Calls(lambda m, x: torch.cos(x)), "the operation cos"),
+        (Calls(lambda m, x: x.mean(dim=1, dtype=torch.float64)), "the operation mean with these arguments"),
+        (Calls(lambda m, x: x / (x.size(1) - 3)), "with these arguments|quotient"),
+        (Calls(lambda m, x: x.reshape(x.shape[0] + 0, -1)), "changes|mixes|operation add"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
+def test_parts_and_calls_that_are_refused(module: nn.Module, match: str) -> None:
+    module = module.double()
+    with pytest.raises(NoCertificateError, match=match):
+        Reader(module, set(dict(module.named_parameters())), torch.ones(7, 3, dtype=torch.float64))
+
+
+def test_modes_of_a_module_are_what_they_were() -> None:
+    """It is read as it is in evaluation mode, where dropout does nothing."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Sequential(nn.Identity(), nn.Linear(3, 2))).double()
+    module.train()
+    module[2].eval()
+    modes = [part.training for part in module.modules()]
+    assert [node.label for node in Reader(module, set(), torch.ones(7, 3, dtype=torch.float64)).nodes] == ["0", "2.1"]
+    assert [part.training for part in module.modules()] == modes
+    functional = Calls(lambda m, x: m.part(F.dropout(x, 0.5, m.training)), part=nn.Linear(3, 2)).double().train()
+    assert len(Reader(functional, set(), torch.ones(7, 3, dtype=torch.float64)).nodes) == 1
+    broken = Calls(lambda m, x: m.missing(x)).double().train()
+    with pytest.raises(NoCertificateError, match="cannot be traced"):
+        Reader(broken, set(), torch.ones(7, 3, dtype=torch.float64))
+    assert broken.training
+
+
+def test_sizes_are_numbers_on_the_way() -> None:
+    """As they are computed with, those of the samples apart."""
+    node: Any = read(lambda m, x: (x * math.sqrt(x.size(-1))).flatten(1), 3, 4)[0]
+    assert node.factor == 2.0
+    node = read(lambda m, x: (x / x.shape[1] ** 0.5 * (x.size(2) // 3 - 2)).flatten(1), 4, 9)[1]
+    assert node.factor == 1.0
+    assert _item(Builder(nn.Identity(), set(), torch.ones(7, 3)), (1, 2, 3), 1) == 2
+    learnt = Learnt("kept", torch.Size((2, 3)))
+    build = Builder(nn.Identity(), set(), torch.ones(7, 3))
+    for index in ((slice(None), slice(0, 3)), slice(None), (slice(0, 2),), (slice(None, None, 1), slice(None, 5))):
+        assert _item(build, learnt, index) is learnt
+    for index in (0, slice(1, None), (slice(None), slice(0, 2)), (slice(None),) * 3, (slice(None), 0), (None,)):
+        with pytest.raises(NoCertificateError, match="a part of a tensor"):
+            _item(build, learnt, index)
