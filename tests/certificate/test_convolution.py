@@ -81,7 +81,8 @@ def symbols(w: Tensor, image: tuple[int, int], stride: tuple[int, int]) -> Tenso
     whole = torch.fft.fft2(w, s=sizes)
     rows, columns = (n // s for n, s in zip(sizes, stride, strict=True))
     parts = whole.reshape(*w.shape[:2], stride[0], rows, stride[1], columns)
-    return parts.permute(3, 5, 0, 1, 2, 4).flatten(3).flatten(0, 1) / math.sqrt(math.prod(stride))
+    found: Tensor = parts.permute(3, 5, 0, 1, 2, 4).flatten(3).flatten(0, 1) / math.sqrt(math.prod(stride))
+    return found
 
 
 LARGE = [g for g in GEOMETRIES if g.groups == 1]

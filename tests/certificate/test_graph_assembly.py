@@ -22,9 +22,10 @@ from lplr_cli.certificate.graph.pushed import Pusher, _Tangents
 from lplr_cli.certificate.graph.state import Ahead, Behind, Here, Tangent, up, up_float
 from lplr_cli.certificate.graph.times import Times
 from lplr_cli.certificate.graph.weighted import Weighted
+from lplr_cli.errors import InputError
 from lplr_cli.ntk import Network
 from tests.certificate.graph_cases import CASES, Point
-from tests.certificate.rules import Draws, close
+from tests.certificate.rules import Draws, close, enlarge
 
 # A place that three operations meet; a sum beside a strided layer; a layer with nothing trained; products.
 NAMES = ["branches", "residual", "conv-frozen-head", "times-alone"]
@@ -36,7 +37,8 @@ def norm(t: Tensor) -> Tensor:
 
 @pytest.fixture
 def _large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rounding of a sum of adjoints shows."""
+    """Roundings of operations show, and those of sums of adjoints."""
+    enlarge(monkeypatch)
     monkeypatch.setattr(bounds, "EPS", 0.01)
 
 
@@ -175,6 +177,42 @@ def check_gradient_error(found: GraphBounds, radius: float) -> None:
             given[i] = given.get(i, torch.zeros_like(handed)) + handed
     exact = math.sqrt(wrong)
     assert exact * (1 + 0.9e-8) <= found.gradient_error(over, size, error) <= exact * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("radius", [-1e-300, -1.0, math.inf, math.nan])
+def test_a_radius_that_is_none(radius: float) -> None:
+    with pytest.raises(InputError, match="radius"):
+        Point(*CASES["table-alone"].make(n=3), 0).bounds.over(radius)
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [(0.0, False), (0.9, False), (-0.9, False), (1.1, True), (-1.1, True), ("shape", True), ("more", True)],
+)
+def test_outputs_at_a_centre_are_those_of_the_graph(
+    change: float | str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them, within the rounding of both."""
+    module = Sized().double()
+    x = torch.randn((1, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    graph = GraphNetwork.from_module(module, torch.Size((3,)))
+    found = GraphBounds(graph, x)
+
+    def moved(self: Network, x: Tensor) -> Tensor:
+        f = found.f.clone()
+        if isinstance(change, str):
+            return f[0] if change == "shape" else torch.cat([f, f])
+        f[0, 1] += change * 2 * found.f_error[0, 1]
+        return f
+
+    found.check(module, dict(graph.values), x)
+    monkeypatch.setattr(Network, "forward", moved)
+    found.f_error = found.f_error * 1e6
+    if refused:
+        with pytest.raises(NoCertificateError, match="its outputs are not those of its operations"):
+            found.check(module, dict(graph.values), x)
+    else:
+        found.check(module, dict(graph.values), x)
 
 
 def test_what_is_known_of_places() -> None:

@@ -515,6 +515,7 @@ def test_sizes_are_numbers_on_the_way() -> None:
     build = Builder(nn.Identity(), set(), torch.ones(7, 3))
     for index in ((slice(None), slice(0, 3)), slice(None), (slice(0, 2),), (slice(None, None, 1), slice(None, 5))):
         assert _item(build, learnt, index) is learnt
-    for index in (0, slice(1, None), (slice(None), slice(0, 2)), (slice(None),) * 3, (slice(None), 0), (None,)):
+    parts: list[Any] = [0, slice(1, None), (slice(None), slice(0, 2)), (slice(None),) * 3, (slice(None), 0), (None,)]
+    for part in parts:
         with pytest.raises(NoCertificateError, match="a part of a tensor"):
-            _item(build, learnt, index)
+            _item(build, learnt, part)
