@@ -8,8 +8,9 @@ from torch import Tensor
 
 from lplr_cli.linalg import scratch
 
-# Rows from which on the BLAS saves more than a call of it costs.
-_FEWEST = 128
+# Rows from which on the BLAS saves more than a call of it costs; and multiplications, where torch has threads: those of
+# the BLAS are others, and to go from the ones to the others takes as long as some 10⁹ of them.
+_FEWEST, _WORTH_A_SWITCH = 128, 6e9
 _SYRK = {torch.float32: ssyrk, torch.float64: dsyrk}
 
 
@@ -23,7 +24,8 @@ def add_outer(matrix: Tensor, left: Tensor) -> None:
     mapped = scratch.is_mapped(matrix)
     syrk = _SYRK.get(matrix.dtype)
     in_place = not mapped and matrix.device.type == "cpu" and matrix.is_contiguous() and left.is_contiguous()
-    if syrk is not None and in_place and rows >= _FEWEST and left.numel():
+    pays = rows >= _FEWEST and (torch.get_num_threads() == 1 or rows * left.numel() >= _WORTH_A_SWITCH)
+    if syrk is not None and in_place and pays and left.numel():
         # The BLAS reads the transposes of row-major arrays: its lower triangle is what stands above the diagonal here.
         syrk(1.0, left.numpy().T, beta=1.0, c=matrix.numpy().T, trans=1, lower=1, overwrite_c=1)
         return

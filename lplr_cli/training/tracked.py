@@ -186,8 +186,9 @@ def _small_distance(one: Tensor, other: Tensor, room: Tensor) -> float:
 
 
 def _dot(flat: Tensor) -> float:
-    """On the CPU, by NumPy up to the size from which the threads of torch pay."""
-    if len(flat) > _SMALL:
+    """On the CPU, by NumPy up to the size from which the threads of torch pay; where there are any, NumPy has its own,
+    and to go from the ones to the others costs more."""
+    if len(flat) > _SMALL or torch.get_num_threads() > 1:
         return float(torch.dot(flat, flat))
     values = flat.numpy()
     return float(values.dot(values))
