@@ -26,7 +26,9 @@ def statements(result: Audit) -> Told:
     """Hypotheses and conclusions; first among the others those that the run cannot be asked."""
     refused = result.scope.not_asked
     cannot = [f for f in result.findings if f.key in refused]
-    asked = _told([f for f in result.findings if f.key not in refused])
+    # What a curve without a law looks like is an answer.
+    curves = () if result.rate is None else ("C2", "CE2")
+    asked = _told([f for f in result.findings if f.key not in refused], curves)
     return Told(asked.rows, (*_sentences(cannot, ""), *asked.aside))
 
 
@@ -39,8 +41,8 @@ def checks(result: Audit, keys: Sequence[str] | None = None) -> Told:
     return _told([made[key] for key in (made if keys is None else keys) if key in made])
 
 
-def _told(findings: Sequence[Finding]) -> Told:
-    bare = [f for f in findings if f.holds is None and f.value is None]
+def _told(findings: Sequence[Finding], always: Sequence[str] = ()) -> Told:
+    bare = [f for f in findings if f.holds is None and f.value is None and f.key not in always]
     return Told(tuple(f for f in findings if f not in bare), _sentences(bare, "unknown: "))
 
 

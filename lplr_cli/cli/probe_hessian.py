@@ -307,7 +307,7 @@ def _series_grid(series: HessianSeries) -> Grid:
         "ratio": "λ_max / stable",
     }
     rows = [[known(row[key], 5) for key in columns] for row in series.table[list(columns)].to_dict("records")]
-    growth = f"λ_max grows by a factor of {known(series.growth, 3)} from first to last"
+    growth = f"λ_max changes by a factor of {known(series.growth, 3)} from first to last"
     notes = [f"{series.loss.formula}. Stable up to {series.rule.removeprefix('unknown: ')}. {growth}."]
     if series.subset:
         notes.append(f"{series.n:,} of {series.samples:,} samples: the mean loss of a subset.")

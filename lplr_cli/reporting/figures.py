@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lplr_cli import escape
+from lplr_cli.reporting.text import power_of_ten
 from lplr_cli.reporting.thin import thin
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ _STYLE = {
     "svg.hashsalt": "lplr",
     "pdf.fonttype": 42,
 }
+# Inches of a figure of one panel, in the report and in files.
+WIDTH, HEIGHT = 4.8, 3.1
 _POINTS = 4000
 # Of a legend: inches that a handle takes with its gaps, and a character.
 _HANDLE, _CHARACTER = 0.38, 0.064
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @contextmanager
@@ -126,7 +128,7 @@ def readable_ticks(axes: Axes) -> None:
     power = 0 if -3 < power < 4 else power
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 10.0**power:.6g}"))
     if power:
-        axes.set_ylabel(f"{axes.get_ylabel()} / 10{str(power).translate(_RAISED)}")
+        axes.set_ylabel(f"{axes.get_ylabel()} / {power_of_ten(power)}")
 
 
 def legend(axes: Axes) -> None:
@@ -162,25 +164,25 @@ def pl_ratio_axes(axes: Axes, result: PLRatio) -> None:
     """Draw the bracket of the PL ratio, its rolling envelope and the positive μ onto ``axes``."""
     _shade(axes, result.window)
     table = result.table
-    curve(axes, table, "pl_ratio", color=ORANGE, alpha=0.5, lw=0.9, label=f"½‖∇L‖²/(L − L*), L* {result.l_star_rule}")
+    curve(axes, table, "pl_ratio", color=ORANGE, lw=0.9, label=f"½‖∇L‖²/(L − L*), L* {result.l_star_rule}")
+    _certified_path(axes, table)
     curve(axes, table, "pl_ratio_star", color=BLUE, label="½‖∇L‖²/L")
     curve(axes, table, "pl_ratio_envelope", color=VERMILION, label="rolling 5 % envelope")
     lines = (("μ certified", result.facts.mu_certified, "-"), ("μ estimated", result.facts.mu_estimated, "--"))
     for name, mu, dash in lines:
         if mu is not None and mu > 0:
             axes.axhline(mu, color=GREEN, ls=dash, label=name)
-    _certified_path(axes, table)
     axes.set_ylabel("PL ratio")
     log_axis(axes)
 
 
 def _certified_path(axes: Axes, table: pd.DataFrame) -> None:
-    """What is proved of ½‖∇L‖²/L around each step, and the steps where nothing is, shaded."""
+    """What is proved of ½‖∇L‖²/L around each step, broad, as it lies near what is measured; the rest shaded."""
     if "mu_path_star" not in table:
         return
     known = table.dropna(subset=["mu_path_star"])
     proved = known.assign(mu_path_star=known["mu_path_star"].where(known["mu_path_star"] > 0))
-    curve(axes, proved, "mu_path_star", color=GREEN, label="certified around the step, L* = 0")
+    curve(axes, proved, "mu_path_star", color=GREEN, lw=4, alpha=0.4, label="certified around the step")
     for step in known.loc[known["mu_path_star"] <= 0, "step"]:
         axes.axvspan(step, step + 1, color=VERMILION, alpha=0.2, lw=0)
 
@@ -217,7 +219,7 @@ def effective_axes(axes: Axes, result: Convergence) -> None:
 def pl_ratio_figure(result: PLRatio, title: str) -> Figure:
     """Loss and PL ratio side by side."""
     with style():
-        figure = new_figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = new_figure(figsize=(2 * WIDTH, HEIGHT), layout="constrained")
         left, right = figure.subplots(1, 2)
         loss_axes(left, result)
         pl_ratio_axes(right, result)
@@ -259,11 +261,12 @@ def sharpness_figure(series: HessianSeries) -> Figure:
     with style():
         figure = new_figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
-        axes.plot(table["step"], table["sharpness"], "o-", ms=3, color=BLUE, label="λ_max(H)")
-        if table["gauss_newton"].notna().any():
-            axes.plot(table["step"], table["gauss_newton"], "s--", ms=3, color=ORANGE, label="λ_max(G)")
         if table["threshold"].notna().any():
-            axes.plot(table["step"], table["threshold"], "-", color=VERMILION, label="largest stable curvature")
+            axes.plot(table["step"], table["threshold"], "--", color=VERMILION, label="largest stable curvature")
+        # G is near H where the residual is small: broad and pale it is seen below it.
+        if table["gauss_newton"].notna().any():
+            axes.plot(table["step"], table["gauss_newton"], color=ORANGE, lw=5, alpha=0.4, label="λ_max(G)")
+        axes.plot(table["step"], table["sharpness"], "o-", ms=3, color=BLUE, label="λ_max(H)")
         axes.set_ylabel("curvature")
         log_axis(axes)
     return figure
@@ -283,7 +286,7 @@ def prediction_axes(axes: Axes, prediction: LazyPrediction) -> None:
 def prediction_figure(prediction: LazyPrediction) -> Figure:
     """Measured and predicted loss; the residual's energy beside the eigenvalues, at the start and end."""
     with style():
-        figure = new_figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = new_figure(figsize=(2 * WIDTH, HEIGHT), layout="constrained")
         left, right = figure.subplots(1, 2)
         prediction_axes(left, prediction)
         looks = (
@@ -293,7 +296,7 @@ def prediction_figure(prediction: LazyPrediction) -> Figure:
         for modes, name, colour, marker in looks:
             energy = modes.residual**2
             seen = (modes.eigenvalues > 0) & (energy > 0)
-            right.plot(modes.eigenvalues[seen], energy[seen], marker, ms=2.5, color=colour, alpha=0.6, label=name)
+            right.plot(modes.eigenvalues[seen], energy[seen], marker, ms=3, mew=0, color=colour, alpha=0.45, label=name)
         right.set_xscale("log")
         right.set_yscale("log")
         right.set_xlabel("eigenvalue of K")

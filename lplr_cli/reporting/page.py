@@ -46,6 +46,20 @@ def _svg(figure: Figure, title: str, description: str) -> str:
     return f'{head} role="img" aria-label="{escape.html(title)}: {escape.html(description)}">{accessible}{rest}'
 
 
+def _panels(figure: Figure, title: str, description: str) -> str:
+    """Each panel of a figure as a picture of its own: a narrow screen shows them below each other."""
+    panels, whole = figure.axes, figure.add_gridspec(1, 1)[0]
+    figure.set_size_inches(draw.WIDTH, draw.HEIGHT)
+    drawn = []
+    for k, axes in enumerate(panels, 1):
+        for shown in figure.axes:
+            figure.delaxes(shown)
+        figure.add_axes(axes)
+        axes.set_subplotspec(whole)
+        drawn.append(_svg(figure, f"{title}, {k} of {len(panels)}", description))
+    return f'<div class="panels">{"".join(drawn)}</div>'
+
+
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = (), css: str = "") -> str:
     head = "".join(f'<th scope="col">{escape.html(c)}</th>' for c in columns)
 
@@ -55,6 +69,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Seque
 
     body = "".join("<tr>" + "".join(cell(i, v) for i, v in enumerate(row)) + "</tr>" for row in rows)
     return f'<div class="scroll"><table class="{css}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 class _Raw(str):
@@ -102,10 +120,10 @@ def _section(report: RunReport, index: int) -> str:
     parts = [
         f'<section id="run{index}"><h2>{escape.html(report.name)}</h2>',
         f'<p class="verdict {a.along.verdict}"><strong>Locally PL along the run: {a.along.verdict}.</strong> '
-        f"{escape.html(a.along.explanation)}.</p>",
+        f"{escape.html(_sentence(a.along.explanation))}</p>",
         f'<p class="verdict {a.verdict}"><strong>Local PL regime around its start: {a.verdict}.</strong> '
-        f"{escape.html(a.explanation)}.</p>",
-        f'<p class="scope">{escape.html(a.scope.line)}.</p>',
+        f"{escape.html(_sentence(a.explanation))}</p>",
+        f'<p class="scope">{escape.html(_sentence(a.scope.line))}</p>',
         "<h3>Did it converge?</h3>",
         _checks(report, _CONVERGED),
         _loss(report, drawn["loss"]),
@@ -168,10 +186,10 @@ def _curvature(report: RunReport, figure: Figure | None) -> str:
 
 def _region(report: RunReport, figure: Figure) -> str:
     caption = (
-        "Left: how far the parameters moved, against the radius of the ball around the start with a proved μ > 0. "
-        "Right: the smallest eigenvalue of the kernel."
+        "First: how far the parameters moved, against the radius of the ball around the start with a proved μ > 0. "
+        "Second: the smallest eigenvalue of the kernel."
     )
-    return _figure(_svg(figure, "Certified region", caption), caption)
+    return _figure(_panels(figure, "Certified region", caption), caption)
 
 
 def _along(report: RunReport, figure: Figure) -> str:
@@ -180,8 +198,9 @@ def _along(report: RunReport, figure: Figure) -> str:
     path = None if run is None else kept_path(run)
     assert run is not None
     assert path is not None
+    word = "proved" if path.certified else "estimated"
     caption = (
-        f"{_proved(path)} Dashed: what is {'proved' if path.certified else 'estimated'} of every point within "
+        f"{_proved(path)} Dashed: what is {word}, with L* of the tube, of every point within "
         f"ρ = {number(path.radius)} of the step; solid: what was measured at its iterate. "
         f"{path.agreement[:1].upper()}{path.agreement[1:]}."
     )
@@ -192,7 +211,7 @@ def _along(report: RunReport, figure: Figure) -> str:
         shown = rows[:_TABLE_ROWS]
         more = f"<p>And {len(rows) - len(shown)} stretches more.</p>" if len(rows) > len(shown) else ""
         named = "<h4>Steps without proof</h4>" + _table(("steps", "reason (figures of the first)"), shown) + more
-    return _figure(_svg(figure, "Along the run", caption), caption, table) + named
+    return _figure(_svg(figure, "Along the run", caption), caption, table, "narrow") + named
 
 
 def _proved(path: PathFigures) -> str:
@@ -225,7 +244,7 @@ def _spectrum(report: RunReport, figure: Figure | None) -> str:
     if figure is None:
         return f"<p>No spectrum: {escape.html(report.note)}.</p>"
     caption = (
-        "Left: how many eigenvalues of K = JJᵀ/n lie where. Right: the share of the squared residual along their "
+        "First: how many eigenvalues of K = JJᵀ/n lie where. Second: the share of the squared residual along their "
         "eigenvectors; what lies at the left end is what gradient descent removes last."
     )
     frame = pd.DataFrame(
@@ -235,7 +254,7 @@ def _spectrum(report: RunReport, figure: Figure | None) -> str:
             **{f"residual share, step {s.step}": s.residual_share for s in report.spectra},
         }
     )
-    return _figure(_svg(figure, "Spectrum", caption), caption, _behind("Spectrum", frame))
+    return _figure(_panels(figure, "Spectrum", caption), caption, _behind("Spectrum", frame))
 
 
 def _prediction(report: RunReport, figure: Figure | None) -> str:
@@ -244,12 +263,12 @@ def _prediction(report: RunReport, figure: Figure | None) -> str:
         return f"<p>No predicted curve: {escape.html(report.audit.no_prediction)}.</p>"
     answer = {True: "lazy", False: "not lazy", None: "not comparable"}[prediction.lazy]
     caption = (
-        f"Left: the measured loss beside the one that the kernel at the start predicts; laziness error "
-        f"{number(prediction.error)}, {answer} (an estimate). Right: the energy of the residual along the eigenvectors "
-        "of K at the start and at the last checkpoint."
+        f"First: the measured loss beside the one that the kernel at the start predicts; laziness error "
+        f"{number(prediction.error)}, {answer} (an estimate). Second: energy of the residual along K's eigenvectors "
+        "at the start and at the end."
     )
     return _figure(
-        _svg(figure, "Prediction by the kernel", caption), caption, _behind("Prediction", prediction.to_frame())
+        _panels(figure, "Prediction by the kernel", caption), caption, _behind("Prediction", prediction.to_frame())
     )
 
 

@@ -55,7 +55,7 @@ def path_figure(run: RunDirectory) -> Figure | None:
     with draw.style():
         from matplotlib.ticker import MaxNLocator
 
-        figure = draw.new_figure(figsize=(8.4, 3.6), layout="constrained")
+        figure = draw.new_figure(figsize=(draw.WIDTH, 1.25 * draw.HEIGHT), layout="constrained")
         axes = figure.subplots()
         _ratios(axes, series, path)
         _without_proof(axes, path, series)
@@ -63,22 +63,22 @@ def path_figure(run: RunDirectory) -> Figure | None:
         axes.set_xlim(float(series["step"].min()), float(series["step"].max()) + 1)
         axes.set_yscale("log")
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        # Two rows: what is measured, and below it what is proved of the same.
-        figure.legend(loc="outside lower center", ncols=-(-len(axes.get_legend_handles_labels()[0]) // 2))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        draw.readable_ticks(axes)
+        draw.legend(axes)
     return figure
 
 
 def _ratios(axes: Axes, series: pd.DataFrame, path: PathFigures) -> None:
     said = "certified" if path.certified else "estimated"
     pairs = (
-        ("measured", "mu", draw.ORANGE, "½‖∇L‖²/(L − L*), L* of the tube"),
+        ("measured", "mu", draw.ORANGE, "½‖∇L‖²/(L − L*)"),
         ("measured_star", "mu_star", draw.BLUE, "½‖∇L‖²/L"),
     )
     bottom = float(np.nanmin(series[["mu", "mu_star"]].to_numpy())) if series["mu_star"].notna().any() else None
     for measured, proved, colour, name in pairs:
-        draw.curve(axes, series, measured, color=colour, lw=0.9, label=f"{name}, measured")
-        draw.curve(axes, series, proved, color=colour, ls="--", lw=1.2, label=f"{said} around the step")
+        draw.curve(axes, series, measured, color=colour, lw=0.9, label=name)
+        draw.curve(axes, series, proved, color=colour, ls="--", lw=1.2, label=f"{said}, around the step")
     if bottom is not None:
         low = 0.8 * bottom
         axes.fill_between(series["step"], low, series["mu_star"], color=draw.GREEN, alpha=0.15, lw=0, step=None)

@@ -27,7 +27,7 @@ _ON_THE_AXIS = 0.02
 def loss_figure(report: RunReport) -> Figure:
     """Loss and suboptimality, the window shaded."""
     with draw.style():
-        figure = draw.new_figure(figsize=(5.6, 3.2), layout="constrained")
+        figure = draw.new_figure(figsize=(draw.WIDTH, draw.HEIGHT), layout="constrained")
         axes = figure.subplots()
         if report.audit.ratio is not None:
             draw.loss_axes(axes, report.audit.ratio)
@@ -46,7 +46,7 @@ def rate_figure(report: RunReport) -> Figure | None:
     if rate is None:
         return None
     with draw.style():
-        figure = draw.new_figure(figsize=(5.6, 5.0), layout="constrained")
+        figure = draw.new_figure(figsize=(draw.WIDTH, 1.5 * draw.HEIGHT), layout="constrained")
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         draw.rate_axes(axes, rate)
         draw.effective_axes(below, rate)
@@ -69,7 +69,7 @@ def ratio_figure(report: RunReport) -> Figure | None:
     if report.audit.ratio is None:
         return None
     with draw.style():
-        figure = draw.new_figure(figsize=(5.6, 3.6), layout="constrained")
+        figure = draw.new_figure(figsize=(draw.WIDTH, 1.15 * draw.HEIGHT), layout="constrained")
         draw.pl_ratio_axes(figure.subplots(), report.audit.ratio)
     return figure
 
@@ -80,7 +80,7 @@ def curvature_figure(report: RunReport) -> Figure | None:
     if table[["sharpness", "bound"]].isna().all(axis=None):
         return None
     with draw.style():
-        figure = draw.new_figure(figsize=(5.6, 3.2), layout="constrained")
+        figure = draw.new_figure(figsize=(draw.WIDTH, draw.HEIGHT), layout="constrained")
         axes = figure.subplots()
         draw.curve(axes, table, "threshold", color=draw.VERMILION, ls="--", label="largest stable curvature")
         draw.curve(axes, table, "bound", color=draw.GREEN, label="proved bound around the step")
@@ -93,7 +93,7 @@ def curvature_figure(report: RunReport) -> Figure | None:
 def region_figure(report: RunReport) -> Figure:
     """The drift against the certified radius, and λ_min(K) with its proved bound."""
     with draw.style():
-        figure = draw.new_figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = draw.new_figure(figsize=(2 * draw.WIDTH, draw.HEIGHT), layout="constrained")
         left, right = figure.subplots(1, 2)
         _drift_axes(left, report.source.log, report.audit.figures.certified_radius)
         _lambda_axes(right, pd.DataFrame() if report.source.run is None else report.source.run.probes())
@@ -161,7 +161,7 @@ def spectrum_figure(report: RunReport) -> Figure | None:
     if not report.spectra:
         return None
     with draw.style():
-        figure = draw.new_figure(figsize=(8.4, 3.2), layout="constrained")
+        figure = draw.new_figure(figsize=(2 * draw.WIDTH, draw.HEIGHT), layout="constrained")
         left, right = figure.subplots(1, 2)
         edges, counts = binned_spectra(report.spectra)
         looks = ((draw.BLUE, "-"), (draw.VERMILION, "--"))

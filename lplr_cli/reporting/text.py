@@ -16,6 +16,12 @@ from lplr_cli.runs import plain
 
 # A column of words is not set narrower than this, if its words go on that long; between columns Rich leaves this much.
 _WORDS, _GAP = 14, 3
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power_of_ten(exponent: int) -> str:
+    """10⁻³ and the like."""
+    return f"10{str(exponent).translate(_RAISED)}"
 
 
 def number(value: Any, digits: int = 4) -> str:

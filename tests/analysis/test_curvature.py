@@ -63,6 +63,7 @@ def test_along_a_run_with_momentum_and_a_schedule(run: Path) -> None:
     assert table["step"].tolist() == [0, 20, 30]
     single = probe_hessian(run, step=20).record
     assert table["sharpness"][1] == pytest.approx(single["lambda_max"]["value"], rel=1e-6)
+    assert table["lambda_min"][1] == pytest.approx(single["lambda_min"]["value"], rel=1e-6)
     eta = 0.05 * 0.5 * (1 + np.cos(np.pi * 20 / 30))
     assert table["threshold"][1] == pytest.approx((2 + 2 * 0.5) / eta, rel=1e-9)
     assert single["stability"]["threshold"] == pytest.approx(table["threshold"][1])

@@ -120,6 +120,19 @@ def test_the_density_of_a_dense_hessian() -> None:
     assert np.mean(covered) > 0.75
 
 
+def test_as_many_products_as_parameters_find_every_eigenvalue() -> None:
+    """The nodes of a quadrature that went on to the end, from products of the network, against the dense Hessian."""
+    network, x, y = problem("shared")
+    loss = Loss("squared").values
+    truth = np.linalg.eigvalsh(dense.hessian(network, x, y, loss))
+    curvature = LossCurvature(network, x, y, loss)
+    (sample,) = spectral_density(curvature.hessian, curvature.size, vectors=1, steps=curvature.size).samples
+    away = np.abs(sample.nodes[:, None] - truth)
+    scale = np.abs(truth).max()
+    assert away.min(axis=0).max() < 1e-6 * scale
+    assert away.min(axis=1).max() < 1e-6 * scale
+
+
 def _pair(points: tuple[Any, Any]) -> tuple[Any, None, Any]:
     return points[0], None, points[1]
 

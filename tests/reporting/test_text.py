@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lplr_cli.reporting import Grid
+from lplr_cli.reporting import Grid, terminal_chart
+from lplr_cli.reporting.terminal import log_ticks
 
 WORD = st.text("abcdefghij0123456789", min_size=1, max_size=9)
 TEXT = st.lists(WORD, min_size=1, max_size=12).map(" ".join)
@@ -68,3 +69,23 @@ def test_parts_repeat_the_first_column_in_the_order_of_the_table(width: int) -> 
     assert all(p.right == tuple(range(1, len(p.columns))) for p in parts)
     assert [p.title for p in parts] == ["t", *[""] * (len(parts) - 1)]
     assert [p.note for p in parts] == [*[()] * (len(parts) - 1), ("note",)]
+
+
+@given(st.floats(1e-200, 1e200), st.floats(1.0, 1e60))
+def test_ticks_are_round_few_and_inside(low: float, factor: float) -> None:
+    ticks = log_ticks(low, low * factor)
+    assert 1 <= len(ticks) <= 8
+    assert all(low * (1 - 1e-6) <= tick <= low * factor * (1 + 1e-6) for tick in ticks)
+    assert ticks == sorted(set(ticks))
+    assert len(ticks) > 1 or factor < 1 + 1e-9
+    if factor > 3:
+        assert all(f"{tick:e}"[0] in "125" and float(f"{tick:.0e}") == pytest.approx(tick) for tick in ticks)
+
+
+def test_the_names_of_a_chart_stand_above_it() -> None:
+    pytest.importorskip("plotext")
+    lines = terminal_chart("t", [0, 1, 2], [("one", [1.0, 1e-4, 1e-9]), ("two", [2.0, 2.0, 2.0])], label="step")
+    title, names, *chart = lines.splitlines()
+    assert (title.strip(), names.strip()) == ("t", "⢕⢕ one   ·· two")
+    assert not any("one" in line or "two" in line for line in chart)
+    assert [word for word in ("10⁻⁹┤", "10⁻⁵┤", "0.1┤") if word in lines] == ["10⁻⁹┤", "10⁻⁵┤", "0.1┤"]
