@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lplr_cli.errors import NumericalError
 
@@ -157,12 +159,16 @@ def tridiagonalise(product: Product, start: Vector, steps: int) -> tuple[Vector,
 
 
 class _Projection:
-    """An orthonormal basis of m vectors, and the operator in it."""
+    """An orthonormal basis of m vectors, and the operator in it.
+
+    Long vectors are torch's: NumPy has threads of its own, and they and those of the products wait for each other.
+    """
 
     def __init__(self, start: Vector, room: int) -> None:
-        self._basis = np.empty((room, len(start)))
+        first = torch.from_numpy(np.ascontiguousarray(start, dtype=np.float64))
+        self._basis = torch.empty((room, len(start)), dtype=torch.float64)
         self._matrix = np.zeros((room, room))
-        self._next: Vector = start / np.linalg.norm(start)
+        self._next: Tensor = first / torch.linalg.vector_norm(first)
         self._coupling: Vector = np.zeros(0)
         self._first: tuple[Vector, Vector] | None = None
         self.length = 0
@@ -202,19 +208,20 @@ class _Projection:
         """One step: the next vector joins the basis."""
         m, q = self.length, self._next
         self._basis[m] = q
-        w = product(q)
-        if not np.isfinite(w).all():
+        w = torch.from_numpy(np.ascontiguousarray(product(q.numpy()), dtype=np.float64))
+        if not bool(torch.isfinite(w).all()):
             raise NumericalError("a product with a vector is not finite", "check the parameters and the data")
         row = self._coupling
         self._matrix[m, m - len(row) : m] = self._matrix[m - len(row) : m, m] = row
-        self._matrix[m, m] = q @ w
-        along = self._basis[: m + 1] @ w
-        self.asymmetry = max(self.asymmetry, float(np.abs(along - self._matrix[m, : m + 1]).max()))
-        w = w - self._basis[: m + 1].T @ along
+        self._matrix[m, m] = float(torch.dot(q, w))
+        known = self._basis[: m + 1]
+        along = known @ w
+        self.asymmetry = max(self.asymmetry, float(np.abs(along.numpy() - self._matrix[m, : m + 1]).max()))
+        w = w - along @ known
         # Once is not enough (Parlett 1998, section 6.9).
-        w = w - self._basis[: m + 1].T @ (self._basis[: m + 1] @ w)
+        w = w - (known @ w) @ known
         self.length = m + 1
-        self.beta = float(np.linalg.norm(w))
+        self.beta = float(torch.linalg.vector_norm(w))
         self._coupling = np.array([self.beta])
         if self.beta > 0:
             self._next = w / self.beta
@@ -222,7 +229,7 @@ class _Projection:
     def lift(self, theta: Vector, s: NDArray[np.float64], top: int) -> tuple[NDArray[np.float64], Vector]:
         """Ritz vectors, and values, of the lowest and the ``top`` highest ones."""
         chosen = [0, *range(max(1, len(theta) - top), len(theta))]
-        lifted: NDArray[np.float64] = s[:, chosen].T @ self._basis[: self.length]
+        lifted: NDArray[np.float64] = (torch.from_numpy(s[:, chosen].T) @ self._basis[: self.length]).numpy()
         return lifted, theta[chosen]
 
     def restart(self, theta: Vector, s: NDArray[np.float64], k: int) -> None:
@@ -231,9 +238,10 @@ class _Projection:
             self._first = self.tridiagonal
         side = max(k, min(2 * k, (len(theta) - 1) // 3))
         chosen = np.r_[:side, len(theta) - side : len(theta)]
+        kept = torch.from_numpy(s[:, chosen].T)
         for at in range(0, self._basis.shape[1], _STRIP):
             strip = slice(at, at + _STRIP)
-            self._basis[: len(chosen), strip] = s[:, chosen].T @ self._basis[: self.length, strip]
+            self._basis[: len(chosen), strip] = kept @ self._basis[: self.length, strip]
         self._matrix[:] = 0.0
         self.length = len(chosen)
         self._matrix[range(self.length), range(self.length)] = theta[chosen]
