@@ -120,5 +120,5 @@ def test_results_of_hostile_names_are_harmless() -> None:
 
 
 def test_the_names_are_listed_for_completion() -> None:
-    assert set(lplr.__all__) <= set(dir(lplr))
+    assert set(dir(lplr)) == {*lplr.__all__, "__version__"}
     assert all(getattr(lplr, name) is not None for name in lplr.__all__)

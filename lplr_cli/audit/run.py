@@ -16,6 +16,7 @@ from lplr_cli.audit.judge import findings_of, verdict_of
 from lplr_cli.audit.point import gather_point
 from lplr_cli.audit.sanity import CHECKS
 from lplr_cli.audit.scope import ENTROPY, Scope
+from lplr_cli.audit.telling import checks, statements
 from lplr_cli.diagnostics import Convergence, PLRatio
 from lplr_cli.errors import InputError
 from lplr_cli.linalg.tasks import Tasks
@@ -97,9 +98,13 @@ class Audit(Shown):
         return cleaned
 
     def short(self) -> list[tuple[str, str]]:
-        """The verdict and each finding."""
+        """The verdicts and the findings as people read them."""
         rows = [("source", self.source), ("local PL", f"{self.verdict}: {self.explanation}")]
-        return [*rows, *((f.key, f"{f.status}: {f.reason}") for f in (*self.findings, *self.sanity))]
+        rows.append(("along the run", f"{self.along.verdict}: {self.along.explanation}"))
+        for told in (statements(self), checks(self)):
+            rows += [(f.key, f"{f.status}: {f.reason}") for f in told.rows]
+            rows += [("", sentence) for sentence in told.aside]
+        return rows
 
     def to_frame(self) -> pd.DataFrame:
         """A row a finding."""

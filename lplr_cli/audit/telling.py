@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lplr_cli.audit.findings import Finding
-from lplr_cli.audit.run import Audit
+
+if TYPE_CHECKING:
+    from lplr_cli.audit.run import Audit
 
 
 @dataclass(frozen=True)

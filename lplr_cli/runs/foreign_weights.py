@@ -56,6 +56,13 @@ def read_record(path: Path) -> Any:
 
 
 def _unpickled(stream: IO[bytes], path: Path) -> Any:
+    head = stream.read(2)
+    stream.seek(0)
+    if head[:1] != b"\x80" and head != b"PK":
+        raise InputError(
+            f"{path} holds no weights",
+            "give what torch.save or safetensors wrote; a log is for fit-rate, pl-ratio, audit or report",
+        )
     try:
         # torch writes several lines about pickles that it did not make; the error below is the one line.
         with warnings.catch_warnings():

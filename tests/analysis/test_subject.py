@@ -20,6 +20,7 @@ from lplr_cli.data import DataSpec, load_dataset
 from lplr_cli.errors import InputError
 from lplr_cli.models import infer_mlp
 from lplr_cli.ntk import Network, empirical_ntk
+from lplr_cli.runs.foreign_weights import read_file
 from tests.foreign_nets import TinyCNN, TinyTransformer, mlp
 
 TABLE = Source(data=DataSpec("tests.foreign_nets:table"), activation="tanh")
@@ -296,3 +297,16 @@ def test_inference_keeps_the_order_of_definition() -> None:
     x = data.tensors()[0]
     by_hand = module["m"](nn.functional.gelu(module["a"](nn.functional.gelu(module["z"](x)))))
     assert torch.allclose(found(x), by_hand)
+
+
+@pytest.mark.parametrize(
+    "content", [b"# Notes\n", b'{"step": 0, "loss": 1.0}\n', b"step,loss\n1,2\n", b"\x89PNG\r\n\x1a\n"]
+)
+def test_nobody_is_told_to_unpickle_what_is_no_pickle(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "notes").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_file(tmp_path / "notes")
+    assert "torch.load" not in str(caught.value)
+    assert "notes holds no weights; give what torch.save or safetensors wrote; a log is for fit-rate" in str(
+        caught.value
+    )
