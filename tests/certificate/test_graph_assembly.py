@@ -496,6 +496,29 @@ def test_a_core_is_stretched_by_what_is_not_orthonormal() -> None:
             assert torch.allclose(stretched[..., p, q], exact, rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("directions", [1, 1000])
+def test_what_arrives_at_activations_is_weighted_as_it_is(directions: int) -> None:
+    """||√ŵ ∘ ∂z/∂θ_p|| against dense Jacobians at θ_0: from above, and near where all directions are pushed."""
+    point = Point(*CASES["residual"].make(n=3), directions)
+    found, columns = point.bounds._pushed, point.block_columns()
+    derivatives, adjoints = torch.func.jacrev(point.places)(point.theta), point.adjoints(point.theta)
+    assert found is not None
+    places = point.places(point.theta)
+    seen = 0
+    for k, node in enumerate(point.network.nodes):
+        if not isinstance(node, Activation):
+            continue
+        z, d = places[node.inputs[0]].detach(), derivatives[node.inputs[0]].detach()
+        weights = (adjoints[k].detach() * node.smooth.second(z)[:, None]).abs()
+        for p, block in enumerate(columns):
+            weighted = weights.sqrt()[..., None] * d[:, None, :, block]
+            exact = torch.linalg.matrix_norm(weighted, ord=2)
+            assert bool((found.leans[k][..., p] >= exact * (1 - 1e-12)).all())
+            assert directions == 1 or bool((found.leans[k][..., p] <= 1.1 * exact + 1e-7).all())
+            seen += bool(exact.any())
+    assert seen >= 3
+
+
 @pytest.mark.parametrize("directions", [1, 5, 1000])
 def test_parts_of_the_samples_are_pushed_alike(directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All samples together, and one at a time; what is left of each layer is measured with what is pushed."""
