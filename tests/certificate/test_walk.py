@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lplr_cli.certificate import CERTIFIED, Aim, Region, Smoothness, Walk
 from lplr_cli.certificate import path as module
-from lplr_cli.certificate.nodes import Node, chord_between, descent_from, distance, node_at, piece_between
+from lplr_cli.certificate.nodes import Node, chord_between, descent_from, distance, node_at, piece_between, ratio
 from lplr_cli.certificate.path import _groups
 from lplr_cli.certificate.pieces import Piece
 from lplr_cli.errors import InputError
@@ -280,6 +280,11 @@ def test_a_step_is_as_far_from_gradient_descent_as_it_is(seed: int, exponent: in
             assert apart(a.theta, b.theta) <= mpmath.mpf(distance(a.theta, b.theta))
         assert (found.step, found.lr, found.square) == (3, lr, a.square)
         assert a.square == pytest.approx(float(gradient.square().sum()))
+
+
+def test_the_ratio_of_a_node() -> None:
+    assert [ratio(3.0, 8.0, 1.0), ratio(2.0, 8.0, 0.0), ratio(1.0, 8.0, -1.0)] == [2.0, 2.0, 2.0]
+    assert [ratio(1.0, 8.0, 1.0), ratio(0.5, 8.0, 1.0)] == [math.inf, math.inf]
 
 
 def test_descents_are_those_of_gradient_descent_alone() -> None:
