@@ -108,6 +108,10 @@ def test_no_rounding_makes_a_scaled_certificate_better(scale: float) -> None:
     same = ("n", "lambda_0", "lambda_0_lower", "sigma_0_lower", "norm_upper", "radius_kernel", "radius_jacobian")
     assert [getattr(own, k) for k in same] == [getattr(found, k) for k in same]
     assert scaled(found, 1.0) is found
+    open_ = replace(found, given=replace(found.given, mu_kernel=None, mu_jacobian=None))
+    given = scaled(open_, scale).given
+    assert given is not None
+    assert (given.mu_kernel, given.mu_jacobian, given.beta) == (None, None, own.given.beta)
 
 
 def test_a_wrong_scale_is_seen_at_the_start() -> None:
@@ -138,7 +142,7 @@ def test_rows_without_drift_are_not_counted_as_checked() -> None:
     drift[1::2] = math.nan
     assert check_run(found, replace(run, drift=drift)).steps == 30
     nothing = check_run(found, replace(run, drift=np.full(60, math.nan)))
-    assert (nothing.applies, nothing.steps) == (False, 0)
+    assert (nothing.applies, nothing.steps, nothing.violations) == (False, 0, 0)
     # An infinite loss is a row, and breaks the rate; a step outside is seen, too.
     loss = run.loss.copy()
     loss[9] = math.inf
