@@ -299,6 +299,10 @@ def test_magnitudes_outside_the_range_are_refused(what: str, scale: float, match
     with pytest.raises(NoCertificateError, match=f"no certificate for {match} of magnitude"):
         measure(replace(graph, values=values), x)
     assert measure(graph, torch.ones(2, 3, dtype=torch.float64)).f.shape == (2, 2)
+    # Of one sample alone.
+    mixed = torch.ones(2, 3, dtype=torch.float64) * torch.tensor([[1.0], [1e-70]], dtype=torch.float64)
+    with pytest.raises(NoCertificateError, match="no certificate for inputs of magnitude"):
+        measure(graph, mixed)
     still = {k: 0 * v for k, v in graph.values.items()}
     assert not measure(replace(graph, values=still), torch.ones(2, 3, dtype=torch.float64)).f.any()
 

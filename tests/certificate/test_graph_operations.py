@@ -272,6 +272,8 @@ def test_tables_and_learnt_tensors() -> None:
     node: Any = Reader(module, {"0.weight"}, x).nodes[0]
     assert (node.rows, node.positions, node.outputs_per_group) == (5, 8, 3)
     assert (node.block, node.weight_trained, node.bias_trained) == (0, True, False)
+    whole = Calls(lambda m, x: m.table(x.long()).flatten(1), table=nn.Embedding(5, 3)).double()
+    assert Reader(whole, {"table.weight"}, x).nodes[0].inputs == (0,)
     shift = nn.Parameter(torch.randn(1, 2, 3))
     ones: Any
     scale: Any
@@ -373,6 +375,9 @@ SQUARE = nn.Linear(4, 4)
         (lambda m, x: x[:, 0], (3, 5), "part of a tensor"),
         (lambda m, x: x.long().double().flatten(1), (3, 5), "operation double|whole numbers"),
         (lambda m, x: (x * 2).long().flatten(1), (3, 5), "whole numbers"),
+        (lambda m, x: (x + m.kept.long()).flatten(1), (3, 5), "whole numbers"),
+        (lambda m, x: x.reshape(m.kept.shape[0], -1), (3, 5), "the attribute shape"),
+        (lambda m, x: m.multi(x, x, x, attn_mask=m.numbers, need_weights=False)[0].flatten(1), (3, 4), "truth values"),
         (lambda m, x: x.T, (3,), "attribute T"),
         (lambda m, x: m.norm(x.mean(1)), (3, 5), "takes samples|over samples|does not take"),
         (lambda m, x: m.loose(x), (4,), "without eps"),
