@@ -564,6 +564,9 @@ def test_outputs_that_are_alike(away: float, same: bool) -> None:
         b[1, 1] += away * (1 + size)
         assert _alike(a, b) == _alike(b, a) == same
     assert not _alike(torch.full((1, 1), math.inf), torch.full((1, 1), math.inf))
+    # Everything is within a part of infinity.
+    assert not _alike(torch.full((1, 1), math.inf), torch.ones(1, 1))
+    assert not _alike(torch.ones(1, 1), torch.full((1, 1), -math.inf))
 
 
 def test_probes_are_of_several_sizes() -> None:
@@ -591,6 +594,16 @@ class Sized(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer(x)
         return out
+
+
+def test_what_is_trained_is_what_is_named() -> None:
+    module = Sized().double()
+    module.layer.bias.requires_grad_(False)
+    sample = torch.Size((3,))
+    assert GraphNetwork.from_module(module, sample).trained == {"layer.weight"}
+    named = GraphNetwork.from_module(module, sample, ["layer.bias"])
+    assert named.trained == {"layer.bias"}
+    assert getattr(named.nodes[0], "weight_trained", None) is False
 
 
 @pytest.mark.parametrize("change", [lambda y: y + 1e-6, lambda y: y[:, :1], lambda y: y[:, None]])

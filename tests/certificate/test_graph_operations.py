@@ -82,6 +82,7 @@ IMAGE = (2, 6, 4)
         (lambda x: x.chunk(3, dim=-2)[1], 1, 1),
         (lambda x: torch.chunk(x, 4, 2)[2], 1, 1),
         (lambda x: x.split(3, dim=3)[1], 1, 1),
+        (lambda x: x.split(1, dim=1)[1], 1, 1),
         (lambda x: torch.split(x, 2, -1)[1], 1, 1),
         (lambda x: F.dropout(x, 0.5, training=False).flatten(2), 1, 1),
     ],
