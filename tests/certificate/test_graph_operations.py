@@ -275,6 +275,10 @@ def test_tables_and_learnt_tensors() -> None:
     assert (node.block, node.weight_trained, node.bias_trained) == (0, True, False)
     whole = Calls(lambda m, x: m.table(x.long()).flatten(1), table=nn.Embedding(5, 3)).double()
     assert Reader(whole, {"table.weight"}, x).nodes[0].inputs == (0,)
+    for indices in (torch.tensor([2, 0, 1]), torch.tensor([[2, 0, 1]])):
+        table = nn.Embedding(4, 5)
+        places: Any = read(lambda m, x: (x + m.table(m.places)).flatten(1), 3, 5, table=table, places=indices)[0]
+        assert places.tensor.tolist() == [2.0, 0.0, 1.0]
     shift = nn.Parameter(torch.randn(1, 2, 3))
     ones: Any
     scale: Any
@@ -435,7 +439,7 @@ def test_parameters_are_spread_out_over_the_first_dimensions(
         assert (node.block, node.weight_trained) == ((None, False) if frozen else (0, True))
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (2, 3, 5), (3, 1), (3,), (2, 5), (1, 1)])
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3, 5), (7, 3, 5), (3, 1), (3,), (2, 5), (1, 1)])
 def test_parameters_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     module = Calls(lambda m, x: (x + m.kept).flatten(1), kept=nn.Parameter(torch.ones(shape))).double()
     with pytest.raises(NoCertificateError, match="spread out otherwise"):
