@@ -212,3 +212,45 @@ def test_the_first_layer_alone_needs_no_product() -> None:
     (whole,) = found._exact()
     assert close(whole.dz, root)
     assert math.isclose(float(whole.da[0]), float(tight.da[0]), rel_tol=1e-6)
+
+
+@pytest.mark.usefixtures("_large")
+def test_the_error_of_a_gram_matrix_counts_that_of_the_one_below() -> None:
+    """(||M||² E + γ (||M||² (||G||_F + E) + κ)) 1.01, for roundings of any size."""
+    found, rows, below = at(), slice(1, 3), None
+    for level in range(3):
+        gram = found._gram(level, rows, below)
+        if below is not None:
+            layer, own = found.network.layers[level], found.own(level, found.passes[level].a_norm)[rows]
+            m = layer.scale * layer.weight * found.slopes[level - 1][rows][:, None]
+            size, width = m.square().sum(dim=(1, 2)), m.shape[2]
+            if below.matrix is None:
+                frobenius = math.sqrt(width) * below.scalar
+            else:
+                frobenius = below.matrix.square().sum(dim=(1, 2)).sqrt()
+            expected = size * below.error + gamma(3 * width + 12) * (size * (frobenius + below.error) + own)
+            assert torch.allclose(gram.error, 1.01 * expected, rtol=1e-12, atol=0)
+        below = gram
+
+
+def test_norms_made_of_a_gram_matrix_have_its_error() -> None:
+    """λ_max(√w G √w) + E max w, for slopes of either sign."""
+    found, rows, level = at(), slice(1, 3), 1
+    generator = torch.Generator().manual_seed(2)
+    root = torch.randn((2, 6, 6), generator=generator, dtype=torch.float64)
+    g = root @ root.mT
+    for size in (0.0, 100.0):
+        error = size * torch.tensor([1.0, 2.0], dtype=torch.float64)
+        for sign in (1.0, -1.0):
+            slope = sign * 3 * torch.rand((4, 6), generator=generator, dtype=torch.float64)
+            found.slopes[level] = slope
+            norms = found._gram_norms(level, rows, centre._Gram(g, torch.ones(2).double(), error))
+            bend = found._bend(level, rows)
+            for i in range(2):
+                weights = [torch.ones(6).double(), slope[1 + i].square(), *bend[i]]
+                given = [norms.dz[i] ** 2, norms.da[i] ** 2, *norms.weighted[i]]
+                for w, value in zip(weights, given, strict=True):
+                    top = torch.linalg.eigvalsh(g[i] * w.sqrt() * w.sqrt()[:, None])[-1]
+                    least = top + error[i] * w.max()
+                    assert least * (1 - 1e-12) <= value <= least + 0.03 * top
+                assert torch.allclose(norms.dz_rows[i] ** 2, g[i].diagonal() + error[i], rtol=1e-13, atol=0)
