@@ -115,7 +115,8 @@ def _grid(name: str, series: LossSeries, result: PLRatio) -> Grid:
     from lplr_cli.reporting import Grid, number
 
     facts = result.facts
-    where = "on the window" if result.window else "over all rows"
+    given = result.window is not None and result.window.rule == "given"
+    where = "on the window" if given else "over all rows"
     l_star = f"L* = {number(result.l_star)} ({result.l_star_rule})"
     above = "" if facts.exact is False else ": from above"
     loss = f", {facts.other_loss}" if facts.other_loss else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lplr_cli.diagnostics.decay import SUBLINEAR
+from lplr_cli.diagnostics.decay import MORE_RATES, SUBLINEAR, Exponentials
 from lplr_cli.diagnostics.fits import CurveFit
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.rate import Reading, read
@@ -174,7 +174,21 @@ def _constants(reading: Reading) -> tuple[_Interval, _Interval, _Interval]:
     middle = float(fit.p[fit.curve.focus])
     if fit.curve is SUBLINEAR:
         return _NOTHING, _NOTHING, _interval(lambda a: a, middle, low, high)
+    if fit.curve in MORE_RATES:
+        # Of several rates the mean that rules at the end, with the relative width of the slowest.
+        at_end = [_at_end(fit), *(_at_end(f) for f in reading.weighed.fits.values() if _has_one_more(f, fit))]
+        low, high, middle = low - middle + min(at_end), high - middle + max(at_end), at_end[0]
     return _rates(middle, low, high, fit.data.span)
+
+
+def _has_one_more(fit: CurveFit, than: CurveFit) -> bool:
+    return fit.curve in MORE_RATES and len(fit.p) == len(than.p) + 2
+
+
+def _at_end(fit: CurveFit) -> float:
+    """Logarithm of the rate of the gap at the last row, on scaled time."""
+    assert isinstance(fit.curve, Exponentials)
+    return math.log(fit.curve.rate_at(fit.p, 1.0))
 
 
 def _rates(middle: float, low: float, high: float, span: float) -> tuple[_Interval, _Interval, _Interval]:

@@ -1,5 +1,6 @@
-"""Curves that a loss may follow: exponentials and a power law, which are offered as laws, and a stretched exponential
-and a logarithm, which only say what a curve looks like when no law holds. Each has a floor.
+"""Curves that a loss may follow: exponentials and a power law, which are offered as laws, and a stretched exponential,
+a logarithm and a decay that an annealed step size slows, which only say what a curve looks like when no law holds. Each
+has a floor.
 
 All work on scaled data: time s in [0, 1] over the rows of the fit, losses of geometric mean 1. A curve is
 m(s; p) > 0. Rates, amplitudes and exponents enter by their logarithms and so stay positive; the floor enters as it
@@ -9,6 +10,7 @@ is, with the bound 0, so that a loss without a floor can be fitted exactly.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -105,6 +107,12 @@ class Exponentials(Curve):
     def terms(self) -> int:
         """How many exponentials."""
         return len(self.parameters) // 2
+
+    def rate_at(self, p: Array, s: float) -> float:
+        """−d log(m − c)/ds: the mean rate by the shares of the gap."""
+        rate = np.exp(p[1:-1:2])
+        gap = np.exp(p[:-1:2] - rate * s)
+        return float((gap * rate).sum() / gap.sum())
 
     def value(self, p: Array, s: Array) -> tuple[Array, Array]:
         """m and its Jacobian."""
@@ -230,11 +238,44 @@ class Logarithm(Curve):
         return [np.array([np.log(c[0]), choices[i], c[1]]) for i, c in _non_negative_starts(bases, y, 3)]
 
 
+class Annealed(Curve):
+    """m = c + exp(a − k g(s)): the decay of one mode while the step size falls over all rows; p = (a, log k, q, c).
+
+    Like a cosine, to (1 − q)/(1 + q) of what it was, g = s + q sin(πs)/π; or like a line, to 1 − q, g = s − q s²/2.
+    """
+
+    def __init__(self, name: str, bend: Callable[[Array], Array]) -> None:
+        super().__init__(name, ("log_amplitude", "log_rate", "depth", "floor"), 1)
+        self._bend = bend
+
+    def value(self, p: Array, s: Array) -> tuple[Array, Array]:
+        """m and its Jacobian."""
+        k, bend = np.exp(p[1]), self._bend(s)
+        time = s + p[2] * bend
+        term = np.exp(p[0] - k * time)
+        return p[3] + term, np.column_stack([term, -k * time * term, -k * bend * term, 1 + 0 * s])
+
+    def bounds(self, rows: int) -> tuple[Array, Array]:
+        """k as the rates of exponentials, q from a constant step size to one that ends at 0."""
+        low, high = _rate_bounds(rows)
+        return np.array([-600.0, low, 0.0, 0.0]), np.array([600.0, high, 1.0, np.inf])
+
+    def starts(self, s: Array, y: Array) -> list[Array]:
+        """k and q from a grid, amplitude and floor by weighted linear least squares."""
+        choices = [(k, q) for q in (0.5, 0.95) for k in np.linspace(-1.0, 4.0, 9)]
+        bases = np.array([[np.exp(-np.exp(k) * (s + q * self._bend(s)))] for k, q in choices])
+        return [np.array([np.log(c[0]), *choices[i], c[1]]) for i, c in _non_negative_starts(bases, y, 3)]
+
+
 LINEAR = Exponentials(1)
 TWO_RATE = Exponentials(2)
+# Asked where no other curve fits; the last only tells how much one more rate matters.
+MORE_RATES: tuple[Exponentials, ...] = tuple(Exponentials(terms) for terms in (3, 4, 5, 6))
 SUBLINEAR = PowerLaw()
 STRETCHED = Stretched()
 LOGARITHM = Logarithm()
+COSINE = Annealed("annealed_cosine", lambda s: np.asarray(np.sin(np.pi * s) / np.pi))
+RAMP = Annealed("annealed_line", lambda s: -0.5 * s * s)
 LAWS: tuple[Curve, ...] = (LINEAR, TWO_RATE, SUBLINEAR)
-LABELS: tuple[Curve, ...] = (STRETCHED, LOGARITHM)
+LABELS: tuple[Curve, ...] = (STRETCHED, LOGARITHM, COSINE, RAMP)
 CURVES: tuple[Curve, ...] = LAWS + LABELS

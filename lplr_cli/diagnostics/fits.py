@@ -36,6 +36,8 @@ _SMALL, _HOPELESS = 0.5, 1e-12
 _THINNED = 150
 # Part of the loss below which a curve has vanished.
 _VANISHED = 1e-3
+# Steps of the solver on a profile; many more where so many parameters make up for each other.
+_ITERATIONS, _MANY = 40, 7
 # Level shifts that the free curve may have.
 _STEPS = 6
 
@@ -164,12 +166,16 @@ class CurveFit:
         """Profile-likelihood interval of a parameter (the focus), as fitted (a logarithm); an open end is infinite.
 
         The noise is the cautious one, as correlation is itself an estimate and too small a one makes intervals too
-        short; docs/benchmarks.md has the coverage that results.
+        short; docs/benchmarks.md has the coverage that results. A floor that the fit puts above 0 is free on the way:
+        where the bound stops it the likelihood falls faster than its quantiles allow (Self and Liang 1987), and a law
+        without a floor would be missed too often.
         """
         focus = self.curve.focus if index is None else index
         cautious = replace(self, noise=self.noise.cautious())
         lower, upper = self.curve.box(len(self.data.s), self.data.ceiling)
         best = minimise(cautious.residual, self.p, lower, upper)
+        if best.p[-1] > 0:
+            lower[-1] = -np.inf
         sigma = replace(cautious, cost=best.cost).innovation
         reach = float(special.stdtrit(cautious.degrees, 0.5 + level / 2))
         warm = {float(best.p[focus]): best.p}
@@ -179,7 +185,9 @@ class CurveFit:
             low[focus] = high[focus] = value
             start = warm[min(warm, key=lambda known: abs(known - value))].copy()
             start[focus] = value
-            found = minimise(cautious.residual, start, low, high, 40)
+            found = minimise(
+                cautious.residual, start, low, high, _ITERATIONS if len(start) < _MANY else 10 * _ITERATIONS
+            )
             warm[value] = found.p
             return math.sqrt(max(found.cost - best.cost, 0.0)) / sigma - reach
 

@@ -2,19 +2,32 @@
 
 Linear, two-rate and sublinear curves with a floor are weighed by the Bayesian information criterion under one noise
 (theory.md sections 8 and 12). A law is named when it fits: a free curve on top of it must not better it (an F test),
-nor a stretched exponential or a logarithm.
+nor a curve that is no law. Where nothing fits, three and four exponentials are tried: a sum of many converges linearly.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lplr_cli.diagnostics.decay import LABELS, LAWS, LINEAR, LOGARITHM, STRETCHED, SUBLINEAR, TWO_RATE
-from lplr_cli.diagnostics.fits import NEGLIGIBLE, REJECTED, RESOLUTION, CurveFit, fit_all, price, scaled
+from lplr_cli.diagnostics.decay import (
+    COSINE,
+    CURVES,
+    LABELS,
+    LAWS,
+    LINEAR,
+    LOGARITHM,
+    MORE_RATES,
+    RAMP,
+    STRETCHED,
+    SUBLINEAR,
+    TWO_RATE,
+    Curve,
+)
+from lplr_cli.diagnostics.fits import NEGLIGIBLE, REJECTED, RESOLUTION, CurveFit, Data, fit_all, fit_one, price, scaled
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import whiten
 
@@ -22,8 +35,11 @@ from lplr_cli.diagnostics.noise import whiten
 EVIDENCE = 6.0
 # A second exponential is resolved when it decays this much faster than the first, or the first alone is refuted.
 GAP = 2.0
-# A stretched exponential whose exponent is this near to 1 is an exponential.
-NEARLY_ONE = 0.15
+# A stretched exponential whose exponent is this near to 1 is an exponential, and so is one under a step size that is
+# annealed by less than this depth.
+NEARLY_ONE, DEEP = 0.15, 0.3
+# Of more than two rates, which resemble much, a better fit is asked for, and this many rows a parameter.
+ACCEPTED, ROWS_EACH = 0.01, 10
 # Innovations that correlate with a p-value below this are no noise that intervals could rest on; a law is given up for
 # them where they are this large a share of the loss.
 COLOURED = 1e-8
@@ -53,7 +69,9 @@ class Weighed:
     constant_bic: float
 
 
-def weigh(steps: Array, loss: Array, grain: Array | None = None, changes: Sequence[int] = ()) -> Weighed:
+def weigh(
+    steps: Array, loss: Array, grain: Array | None = None, changes: Sequence[int] = (), more: bool = False
+) -> Weighed:
     """Fit every curve and weigh the evidence.
 
     Args:
@@ -61,8 +79,35 @@ def weigh(steps: Array, loss: Array, grain: Array | None = None, changes: Sequen
         loss: positive and finite, without spikes, shape (T,).
         grain: relative noise of each row where it is known, shape (T,).
         changes: rows where something is known to change: a law must hold across them.
+        more: whether more than two rates are tried where nothing fits.
     """
-    laws = _Laws.of(fit_all(scaled(steps, loss, grain, changes)))
+    data = scaled(steps, loss, grain, changes)
+    found = _weighed(fit_all(data))
+    if not more or found.verdict != "none" or found.label is not None or _rises(found.chosen):
+        return found
+    return _of_more_rates(data) or found
+
+
+def _of_more_rates(data: Data) -> Weighed | None:
+    """The linear law with the fewest rates beyond two that fits; None where they do not better each other or fail.
+
+    A further rate is fitted, too: what it does to the rate at the end is room around it.
+    """
+    for count in range(1, len(MORE_RATES)):
+        if len(data.s) < ROWS_EACH * len(MORE_RATES[count - 1].parameters):
+            return None
+        again = _weighed(fit_all(data, (*CURVES, *MORE_RATES[:count])))
+        chosen, further = again.chosen, MORE_RATES[count]
+        if chosen.curve is not MORE_RATES[count - 1]:
+            return None
+        if again.verdict == LINEAR.name and again.misfit >= ACCEPTED:
+            fits = again.fits | {further.name: fit_one(further, chosen.data, chosen.noise)}
+            return replace(again, fits=fits)
+    return None
+
+
+def _weighed(fits: dict[str, CurveFit]) -> Weighed:
+    laws = _Laws.of(fits)
     return _without_fall(laws) or _without_law(laws) or _between(laws)
 
 
@@ -92,6 +137,10 @@ class _Laws:
         """Choose among the fits."""
         one, two, power = (fits[c.name] for c in LAWS)
         straight = two if two.bic < one.bic - EVIDENCE and _resolved(one, two) else one
+        for further in (fits[curve.name] for curve in MORE_RATES if curve.name in fits):
+            # As with two near rates, one more is resolved where those before are refuted.
+            asked = EVIDENCE if straight.misfit() >= ACCEPTED else 0.0
+            straight = further if further.bic < straight.bic - asked else straight
         law, rival = (straight, power) if straight.bic <= power.bic else (power, straight)
         noise_like = law.sigma < LARGE or law.whiteness() >= COLOURED
         return cls(fits, straight, law, rival, law.misfit(), noise_like, _constant_bic(one))
@@ -142,12 +191,18 @@ def _between(laws: _Laws) -> Weighed:
         return laws.answer("undecided", reason, laws.straight)
     close = _close_label(laws.fits, law)
     if close is not None:
-        return laws.answer("undecided", f"a {_name(close)} fits as well as the power law", laws.straight)
+        return laws.answer("undecided", f"a {_name(close)} fits as well as {_name(law)}", laws.straight)
     against = f"ΔBIC {gap:.1f} against {'sublinear' if law is laws.straight else 'linear'}"
     second = ""
     if law.curve is TWO_RATE:
         second = f", {laws.fits[LINEAR.name].bic - law.bic:.1f} for a second rate"
-    return laws.answer(law.curve.name, against + second, law)
+    if law.curve not in MORE_RATES:
+        return laws.answer(law.curve.name, against + second, law)
+    rates = np.exp(law.p[1:-1:2])
+    second = (
+        f"; of {len(rates)} rates this is the one of the end, earlier ones are up to {rates.max() / rates.min():.3g} "
+    )
+    return laws.answer(LINEAR.name, f"{against}{second}times as fast", law)
 
 
 def _rises(fit: CurveFit) -> bool:
@@ -157,12 +212,16 @@ def _rises(fit: CurveFit) -> bool:
 
 
 def _name(fit: CurveFit) -> str:
+    if fit.curve in MORE_RATES:
+        return "the linear law with more rates"
     return {
         LINEAR.name: "the linear law",
         TWO_RATE.name: "the linear law with two rates",
         SUBLINEAR.name: "the power law",
         STRETCHED.name: "stretched exponential",
         LOGARITHM.name: "logarithm",
+        COSINE.name: "decay under a step size annealed like a cosine",
+        RAMP.name: "decay under a step size annealed like a line",
     }[fit.curve.name]
 
 
@@ -183,18 +242,23 @@ def coloured(law: CurveFit) -> str:
 
 def _label(fits: dict[str, CurveFit], law: CurveFit) -> CurveFit | None:
     """A curve that is no law, fits, and beats the best law."""
-    best = min((fits[c.name] for c in LABELS), key=lambda fit: fit.bic)
-    if best.curve is STRETCHED and abs(float(best.p[2])) < NEARLY_ONE:
-        return None
-    return best if best.bic < law.bic - EVIDENCE and best.misfit() >= REJECTED else None
+    best = _best_label(fits, LABELS)
+    return best if best is not None and best.bic < law.bic - EVIDENCE and best.misfit() >= REJECTED else None
+
+
+def _best_label(fits: dict[str, CurveFit], labels: Sequence[Curve]) -> CurveFit | None:
+    """The likeliest of some curves that are no laws; None where it is nearly an exponential."""
+    best = min((fits[c.name] for c in labels), key=lambda fit: fit.bic)
+    shallow = float(best.p[2]) < DEEP
+    nearly = {STRETCHED: abs(float(best.p[2])) < NEARLY_ONE, COSINE: shallow, RAMP: shallow}
+    return None if nearly.get(best.curve) else best
 
 
 def _close_label(fits: dict[str, CurveFit], law: CurveFit) -> CurveFit | None:
-    """A curve that is no law and nearly as likely as a power law."""
-    if law.curve is not SUBLINEAR:
-        return None
-    best = min((fits[c.name] for c in LABELS), key=lambda fit: fit.bic)
-    return best if best.bic < law.bic + EVIDENCE / 2 else None
+    """A curve that is no law and nearly as likely as a law that resembles it."""
+    alike: dict[Curve, tuple[Curve, ...]] = {SUBLINEAR: (STRETCHED, LOGARITHM), TWO_RATE: (COSINE, RAMP)}
+    best = _best_label(fits, alike[law.curve]) if law.curve in alike else None
+    return best if best is not None and best.bic < law.bic + EVIDENCE / 2 else None
 
 
 def _beaten(law: CurveFit, label: CurveFit) -> str:
@@ -204,6 +268,8 @@ def _beaten(law: CurveFit, label: CurveFit) -> str:
 def _looks(label: CurveFit) -> str:
     if label.curve is LOGARITHM:
         return "falls ever slower, like a logarithm of time"
+    if label.curve in (COSINE, RAMP):
+        return f"slows at the end of the log, like a {_name(label)}"
     beta = float(np.exp(label.p[2]))
     pace = "slower" if beta < 1 else "faster"
     return f"falls ever {pace}, like a stretched exponential exp(−(t/τ)^{beta:.2g})"

@@ -38,7 +38,7 @@ class Noise:
             False, in the units of the scaled loss when it is True.
         additive: whether errors are compared on the loss itself, not on its logarithm.
         phi, theta: of the ARMA(1,1) process.
-        phi_high, theta_high: a pair as likely within half a standard error, with the longer memory; for intervals,
+        phi_high, theta_high: a pair as likely within a standard error, with the longer memory; for intervals,
             which are too short when correlation is estimated too small.
     """
 
@@ -132,9 +132,9 @@ def restricted_correlation(residual: Array, design: Array, moving_average: bool 
     cost = np.array([profile[theta][0] + (price if theta else 0.0) for theta in choices])
     kind, at = np.unravel_index(int(np.argmin(cost)), cost.shape)
     theta = choices[int(kind)]
-    # Within half a standard error of the profile, among the same kind of noise.
+    # Within a standard error of the profile, among the same kind of noise.
     same = [i for i, c in enumerate(choices) if (c == 0.0) == (theta == 0.0)]
-    near = cost[same].min(axis=0) <= cost.min() + 0.25
+    near = cost[same].min(axis=0) <= cost.min() + 1.0
     high = int(np.flatnonzero(near)[-1])
     theta_high = choices[same[int(np.argmin(cost[same][:, high]))]]
     variance = float(profile[theta][1][at]) / max(len(residual) - basis.shape[1], 1)

@@ -72,11 +72,14 @@ class PLRatio(Shown):
 
     Attributes:
         l_star, l_star_rule: the L* of ``pl_ratio`` and how it was chosen.
-        window: None when the rule leaves hardly a row; the envelope of ``pl_ratio`` is then empty, that of
-            ``pl_ratio_star`` over all rows.
-        pl_ratio: envelope of ½||∇L||²/(L − L*).
-        pl_ratio_star: of ½||∇L||²/L, the left end of the bracket: valid whatever L* is.
-        pl_ratio_proxy: of ½||∇L||²/(L − min L), its right end.
+        window: None when the rule leaves hardly a row; the envelopes of ``pl_ratio`` and ``pl_ratio_proxy`` are then
+            empty.
+        pl_ratio: envelope of ½||∇L||²/(L − L*) on the window.
+        pl_ratio_star: of ½||∇L||²/L, the left end of the bracket, which is valid at every row whatever L* is: over all
+            rows, or those of a window that was given. A minimum over the window alone would lie above the constant
+            where the ratio falls on behind it.
+        pl_ratio_proxy: of ½||∇L||²/(L − min L) on the window, its right end: min L takes the place of L*, and the
+            smallest ratio of some rows is no less than that of all.
         pl_ratio_corrected: of ½(||g||² − tr Cov(g))/L over moving windows, for gradients g of mini-batches whose noise
             the log tells; empty for others. An estimate, as all three are of such gradients.
         noise: of mini-batch gradients; None where the log tells none.
@@ -204,7 +207,7 @@ def analyse_pl_ratio(
         rule,
         chosen,
         envelope(ratio[rows]),
-        envelope(star[rows] if chosen else star),
+        envelope(star[rows] if window else star),
         envelope(proxy[rows]),
         envelope(corrected[rows] if chosen else corrected),
         batch_noise(series, facts),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lplr_cli.diagnostics.decay import LINEAR, SUBLINEAR, TWO_RATE
+from lplr_cli.diagnostics.decay import LINEAR, MORE_RATES, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
 from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, thinned
 from lplr_cli.diagnostics.grain import grain_of
@@ -119,12 +119,12 @@ def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: floa
         kept = _usable(raw)
         if kept.sum() < MIN_POINTS:
             return None
-        return replace(_read(steps, raw, changes, kept, weigh(steps[kept], raw[kept])), smoothing=smoothing)
+        return replace(_read(steps, raw, changes, kept, weigh(steps[kept], raw[kept], more=True)), smoothing=smoothing)
     steps, kept, grain = _coarse(steps, loss)
     if kept.sum() < MIN_POINTS:
         return None
     known = np.searchsorted(np.flatnonzero(kept), changes).tolist()
-    whole = weigh(steps[kept], loss[kept], None if grain is None else grain[kept], known)
+    whole = weigh(steps[kept], loss[kept], None if grain is None else grain[kept], known, more=True)
     if grain is not None:
         return _read(steps, loss, changes, kept, whole, grain)
     if kept.all():
@@ -188,7 +188,7 @@ def _read(
     found = stretches(t, np.log(y))
     plain = replace(plain, found=tuple(found), looks_like=whole.label or _shape_words(whole, found))
     if exact:
-        told = _of_tail(plain, t, y, rows, noise)
+        told = _of_tail(plain, t, y, rows)
         if told is not None:
             return told
         if whole.label is None and whole.verdict != "none":
@@ -236,9 +236,9 @@ def _shape_words(whole: Weighed, found: list[Stretch]) -> str:
     return describe(found) + (f"; a pattern of {data.period} rows repeats" if beats else "")
 
 
-def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], noise: Array) -> Reading | None:
+def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp]) -> Reading | None:
     """The law that foretells the end of a log without noise."""
-    tail = analyse_tail(t, y, noise)
+    tail = analyse_tail(t, y, None if plain.grain is None else plain.grain[rows])
     if tail is None or tail.verdict not in ("linear", "sublinear", "undecided"):
         return None
     first, last = int(rows[tail.first]), int(rows[tail.last])
@@ -252,7 +252,8 @@ def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], noise: 
     # Where the law and the tail tell the same rate the law's own is the sharper one.
     exact = whole and law.curve is not SUBLINEAR and law.sigma < _EXACT
     if tail.verdict == "linear" and exact and _same(law, tail):
-        return replace(plain, verdict=law.curve.name, reason=tail.reason, looks_like=None, found=())
+        verdict = TWO_RATE.name if law.curve is TWO_RATE else LINEAR.name
+        return replace(plain, verdict=verdict, reason=tail.reason, looks_like=None, found=())
     return replace(
         plain,
         verdict=tail.verdict,
@@ -265,7 +266,8 @@ def _of_tail(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], noise: 
 
 
 def _same(law: CurveFit, tail: Tail) -> bool:
-    return abs(math.exp(law.p[1]) / law.data.span / tail.rate - 1) < _SAME
+    rate = law.curve.rate_at(law.p, 1.0) if law.curve in MORE_RATES else math.exp(law.p[1])
+    return abs(rate / law.data.span / tail.rate - 1) < _SAME
 
 
 def _of_part(plain: Reading, t: Array, y: Array, rows: NDArray[np.intp], known: Sequence[int]) -> Reading | None:
