@@ -166,7 +166,25 @@ def _laws() -> list[Case]:
         Case("linear", "noise 10⁻⁴", ("linear",), _tiny_noise),
         Case("power law", "spikes that recover", ("sublinear",), _llm),
     ]
+    found += [
+        Case("many rates", f"{rates} rates, AR(0.8) of {sigma:.1%}", ("linear",), _many(rates, sigma))
+        for rates in (3, 4, 6)
+        for sigma in (0.001, 0.01)
+    ]
     return found
+
+
+def many_rates(n: int, rates: int) -> Array:
+    """A slow mode of five e-folds and others up to twenty times as fast."""
+    return 0.02 + np.exp(-np.outer(_time(n), np.geomspace(5.0, 100.0, rates))).sum(axis=1)
+
+
+def _many(rates: int, sigma: float) -> Callable[[int, np.random.Generator], Sample]:
+    def make(n: int, rng: np.random.Generator) -> Sample:
+        gap = many_rates(n, rates)[-2:] - 0.02
+        return Sample(many_rates(n, rates) * np.exp(ar(n, rng, sigma, 0.8)), float(np.log(gap[0] / gap[1])))
+
+    return make
 
 
 def _one_spike(n: int, rng: np.random.Generator) -> Sample:
@@ -259,6 +277,8 @@ def _none() -> list[Case]:
         ("stretched exponential 0.35", lambda s: -6 * s**0.35, False),
         ("logarithm", lambda s: np.log(1 - 0.8 * np.log1p(100 * s) / np.log(101)), False),
         ("rises", lambda s: 0.8 * s, False),
+        ("cosine schedule, lr unknown", lambda s: np.log(0.02 + 2 * np.exp(-5 * s - 1.6 * np.sin(np.pi * s))), False),
+        ("linear schedule, lr unknown", lambda s: np.log(0.02 + 2 * np.exp(-5 * (2 * s - s * s))), False),
     ]
     found = [Case("no law", name, ("none",), _shape(curve), part) for name, curve, part in shapes]
     found += [

@@ -189,29 +189,44 @@ class PowerLaw(Curve):
 
 
 class Stretched(Curve):
-    """m = c + exp(a − (k s)^β); p = (a, log k, log β, c). Slower than an exponential for β < 1, faster for β > 1."""
+    """m = c + exp(a − (k (s + s0))^β), s0 = 0 unless ``origin``; slower than an exponential for β < 1, faster above.
 
-    def __init__(self) -> None:
-        super().__init__("stretched", ("log_amplitude", "log_scale", "log_beta", "floor"), 2)
+    p = (a, log k, log β, c), with log s0 before c where the time that had gone by at the first row is fitted.
+    """
+
+    def __init__(self, name: str = "stretched", origin: bool = False) -> None:
+        extra = ("log_origin",) if origin else ()
+        super().__init__(name, ("log_amplitude", "log_scale", "log_beta", *extra, "floor"), 2)
+        self._origin = origin
 
     def value(self, p: Array, s: Array) -> tuple[Array, Array]:
         """m and its Jacobian."""
-        beta = np.exp(p[2])
-        logs = p[1] + np.log(np.maximum(s, 1e-300))
+        beta, origin = np.exp(p[2]), np.exp(p[3]) if self._origin else 0.0
+        time = np.maximum(s + origin, 1e-300)
+        logs = p[1] + np.log(time)
         inner = np.exp(np.minimum(beta * logs, 700.0))
         term = np.exp(p[0] - inner)
-        return p[3] + term, np.column_stack([term, -beta * inner * term, -beta * logs * inner * term, 1 + 0 * s])
+        columns = [term, -beta * inner * term, -beta * logs * inner * term]
+        shift = [-beta * inner * term * origin / time] if self._origin else []
+        return p[-1] + term, np.column_stack([*columns, *shift, 1 + 0 * s])
 
     def bounds(self, rows: int) -> tuple[Array, Array]:
-        """k as the rates of exponentials with more room, β from a seventh to four."""
+        """k as the rates of exponentials with more room, β from a seventh to four, s0 up to all rows."""
         low, high = _rate_bounds(rows)
-        return np.array([-600.0, low, np.log(0.15), 0.0]), np.array([600.0, high + 12.0, np.log(4.0), np.inf])
+        shift = ([np.log(1e-2 / rows)], [0.0]) if self._origin else ([], [])
+        return (
+            np.array([-600.0, low, np.log(0.15), *shift[0], 0.0]),
+            np.array([600.0, high + 12.0, np.log(4.0), *shift[1], np.inf]),
+        )
 
     def starts(self, s: Array, y: Array) -> list[Array]:
-        """k and β from a grid, amplitude and floor by weighted linear least squares."""
+        """k and β from a grid, amplitude and floor by weighted linear least squares; s0 a row."""
         choices = [(k, np.log(b)) for b in (0.3, 0.5, 0.7, 1.4, 2.0) for k in np.linspace(-1.0, 7.0, 9)]
-        bases = np.array([[np.exp(-((np.exp(k) * s) ** np.exp(b)))] for k, b in choices])
-        return [np.array([np.log(c[0]), *choices[i], c[1]]) for i, c in _non_negative_starts(bases, y, 4)]
+        origin = 1 / len(s) if self._origin else 0.0
+        bases = np.array([[np.exp(-((np.exp(k) * (s + origin)) ** np.exp(b)))] for k, b in choices])
+        shift = [np.log(origin)] if self._origin else []
+        found = _non_negative_starts(bases, y, 4)
+        return [np.array([np.log(c[0]), *choices[i], *shift, c[1]]) for i, c in found]
 
 
 class Logarithm(Curve):
@@ -273,6 +288,8 @@ TWO_RATE = Exponentials(2)
 MORE_RATES: tuple[Exponentials, ...] = tuple(Exponentials(terms) for terms in (3, 4, 5, 6))
 SUBLINEAR = PowerLaw()
 STRETCHED = Stretched()
+# Of a log whose first rows were left out; beside many rates, which resemble it.
+SHIFTED = Stretched("stretched_from_before", origin=True)
 LOGARITHM = Logarithm()
 COSINE = Annealed("annealed_cosine", lambda s: np.asarray(np.sin(np.pi * s) / np.pi))
 RAMP = Annealed("annealed_line", lambda s: -0.5 * s * s)

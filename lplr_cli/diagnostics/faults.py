@@ -14,10 +14,12 @@ _SHARE = 0.01
 JUMP_FACTOR = 12.0
 # Where the log begins, a step is that of a smooth decay when the next two go on, each by this share of the first.
 _FIRST, _GOES_ON = 5, 0.15
-# A spike has recovered after this share of the rows, or it is part of the course; so it is when spikes fill a third.
+# A spike has recovered after this share of the rows, or it is part of the course; so it is when spikes fill too much.
 _LONGEST = 1 / 15
 _LONGEST_ROWS = 20
-_MOST = 1 / 3
+_MOST = 0.45
+# Behind a spike the loss is expected where it would have gone at this share of its pace, as it slows.
+_GOES_DOWN = 0.75
 
 
 def spikes(log_loss: Array) -> NDArray[np.bool_]:
@@ -64,8 +66,9 @@ def excursions(log_loss: Array) -> NDArray[np.bool_]:
     """Spikes over several rows, shape (T,): a sudden rise after which the loss is soon back.
 
     A spike starts where the loss rises within a row by more than six times the noise and 5 %, and ends where it is
-    back at the median of the five rows before, plus twice the noise; half of its length is added for its tail. One
-    that is not back after a fifteenth of the rows, or twenty, is no spike.
+    back at the median of the five rows before, plus twice the noise, which falls on at three quarters of the pace of
+    the ten rows before; at that level alone where it does not come back so far. One and a half of its length is added
+    for its tail. One that is not back after a fifteenth of the rows, or twenty, is no spike.
     """
     count = len(log_loss)
     found = np.zeros(count, dtype=bool)
@@ -76,10 +79,13 @@ def excursions(log_loss: Array) -> NDArray[np.bool_]:
         if start < end or start < 5:
             continue
         before = float(np.median(log_loss[max(start - 5, 0) : start])) + 2 * level
-        back = np.flatnonzero(log_loss[start : start + longest + 1] <= before)
+        after = log_loss[start : start + longest + 1]
+        pace = _GOES_DOWN * min(float(np.median(np.diff(log_loss[max(start - 11, 0) : start]))), 0.0)
+        back = np.flatnonzero(after <= before + pace * np.arange(3, len(after) + 3))
+        back = back if len(back) else np.flatnonzero(after <= before)
         if len(back):
             end = start + int(back[0])
-            found[start : min(end + int(back[0] + 1) // 2, count)] = True
+            found[start : min(end + 3 * int(back[0] + 1) // 2, count)] = True
     return found
 
 

@@ -22,6 +22,7 @@ from lplr_cli.diagnostics.decay import (
     LOGARITHM,
     MORE_RATES,
     RAMP,
+    SHIFTED,
     STRETCHED,
     SUBLINEAR,
     TWO_RATE,
@@ -29,7 +30,7 @@ from lplr_cli.diagnostics.decay import (
 )
 from lplr_cli.diagnostics.fits import NEGLIGIBLE, REJECTED, RESOLUTION, CurveFit, Data, fit_all, fit_one, price, scaled
 from lplr_cli.diagnostics.least_squares import Array
-from lplr_cli.diagnostics.noise import whiten
+from lplr_cli.diagnostics.noise import MAX_CORRELATION, Noise, whiten
 
 # Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
 EVIDENCE = 6.0
@@ -40,6 +41,8 @@ GAP = 2.0
 NEARLY_ONE, DEEP = 0.15, 0.3
 # Of more than two rates, which resemble much, a better fit is asked for, and this many rows a parameter.
 ACCEPTED, ROWS_EACH = 0.01, 10
+# Errors that correlate more than this from row to row are held against a random walk.
+LONG = 0.9
 # Innovations that correlate with a p-value below this are no noise that intervals could rest on; a law is given up for
 # them where they are this large a share of the loss.
 COLOURED = 1e-8
@@ -96,8 +99,10 @@ def _of_more_rates(data: Data) -> Weighed | None:
     for count in range(1, len(MORE_RATES)):
         if len(data.s) < ROWS_EACH * len(MORE_RATES[count - 1].parameters):
             return None
-        again = _weighed(fit_all(data, (*CURVES, *MORE_RATES[:count])))
+        again = _weighed(fit_all(data, (*CURVES, SHIFTED, *MORE_RATES[:count])))
         chosen, further = again.chosen, MORE_RATES[count]
+        if again.label is not None:
+            return again
         if chosen.curve is not MORE_RATES[count - 1]:
             return None
         if again.verdict == LINEAR.name and again.misfit >= ACCEPTED:
@@ -143,7 +148,7 @@ class _Laws:
             straight = further if further.bic < straight.bic - asked else straight
         law, rival = (straight, power) if straight.bic <= power.bic else (power, straight)
         noise_like = law.sigma < LARGE or law.whiteness() >= COLOURED
-        return cls(fits, straight, law, rival, law.misfit(), noise_like, _constant_bic(one))
+        return cls(fits, straight, law, rival, law.misfit(), noise_like, _constant_bic(one, one.noise))
 
     @property
     def refuted(self) -> bool:
@@ -161,6 +166,8 @@ def _without_fall(laws: _Laws) -> Weighed | None:
     if _rises(law):
         return laws.answer("none", "the loss ends above all of its beginning", straight)
     stays = laws.constant < law.bic + EVIDENCE
+    if not stays and not laws.refuted and _wanders(law):
+        return laws.answer("undecided", "the loss falls by no more than its slow noise may", straight)
     if not stays:
         return None
     if laws.refuted:
@@ -219,6 +226,7 @@ def _name(fit: CurveFit) -> str:
         TWO_RATE.name: "the linear law with two rates",
         SUBLINEAR.name: "the power law",
         STRETCHED.name: "stretched exponential",
+        SHIFTED.name: "stretched exponential",
         LOGARITHM.name: "logarithm",
         COSINE.name: "decay under a step size annealed like a cosine",
         RAMP.name: "decay under a step size annealed like a line",
@@ -248,9 +256,10 @@ def _label(fits: dict[str, CurveFit], law: CurveFit) -> CurveFit | None:
 
 def _best_label(fits: dict[str, CurveFit], labels: Sequence[Curve]) -> CurveFit | None:
     """The likeliest of some curves that are no laws; None where it is nearly an exponential."""
-    best = min((fits[c.name] for c in labels), key=lambda fit: fit.bic)
+    best = min((fits[c.name] for c in (*labels, SHIFTED) if c.name in fits), key=lambda fit: fit.bic)
     shallow = float(best.p[2]) < DEEP
-    nearly = {STRETCHED: abs(float(best.p[2])) < NEARLY_ONE, COSINE: shallow, RAMP: shallow}
+    flat = abs(float(best.p[2])) < NEARLY_ONE
+    nearly = {STRETCHED: flat, SHIFTED: flat, COSINE: shallow, RAMP: shallow}
     return None if nearly.get(best.curve) else best
 
 
@@ -275,9 +284,18 @@ def _looks(label: CurveFit) -> str:
     return f"falls ever {pace}, like a stretched exponential exp(−(t/τ)^{beta:.2g})"
 
 
-def _constant_bic(fit: CurveFit) -> float:
-    """Criterion of a constant under the noise of ``fit``."""
-    data, noise = fit.data, fit.noise
+def _wanders(law: CurveFit) -> bool:
+    """Whether the loss falls by no more than a random walk of its long correlated errors may."""
+    if law.noise.phi < LONG:
+        return False
+    walk = replace(law.noise, phi=MAX_CORRELATION)
+    error = replace(law, noise=walk).residual(law.p)[0]
+    return _constant_bic(law, walk) < replace(law, cost=float(error @ error)).bic + EVIDENCE
+
+
+def _constant_bic(fit: CurveFit, noise: Noise) -> float:
+    """Criterion of a constant under ``noise``."""
+    data = fit.data
     scale = noise.scale / np.exp(data.log_y) if noise.additive else noise.scale
     both = whiten(np.column_stack([data.log_y, np.ones(len(data.s))]) / scale[:, None], noise.phi, noise.theta)
     white, level = both[:, 0], both[:, 1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lplr_cli.diagnostics import VERDICTS, RunFacts, analyse_rate, clean_series, fit_rate
-from lplr_cli.diagnostics.decay import CURVES, SUBLINEAR, Curve, Exponentials
+from lplr_cli.diagnostics.decay import CURVES, SHIFTED, SUBLINEAR, Curve, Exponentials
 from lplr_cli.diagnostics.faults import spikes
 from lplr_cli.diagnostics.grain import grain_of, last_digit
 from lplr_cli.diagnostics.least_squares import minimise
@@ -170,7 +170,7 @@ def test_sensitivity_and_window_of_a_fit() -> None:
         analyse_rate(clean_series(log), window=(0, 4))
 
 
-@pytest.mark.parametrize("curve", [*CURVES, Exponentials(3)], ids=lambda c: c.name)
+@pytest.mark.parametrize("curve", [*CURVES, SHIFTED, Exponentials(3)], ids=lambda c: c.name)
 def test_jacobians_of_the_curves(curve: Curve) -> None:
     s = np.linspace(0, 1, 7)
     lower, upper = curve.bounds(7)

@@ -10,15 +10,17 @@ import pytest
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from benchmarks.rate_cases import CASES, Sample
+from benchmarks.rate_cases import CASES, Sample, power
 from benchmarks.rates import log_of, sample_of
-from lplr_cli.diagnostics import Convergence, analyse_pl_ratio, analyse_rate, clean_series, settled_row
+from lplr_cli.diagnostics import Convergence, analyse_pl_ratio, analyse_rate, clean_series, fit_rate, settled_row
 from lplr_cli.diagnostics.clock import changes_of
 from lplr_cli.diagnostics.faults import excursions, shifts, spikes
 from lplr_cli.diagnostics.fits import price
+from lplr_cli.diagnostics.mixture import Mixture
 from lplr_cli.diagnostics.noise import restricted_correlation, whiten
 from lplr_cli.diagnostics.shape import describe, stretches
 from lplr_cli.diagnostics.smoothing import unsmoothed
+from lplr_cli.diagnostics.tails import analyse_tail
 from lplr_cli.errors import InputError
 
 Array = NDArray[np.float64]
@@ -84,17 +86,84 @@ def test_quadratics_are_linear_with_the_rate_of_their_end(name: str) -> None:
     assert -np.log(result.fit.rate) == pytest.approx(sample.rate, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["quadratic, condition 10, 20 modes, L* = 0.1", "least squares 100 × 50, L* = 0.1"])
+@pytest.mark.parametrize(
+    ("modes", "condition", "steps"),
+    [(20, 600.0, 424), (10, 2000.0, 1000), (50, 40.0, 60), (20, 2.5, 60)],
+    ids=["four slow rates left", "one e-fold of the slowest", "two of it in sixty rows", "over after ten rows"],
+)
+def test_the_rate_at_an_end_where_several_are_active(modes: int, condition: float, steps: int) -> None:
+    """The mean rate of the gap at the last resolved row, where slower modes would rule further on."""
+    curvature = np.exp(np.random.default_rng(2).uniform(-np.log(condition), 0, modes))
+    gap = 0.5 * (1 - curvature) ** (2.0 * np.arange(steps)[:, None]) @ curvature
+    tail = analyse_tail(np.arange(float(steps)), 0.1 + gap)
+    assert tail is not None
+    assert tail.verdict == "linear"
+    assert tail.rate == pytest.approx(float(np.log(gap[tail.last - 1] / gap[tail.last])), rel=0.02)
+
+
+def test_a_mixture_of_exponentials_is_found_again() -> None:
+    ends, rate, size = np.linspace(0, 1, 61), np.array([2.0, 5.0, 40.0]), np.array([1.0, 3.0, 20.0])
+    fall = -np.diff(np.exp(-np.outer(ends, rate)) @ (size / rate)) * 60
+    found = Mixture.of(ends, fall, np.zeros(60), 0.03)
+    assert found.error < 1e-8
+    end = size * np.exp(-rate)
+    assert found.active(1.0).of_gap == pytest.approx(float(end.sum() / (end / rate).sum()), rel=0.02)
+    assert found.log_value(ends) == pytest.approx(np.log(fall), abs=1e-7)
+
+
+def test_more_than_two_rates_under_noise_are_linear_with_that_of_the_end() -> None:
+    s, rate = np.arange(300) / 300, np.array([5.0, 15.0, 50.0, 150.0])
+    loss = (0.02 + np.exp(-np.outer(s, rate)).sum(axis=1)) * np.exp(np.random.default_rng(0).normal(0, 0.005, 300))
+    fit = fit_rate(np.arange(300.0), loss)
+    assert fit is not None
+    assert (fit.verdict, fit.part) == ("linear", None)
+    assert "earlier ones are up to" in fit.reason
+    assert fit.rate_low is not None
+    assert fit.rate_high is not None
+    assert fit.rate_low <= np.exp(-5 / 300) <= fit.rate_high
+
+
+@pytest.mark.parametrize("shape", ["cosine", "line"])
+def test_an_annealed_step_size_that_is_not_logged_is_no_law(shape: str) -> None:
+    s = np.arange(300) / 300
+    time = s + np.sin(np.pi * s) / np.pi if shape == "cosine" else 2 * s - s**2
+    loss = (0.02 + 2 * np.exp(-5 * time)) * np.exp(np.random.default_rng(1).normal(0, 0.01, 300))
+    fit = fit_rate(np.arange(300.0), loss)
+    assert fit is not None
+    assert fit.verdict == "none"
+    assert fit.looks_like is not None
+    assert "slows at the end of the log" in fit.looks_like
+    assert shape in fit.looks_like
+
+
+def test_a_random_walk_is_no_law() -> None:
+    found = next(c for c in CASES if c.name == "random walk")
+    fit = analyse_rate(clean_series(log_of(sample_of(found, 1000, 2)))).fit
+    assert fit.verdict == "undecided"
+    assert "slow noise" in fit.reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quadratic, condition 10, 20 modes, L* = 0.1",
+        "quadratic, condition 100, 20 modes, L* = 0",
+        "least squares 100 × 50, L* = 0",
+        "least squares 100 × 50, L* = 0.1",
+    ],
+)
 def test_the_bracket_of_the_pl_ratio_holds_the_true_constant(name: str) -> None:
     sample = case(name, 1000)
     result = analyse_pl_ratio(clean_series(log_of(sample)))
     assert result.pl_ratio_star.min is not None
     assert result.pl_ratio.min is not None
     assert sample.mu is not None
-    assert result.pl_ratio_star.min <= sample.mu <= result.pl_ratio.min * (1 + 1e-4)
+    assert result.pl_ratio_star.min * (1 - 1e-12) <= sample.mu <= result.pl_ratio.min * (1 + 1e-4)
     assert result.window is not None
     # Rounding of the loss is far below the last gap of the window.
     assert sample.loss[result.window.last] - sample.loss.min() > 1e-14 * sample.loss.min()
+    # The left end is over all rows, also where the ratio falls on behind the window.
+    assert result.pl_ratio_star.min == result.table["pl_ratio_star"].min()
 
 
 def test_the_effective_rate_of_many_modes_slows_to_that_of_the_end() -> None:
@@ -168,6 +237,15 @@ def test_a_spike_that_recovers_is_left_out_with_its_rows() -> None:
     log[80:90] += 0.6 * np.exp(-np.arange(10) / 3)
     assert excursions(log)[80:87].all()
     assert not excursions(log)[:80].any()
+
+
+def test_the_tail_of_a_spike_in_a_fall_goes_with_it() -> None:
+    found = next(c for c in CASES if c.name == "spikes that recover")
+    for seed in (3, 101):
+        sample = sample_of(found, 200, seed)
+        left = np.log(sample.loss / power(200, 0.7, 0.01, 0.1))[~spikes(np.log(sample.loss))]
+        assert np.abs(left).max() < 0.06
+        assert analyse_rate(clean_series(log_of(sample))).fit.verdict == "sublinear"
 
 
 def test_whitening_of_arma_errors_is_their_exact_likelihood() -> None:
