@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -58,6 +59,7 @@ CHART = table('"Step","sunny-1 - train/loss","sunny-1 - train/loss__MIN"', '"{s}
 EXPORT = table("_step,_runtime,train/loss,note", "{s},1.5,{l!r},x")
 KINDS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "Hugging Face trainer_state.json": (sample("huggingface/checkpoint-40/trainer_state.json"), []),
+    "Hugging Face checkpoint-40": (sample("huggingface/checkpoint-40"), []),
     "Hugging Face output folder": (sample("huggingface"), []),
     "Lightning metrics.csv": (sample("lightning/version_0/metrics.csv"), []),
     "Lightning version_0": (sample("lightning/version_0"), []),
@@ -77,6 +79,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "one column": (sample("sklearn/curve.txt"), []),
     "lists by name": (written(json.dumps({"loss": decay()["loss"]})), []),
     "compressed CSV": (written(gzip.compress(EXPORT.encode())), []),
+    "CSV by zstd": (written(pa.compress(EXPORT.encode(), codec="zstd", asbytes=True)), []),
     "spaces": (written(table("step loss", "{s} {l!r}")), []),
     "semicolons, decimal comma": (written(table("step;loss", "{s};{l!r}").replace(".", ",")), []),
     "printed lines": (written(table("starting", "iter {s}: loss {l!r}, time 20ms")), []),
