@@ -141,7 +141,7 @@ def _section(report: RunReport, index: int) -> str:
         "<h4>Hypotheses and conclusions</h4>",
         _findings(statements(a)),
         *([_along(report, drawn["path"])] if "path" in drawn else []),
-        _region(report, drawn["region"]),
+        _region(drawn.get("region")),
     ]
     if report.source.run is not None:
         record = escape.html(escape.json(plain(report.source.run.config())), keep="\n")
@@ -166,9 +166,10 @@ def _ratio(report: RunReport, figure: Figure | None) -> str:
     ratio = report.audit.ratio
     if ratio is None or figure is None:
         return "<p>No PL ratio: the log has no gradient norms.</p>"
+    low = ratio.pl_ratio.min
+    lowest = "at least " + ("" if low is None else f"{number(low)} on the window with L* the lowest loss, ")
     caption = (
-        f"The PL ratio ½‖∇L‖²/(L − L*): at least {number(ratio.pl_ratio.min)} on the window with L* the lowest loss, "
-        f"{number(ratio.pl_ratio_star.min)} with L* = 0 ({ratio.facts.bound})."
+        f"The PL ratio ½‖∇L‖²/(L − L*): {lowest}{number(ratio.pl_ratio_star.min)} with L* = 0 ({ratio.facts.bound})."
     )
     return _figure(_svg(figure, "PL ratio", caption), caption, "", "narrow")
 
@@ -184,11 +185,15 @@ def _curvature(report: RunReport, figure: Figure | None) -> str:
     return _figure(_svg(figure, "Curvature", caption), caption, _behind("Curvature", known), "narrow")
 
 
-def _region(report: RunReport, figure: Figure) -> str:
-    caption = (
-        "First: how far the parameters moved, against the radius of the ball around the start with a proved μ > 0. "
-        "Second: the smallest eigenvalue of the kernel."
-    )
+def _region(figure: Figure | None) -> str:
+    if figure is None:
+        return "<p>No drift and no eigenvalue of the kernel is known.</p>"
+    said = {
+        "drift": "how far the parameters moved, against the radius of the ball around the start with a proved μ > 0",
+        "λ_min": "the smallest eigenvalue of the kernel",
+    }
+    shown = [text for name, text in said.items() if any(a.get_ylabel().startswith(name) for a in figure.axes)]
+    caption = _sentence("; then ".join(shown))
     return _figure(_panels(figure, "Certified region", caption), caption)
 
 
@@ -233,10 +238,10 @@ def _rate(rate: Convergence, figure: Figure) -> str:
         said = f"ρ = {number(fit.rate, 8)} a step, {ends}"
     else:
         said = f"α = {number(fit.alpha)}, {fit.between(number(fit.alpha_low), number(fit.alpha_high))}"
-    caption = f"Rate: {fit.says}; {said}; floor {number(fit.l_inf)}; {fit.reason}. "
-    caption += "Below: the effective rate ρ(t) with its band."
+    caption = f"Rate: {fit.says}; {said}; floor {number(fit.l_inf)}; {fit.reason}."
+    caption += " Below: the effective rate ρ(t) with its band." if len(rate.effective) else ""
     table = _behind("Fit", rate.table[["step", "loss", "fitted", "suboptimality", "effective_rate"]])
-    notes = "".join(f"<p>{escape.html(n)}.</p>" for n in rate.notes)
+    notes = "".join(f"<p>{escape.html(_sentence(n))}</p>" for n in rate.notes)
     return _figure(_svg(figure, "Rate", caption), caption, table, "narrow") + "\n" + notes
 
 
@@ -292,7 +297,7 @@ def _comparison(reports: Sequence[RunReport]) -> str:
             ]
         )
     verdicts = ("run", "PL along the run", "PL around its start")
-    figures = ("loss", "by K_0", "PL min", "PL* min", "rate ρ", "drift", "certified R", "η·sharpness/2")
+    figures = ("loss", "by K_0", "PL min", "PL* min", "rate ρ", "drift", "certified R", "η · sharpness/2")
     return "<h2>Comparison</h2>" + _table((*verdicts, *figures), rows, range(3, 11))
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from lplr_cli.diagnostics import Convergence
     from lplr_cli.reporting.report import RunReport, Spectrum
 
 _BINS_PER_DECADE = 4
@@ -45,23 +46,32 @@ def rate_figure(report: RunReport) -> Figure | None:
     rate = report.audit.rate
     if rate is None:
         return None
+    told = len(rate.effective) > 0
     with draw.style():
-        figure = draw.new_figure(figsize=(draw.WIDTH, 1.5 * draw.HEIGHT), layout="constrained")
-        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        figure = draw.new_figure(figsize=(draw.WIDTH, (1.5 if told else 1.0) * draw.HEIGHT), layout="constrained")
+        axes, *below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2)) if told else (figure.subplots(),)
         draw.rate_axes(axes, rate)
-        draw.effective_axes(below, rate)
-        fit, window = rate.fit, rate.window
-        if fit.rate and fit.rate_low and fit.rate_high and fit.l_inf is not None:
-            table = rate.table[rate.table["in_window"] & rate.table["fitted"].notna()]
-            elapsed = table["step"].to_numpy() - window.start
-            gap = table["fitted"].to_numpy() - fit.l_inf
-            if len(table):
-                low, high = (gap * (r / fit.rate) ** elapsed for r in (fit.rate_low, fit.rate_high))
-                axes.fill_between(table["step"], low, high, color=draw.VERMILION, alpha=0.2, lw=0, label="range of ρ")
-                draw.legend(axes)
-        draw.legend(below)
-        axes.label_outer()
+        range_of_rate(axes, rate)
+        for panel in below:
+            draw.effective_axes(panel, rate)
+            draw.legend(panel)
+            axes.label_outer()
     return figure
+
+
+def range_of_rate(axes: Axes, rate: Convergence) -> None:
+    """The fitted curve with the ends of the rate's interval, as far as it lies where the losses do."""
+    fit, window = rate.fit, rate.window
+    table = rate.table[rate.table["in_window"] & rate.table["fitted"].notna()]
+    if not (fit.rate and fit.rate_low and fit.rate_high and fit.l_inf is not None and len(table)):
+        return
+    limits = axes.get_ylim()
+    elapsed = table["step"].to_numpy() - window.start
+    gap = table["fitted"].to_numpy() - fit.l_inf
+    low, high = (gap * (r / fit.rate) ** elapsed for r in (fit.rate_low, fit.rate_high))
+    axes.fill_between(table["step"], low, high, color=draw.VERMILION, alpha=0.2, lw=0, label="range of ρ")
+    axes.set_ylim(limits)
+    draw.legend(axes)
 
 
 def ratio_figure(report: RunReport) -> Figure | None:
@@ -90,26 +100,30 @@ def curvature_figure(report: RunReport) -> Figure | None:
     return figure
 
 
-def region_figure(report: RunReport) -> Figure:
-    """The drift against the certified radius, and λ_min(K) with its proved bound."""
+def region_figure(report: RunReport) -> Figure | None:
+    """The drift against the certified radius, and λ_min(K) with its proved bound, where they are known."""
+    log, run = report.source.log, report.source.run
+    drift = log[log["drift"].notna()] if "drift" in log else log[:0]
+    probes = pd.DataFrame() if run is None else run.probes()
+    count = (not drift.empty) + (not probes.empty)
+    if not count:
+        return None
     with draw.style():
-        figure = draw.new_figure(figsize=(2 * draw.WIDTH, draw.HEIGHT), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        _drift_axes(left, report.source.log, report.audit.figures.certified_radius)
-        _lambda_axes(right, pd.DataFrame() if report.source.run is None else report.source.run.probes())
-        for axes in (left, right):
+        figure = draw.new_figure(figsize=(count * draw.WIDTH, draw.HEIGHT), layout="constrained")
+        panels = figure.subplots(1, count, squeeze=False)[0]
+        if not drift.empty:
+            _drift_axes(panels[0], drift, report.audit.figures.certified_radius)
+        if not probes.empty:
+            _lambda_axes(panels[-1], probes)
+        for axes in panels:
             axes.set_xlabel("step")
             draw.readable_ticks(axes)
             draw.legend(axes)
     return figure
 
 
-def _drift_axes(axes: Axes, log: pd.DataFrame, radius: float | None) -> None:
+def _drift_axes(axes: Axes, known: pd.DataFrame, radius: float | None) -> None:
     axes.set_ylabel("drift ‖θ_t − θ_0‖")
-    known = log[log["drift"].notna()] if "drift" in log else log[:0]
-    if known.empty:
-        axes.text(0.5, 0.5, "no drift in the log", ha="center", transform=axes.transAxes)
-        return
     if radius is not None and math.isfinite(radius):
         axes.axhline(radius, color=draw.GREEN, label="certified radius")
         if 0 < radius < _ON_THE_AXIS * known["drift"].max():
@@ -121,9 +135,6 @@ def _drift_axes(axes: Axes, log: pd.DataFrame, radius: float | None) -> None:
 
 def _lambda_axes(axes: Axes, probes: pd.DataFrame) -> None:
     axes.set_ylabel("λ_min(K)")
-    if probes.empty:
-        axes.text(0.5, 0.5, "no NTK probes", ha="center", transform=axes.transAxes)
-        return
     axes.plot(probes["step"], probes["lambda_min"], "o-", ms=3, color=draw.BLUE, label="computed")
     lower = probes["lambda_min_lower"]
     if lower.notna().any():

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -16,13 +18,14 @@ import pytest
 from lplr_cli.analysis import conclude
 from lplr_cli.cli.main import run
 from lplr_cli.data import DataSpec
+from lplr_cli.diagnostics import Convergence
 from lplr_cli.models import ModelSpec
 from lplr_cli.reporting import figures as draw
 from lplr_cli.reporting.look import sparkline
 from lplr_cli.reporting.page import html_report
 from lplr_cli.reporting.path_figure import path_figure, path_series
 from lplr_cli.reporting.report import Spectrum, gather
-from lplr_cli.reporting.run_figures import binned_spectra
+from lplr_cli.reporting.run_figures import all_figures, binned_spectra, range_of_rate
 from lplr_cli.training import TrainConfig, train
 
 FIGURES = ("loss", "rate", "ratio", "spectrum", "prediction", "curvature", "region")
@@ -129,6 +132,24 @@ def test_several_runs_are_compared_and_names_escaped(folder: Path) -> None:
     assert "two <b>&" in page.text
     assert not any(t == "b" for t, _ in page.tags)
     assert "a log alone has no network" in page.text
+
+
+def test_a_log_alone_has_no_empty_axes(folder: Path) -> None:
+    assert list(all_figures(gather(str(folder / "log.csv")))) == ["loss", "rate"]
+
+
+def test_a_wide_range_of_the_rate_does_not_set_the_axes() -> None:
+    step = np.arange(100)
+    table = pd.DataFrame({"step": step, "fitted": 0.99**step, "in_window": True})
+    fit = SimpleNamespace(rate=0.99, rate_low=0.3, rate_high=0.999, l_inf=0.0)
+    with draw.style():
+        axes = draw.new_figure().subplots()
+        axes.plot(step, table["fitted"])
+        axes.set_yscale("log")
+        before = axes.get_ylim()
+        range_of_rate(axes, cast(Convergence, SimpleNamespace(fit=fit, table=table, window=SimpleNamespace(start=0))))
+        assert axes.get_ylim() == before
+        assert np.asarray(axes.collections[0].get_paths()[0].vertices)[:, 1].min() < 1e-50
 
 
 def test_ticks_read_as_numbers_and_legends_cover_no_curve() -> None:
