@@ -128,7 +128,7 @@ def test_chains_and_magnitudes_are_sums_over_terms() -> None:
     assert (found.length, found.products) == (2 * 3 + 5 + 9 + 1 + 1, 20**2)
     assert found.magnitude == 2 * (1 + 4 + 9)
     # The largest entry of b is 2 · 3, in rows of two.
-    assert 1 + 36 * 2 <= found.reach <= (1 + 36 * 2) * (1 + 2**-19)
+    assert (1 + 36 * 2) * (1 + 2**-21) <= found.reach <= (1 + 36 * 2) * (1 + 2**-19)
     found.add({Form.EXPLICIT: [term("c", 1, 30, 600)], Form.PAIRWISE: [term("d", 1, 2, 1, pairs=11)]})
     assert found._chains == {Form.ROWS: 20, "c": 2 + 30, "d": 12}
     assert found.length == 32 + 3 + 1
