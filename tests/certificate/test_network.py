@@ -368,3 +368,28 @@ def test_outputs_of_another_shape_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Network, "forward", lambda self, x: plain(self, x)[:, 0])
     with pytest.raises(NoCertificateError, match="its outputs are not those of its layers"):
         network.check(module, x)
+
+
+@pytest.mark.parametrize("make", [mlp, sequential])
+def test_a_patch_that_no_probe_comes_near_is_seen(make: Callable[[], nn.Module]) -> None:
+    module = make()
+    plain = type(module).forward
+    vars(module)["forward"] = types.MethodType(lambda self, x: plain(self, x) * (1 + (x.abs().max() > 1e3)), module)
+    with pytest.raises(NoCertificateError, match="with its own forward"):
+        SmoothMLP.from_module(module)
+
+
+def test_parameters_that_share_one_number_are_seen() -> None:
+    """A bias of one number that is another's, and a bias that begins at the last number of a weight."""
+    module = nn.Sequential(nn.Linear(4, 2), nn.Tanh(), nn.Linear(2, 1), nn.Tanh(), nn.Linear(1, 1)).double()
+    one, two, three = layers(module)
+    assert len(SmoothMLP.from_module(module).layers) == 3
+    kept = two.bias
+    two.bias = three.bias
+    with pytest.raises(NoCertificateError, match="shared weights"):
+        SmoothMLP.from_module(module)
+    two.bias = kept
+    memory = torch.randn(9, dtype=torch.float64)
+    one.weight, one.bias = nn.Parameter(memory[:8].view(2, 4)), nn.Parameter(memory[7:])
+    with pytest.raises(NoCertificateError, match="shared weights"):
+        SmoothMLP.from_module(module)
