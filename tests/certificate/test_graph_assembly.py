@@ -523,7 +523,7 @@ def test_what_arrives_at_activations_is_weighted_as_it_is(directions: int) -> No
     assert seen >= 3
 
 
-@pytest.mark.parametrize("directions", [1, 5, 1000])
+@pytest.mark.parametrize("directions", [5])
 def test_parts_of_the_samples_are_pushed_alike(directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All samples together, and one at a time; what is left of each layer is measured with what is pushed."""
     point = Point(*CASES["residual"].make(n=3), directions)
