@@ -302,10 +302,10 @@ class Walk:
 
     def _is_best(self, a: Node, b: Node, piece: Piece, value: float) -> bool:
         """Whether no cut can help: at an end alone the bounds lose as much, to rounding or to a vanishing gradient."""
+        # A point has no chord to deviate from, whatever is known of the third derivatives.
+        here = replace(piece.smoothness, gauss_newton=0.0, rest=0.0)
         points = (replace(n, since=Chord(0.0, n.square, 0.0, 0.0)) for n in (a, b))
-        least = min(
-            float(self._value([piece_between(n, n, piece.allowed, piece.smoothness)], [a, b])[0][0]) for n in points
-        )
+        least = min(float(self._value([piece_between(n, n, piece.allowed, here)], [a, b])[0][0]) for n in points)
         return least <= _WORTH * value
 
     def _bounded(self, nodes: Sequence[Node], ball: Ball, far: float) -> list[Piece]:

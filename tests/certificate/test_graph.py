@@ -51,6 +51,11 @@ def violated(point: Point, over: GraphOver, points: list[Tensor]) -> list[str]:
     return broken
 
 
+def under(found: Tensor, bound: Tensor) -> Tensor:
+    """Whether the bound holds; NaN, which comes of infinite ones, bounds nothing and claims nothing."""
+    return (found <= bound * SLACK) | bound.isnan()
+
+
 def violated_inside(point: Point, over: GraphOver, theta: Tensor) -> list[str]:
     """The same for every tensor of the graph and its adjoint."""
     broken = []
@@ -63,11 +68,11 @@ def violated_inside(point: Point, over: GraphOver, theta: Tensor) -> list[str]:
         rows = torch.stack([d[:, :, c].norm(dim=2).amax(dim=1) for c in columns], dim=1)
         away = value.detach() - start[k].detach()
         found = {
-            "blocks": blocks <= ahead.blocks * SLACK,
-            "rows": rows <= ahead.rows * SLACK,
-            "size": value.detach().norm(dim=1) <= ahead.size * SLACK,
-            "reach": away.norm(dim=1) <= ahead.reach(over.radius) * SLACK,
-            "entry reach": away.abs().amax(dim=1) <= ahead.entry_reach(over.radius) * SLACK,
+            "blocks": under(blocks, ahead.blocks),
+            "rows": under(rows, ahead.rows),
+            "size": under(value.detach().norm(dim=1), ahead.size),
+            "reach": under(away.norm(dim=1), ahead.reach(over.radius)),
+            "entry reach": under(away.abs().amax(dim=1), ahead.entry_reach(over.radius)),
         }
         broken += [f"{name} of place {k}" for name, holds in found.items() if not bool(holds.all())]
     turns = torch.func.jacrev(point.adjoints)(theta)
@@ -75,8 +80,8 @@ def violated_inside(point: Point, over: GraphOver, theta: Tensor) -> list[str]:
         d = turns[k].detach()
         blocks = torch.stack([torch.linalg.matrix_norm(d[..., c], ord=2) for c in columns], dim=2)
         found = {
-            "turn": blocks <= behind.blocks * SLACK,
-            "adjoint": value.detach().norm(dim=2) <= behind.size * SLACK,
+            "turn": under(blocks, behind.blocks),
+            "adjoint": under(value.detach().norm(dim=2), behind.size),
         }
         broken += [f"{name} of node {k}" for name, holds in found.items() if not bool(holds.all())]
     return broken + violated_seconds(point, over, theta)

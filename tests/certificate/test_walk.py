@@ -138,6 +138,8 @@ CROWDED = {"radius": 0.2, "budget": 60}
         (2.0, 0.0, 0.5),
         (-0.93, 0.0, 30.0),
         (-0.85, 1.0, 8.0),
+        (-0.7, 0.0, 30.0),
+        (3.0, 0.0, 8.0),
     ],
 )
 def test_every_piece_and_its_tube_lie_in_the_ball_of_its_bounds(
@@ -169,6 +171,8 @@ def test_every_piece_and_its_tube_lie_in_the_ball_of_its_bounds(
         (2.0, 0.0, 0.5),
         (-0.93, 0.0, 30.0),
         (-0.85, 1.0, 8.0),
+        (-0.7, 0.0, 30.0),
+        (3.0, 0.0, 8.0),
     ],
 )
 def test_no_part_of_the_path_is_left_out(
