@@ -217,11 +217,12 @@ SGD = TrainConfig(
     probe_sharpness=False,
 )
 GD = SGD.with_(optimizer="gd", steps=60)
+FEW = SGD.with_(optimizer="gd", steps=20, samples=16)
 GELU = ModelSpec("benchmarks.graphs:resnet", arguments={"activation": "gelu", "norm": True})
 # With how the balls are bounded: by norms of layers, which are cheap, where these do.
 PATHS = {
     "sgd, ResNet of one block, softplus": (SGD, "fast"),
-    "gd, ResNet of one block, gelu, GroupNorm": (replace(GD, model=GELU, lr=5e-3), "auto"),
+    "gd, ResNet of one block, gelu, GroupNorm": (replace(FEW, model=GELU, lr=1e-2), "auto"),
     "gd, tokens: embedding, positions, attention": (
         replace(GD, data=DataSpec("benchmarks.graphs:sentences"), model=ModelSpec("benchmarks.graphs:Tokens"), lr=0.02),
         "auto",
