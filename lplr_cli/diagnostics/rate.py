@@ -109,6 +109,23 @@ def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: floa
     Raises:
         InputError: the log is no moving average of that factor.
     """
+    if len(loss) > _REMEMBERED:
+        return _read_anew(steps, loss, changes, smoothing)
+    # The rate, the PL ratio and the summary of a run each ask for the same rows.
+    key = steps.tobytes(), loss.tobytes(), tuple(map(int, changes)), smoothing
+    if key not in _READINGS:
+        while len(_READINGS) >= _MOST_READINGS:
+            _READINGS.pop(next(iter(_READINGS)))
+        _READINGS[key] = _read_anew(steps, loss, changes, smoothing)
+    return _READINGS[key]
+
+
+# Readings of the last series that are short enough to keep.
+_REMEMBERED, _MOST_READINGS = 20_000, 6
+_READINGS: dict[tuple[bytes, bytes, tuple[int, ...], float | None], Reading | None] = {}
+
+
+def _read_anew(steps: Array, loss: Array, changes: Sequence[int], smoothing: float | None) -> Reading | None:
     if smoothing is not None:
         raw = unsmoothed(loss, smoothing)
         if raw is None:

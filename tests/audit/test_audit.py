@@ -171,7 +171,12 @@ def test_a_subset_can_refute_and_never_certify(tmp_path: Path) -> None:
 
 def test_offline_probes_fill_what_the_log_lacks(tmp_path: Path) -> None:
     config = TrainConfig(
-        DataSpec("mnist", samples=16), ModelSpec(width=8, depth=1), steps=30, probe_every=10, checkpoint_every=10
+        DataSpec("mnist", samples=16),
+        ModelSpec(width=8, depth=1),
+        steps=30,
+        lr=0.02,
+        probe_every=10,
+        checkpoint_every=10,
     )
     train(config, tmp_path / "r")
     logged = audit(str(tmp_path / "r"), certificate=False)

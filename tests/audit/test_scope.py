@@ -146,7 +146,13 @@ def test_an_unknown_loss_is_not_the_squared_one(told: dict[str, Any], tmp_path: 
 
 @pytest.mark.parametrize(
     ("scale", "build", "data"),
-    [(0.1, one, real), (0.5, one, real), (0.5, two, pairs), (4.0, one, real), (8.0, one, real)],
+    [
+        pytest.param(0.1, one, real, marks=pytest.mark.slow),
+        (0.5, one, real),
+        (0.5, two, pairs),
+        pytest.param(4.0, one, real, marks=pytest.mark.slow),
+        (8.0, one, real),
+    ],
 )
 def test_scales_other_than_one(scale: float, build: Any, data: Any, tmp_path: Path) -> None:
     """MSE of half, summed or averaged over outputs: a true theorem is verified, and with the μ of that scale."""

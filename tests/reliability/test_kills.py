@@ -98,7 +98,7 @@ def kill_and_resume(name: str, moment: float, path: Path, whole: Path) -> str:
     return str(status)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", [pytest.param(k, marks=[pytest.mark.slow] * (k != "gd")) for k in CONFIGS])
 def test_kills_at_random_moments(name: str, whole: dict[str, tuple[Path, float]], tmp_path: Path, capfd: Any) -> None:
     path, duration = whole[name]
     clock = random.Random(f"lplr {name}")
