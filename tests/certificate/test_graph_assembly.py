@@ -589,7 +589,7 @@ class Sized(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.training_only = nn.Linear(3, 2), 0.0
+        self.layer = nn.Linear(3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -145,3 +146,19 @@ def test_groups_without_curvature_have_none() -> None:
     ):
         assert bool((weighted[:, 0] <= 1e-140).all())
         assert torch.equal(weighted[:, 1], before[:, 1])
+
+
+def test_norms_are_outward_of_their_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many go together: the root of eigenvalue and error, above its rounding and hardly more."""
+    monkeypatch.setattr(shared, "largest_eigenvalue_upper", lambda g: g.diagonal(dim1=1, dim2=2).amax(dim=1))
+    generator = torch.Generator().manual_seed(4)
+    values = torch.rand((7, 2, 3), generator=generator, dtype=torch.float64)
+    errors = torch.rand((7, 2), generator=generator, dtype=torch.float64)
+    for together in (1, 20, 1 << 19):
+        monkeypatch.setattr(shared, "_TOGETHER", together)
+        found = _norms((torch.diag_embed(v), e) for v, e in zip(values, errors, strict=True))
+        assert len(found) == 7
+        for norm, v, e in zip(found, values, errors, strict=True):
+            for bound, top, error in zip(norm.tolist(), v.amax(dim=1).tolist(), e.tolist(), strict=True):
+                least = (Fraction(top) + Fraction(error)) * (1 + Fraction(1, 10**12))
+                assert least < Fraction(bound) ** 2 < least * (1 + Fraction(2, 10**12))
