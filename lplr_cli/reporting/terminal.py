@@ -71,7 +71,9 @@ def log_ticks(low: float, high: float) -> list[float]:
         return powers
     if high > 3 * low:
         between = (m * 10.0**k for k in range(first - 1, last + 1) for m in (1, 2, 5))
-        return [tick for tick in between if low <= tick * (1 + 1e-9) and tick <= high * (1 + 1e-9)]
+        inside = [tick for tick in between if low <= tick * (1 + 1e-9) and tick <= high * (1 + 1e-9)]
+        if len(inside) > 1:
+            return inside
     # The largest step of which two multiples lie in between; none where all is one number.
     top = math.floor(math.log10(high))
     for step in (m * 10.0**k for k in range(top, top - 12, -1) for m in (5, 2, 1)):
