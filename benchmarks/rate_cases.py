@@ -176,7 +176,8 @@ def _laws() -> list[Case]:
 
 def many_rates(n: int, rates: int) -> Array:
     """A slow mode of five e-folds and others up to twenty times as fast."""
-    return 0.02 + np.exp(-np.outer(_time(n), np.geomspace(5.0, 100.0, rates))).sum(axis=1)
+    loss: Array = 0.02 + np.exp(-np.outer(_time(n), np.geomspace(5.0, 100.0, rates))).sum(axis=1)
+    return loss
 
 
 def _many(rates: int, sigma: float) -> Callable[[int, np.random.Generator], Sample]:

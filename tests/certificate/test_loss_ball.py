@@ -278,8 +278,9 @@ def test_errors_have_a_margin_where_one_layer_is_all() -> None:
     """Of weights that are zero no norm has a margin to lend: the errors are those of the bias and of q alone."""
     module = MLP(2, 1, width=1, depth=0).double()
     with torch.no_grad():
-        module.layers[0].weight.zero_()
-        module.layers[0].bias.fill_(0.7)
+        weight, bias = module.parameters()
+        weight.zero_()
+        bias.fill_(0.7)
     x = torch.tensor([[0.3, -0.4]], dtype=torch.float64)
     bounds = RoundedBounds(SmoothMLP.from_module(module), x)
     over = bounds.over(0.0)
