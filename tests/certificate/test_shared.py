@@ -109,6 +109,43 @@ def test_errors_of_chains_enter_by_their_formulas(monkeypatch: pytest.MonkeyPatc
         assert float(fresh.away) >= 2.0**-51 * size
 
 
+def test_what_is_far_from_the_middle_enters_by_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products that are planted: no bound below its formula, and none above it by more than the proof of a norm."""
+    below, layer = (replace(one, slope=1.7 * one.slope) for one in layers([3, 4], 5, 2, 0.8, 9))
+    groups, away = torch.tensor([0, 0, 1, 1, 0]), torch.tensor([0.3, 2.0], dtype=torch.float64)
+    matrix = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    monkeypatch.setattr(shared, "_longer", lambda *_: [_Chain.of(0, matrix, away)])
+    dz, da, weighted = shared_curvature([below, layer], groups)[1]
+    for i, k in enumerate(groups.tolist()):
+        mine, theirs = layer.slope[i].abs(), layer.slope[groups == k].abs().amax(dim=0)
+        own, block, steepest = float(layer.own[i]), float(below.own[i]), float(mine.max())
+        size = [norm(d @ matrix[k] @ matrix[k].T @ d) ** 0.5 for d in (torch.eye(4).double(), torch.diag(theirs))]
+        first = own + block * (size[0] + float(away[k])) ** 2
+        second = min(own * steepest**2 + block * (size[1] + steepest * float(away[k])) ** 2, steepest**2 * first)
+        assert first <= float(dz[i]) ** 2 <= 1.05 * first
+        assert second <= float(da[i]) ** 2 <= 1.05 * second
+        for c in range(2):
+            bend, widest = layer.bend[i, c], layer.bend[groups == k, c].amax(dim=0)
+            root, most = torch.diag(widest.sqrt()), float(bend.max())
+            near = (float((bend / widest).max()) * norm(root @ matrix[k] @ matrix[k].T @ root)) ** 0.5
+            third = own * most + block * (near + most**0.5 * float(away[k])) ** 2
+            assert third <= float(weighted[i, c]) <= 1.05 * third
+
+
+def test_what_slopes_that_differ_move_enters_by_its_formula() -> None:
+    """||W √r|| ||√r P||, r half the range of the slopes of a group, beside what was away before."""
+    below, layer = layers([3, 5], 6, 1, 0.8, 6)
+    groups, before = torch.zeros(6, dtype=torch.long), 0.4
+    matrix = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    kept = _Chain.of(0, matrix, torch.tensor([before], dtype=torch.float64))
+    longer, fresh = _longer([kept], 2, below, layer, groups, 1)
+    root = torch.diag(((below.slope.amax(dim=0) - below.slope.amin(dim=0)) / 2).sqrt())
+    spread, reach = layer.weight @ root, root @ matrix[0]
+    least = float(torch.linalg.matrix_norm(fresh.matrix[0], 2)) * before
+    least += float(torch.linalg.matrix_norm(spread, 2) * torch.linalg.matrix_norm(reach, 2))
+    assert least <= float(longer.away) <= 1.05 * least
+
+
 def test_equal_samples_share_nearly_exact_bounds() -> None:
     """Without spread what is left is the norm of a sum against the sum of norms, and two per cent of the proof."""
     found = layers([20, 20, 20], 8, 1, 0.0, 0)
