@@ -87,11 +87,11 @@ def piece_between(a: Node, b: Node, allowed: float, smoothness: Smoothness) -> P
     )
 
 
-def descent_from(a: Node, b: Node) -> Descent:
+def descent_from(a: Node, b: Node, chord: Chord) -> Descent:
     """How far a stored step is from the exact one with the gradient as computed; the gradient's error comes later."""
     assert a.lr is not None
     assert a.gradient is not None
     off = (b.theta - a.theta) + a.lr * a.gradient
     size = float(torch.linalg.vector_norm(off))
-    rounding = 2**-50 * (distance(a.theta, b.theta) + abs(a.lr) * math.sqrt(a.square))
+    rounding = 2**-50 * (chord.length + abs(a.lr) * math.sqrt(a.square))
     return Descent(a.step, a.lr, (size + rounding) * (1 + gamma(a.theta.numel() + 4, torch.float64)), a.square)

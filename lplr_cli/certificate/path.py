@@ -142,11 +142,11 @@ class Walk:
         if not all(math.isfinite(v) for v in (before.loss, before.square, node.loss, node.square)):
             self._leave(node, "the loss or its gradient is not finite")
             return
+        chord = chord_between(before, node)
         if before.lr is not None:
-            self._descents.append(descent_from(before, node))
+            self._descents.append(descent_from(before, node, chord))
         if self._reach is None:
             self._reach = self.first_reach(before.theta)
-        chord = chord_between(before, node)
         count = max(1, math.ceil(min(chord.length / (1.6 * self._reach), 1e6)))
         hopeless = self._hopeless(before, chord, count)
         if hopeless:

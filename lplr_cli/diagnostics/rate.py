@@ -36,6 +36,8 @@ _GRAINS = 3.0
 # Errors are misfit when they are larger than the noise by this factor; in a log whose relative noise is below the
 # second value (float32 rounds at 6e-8) the largest of them.
 _MISFIT, _SILENT = 20.0, 1e-6
+# Rows of a series whose reading is kept, and how many readings are.
+_REMEMBERED, _MOST_READINGS = 20_000, 6
 # Laws of one kind.
 _KINDS = {LINEAR.name: LINEAR.name, TWO_RATE.name: LINEAR.name, SUBLINEAR.name: SUBLINEAR.name}
 # A law that misses a log without noise by less than this and tells the tail's rate within this share is exact.
@@ -97,6 +99,9 @@ class Reading:
         return self.weighed.chosen.floor if self.tail is None else self.tail.floor
 
 
+_READINGS: dict[tuple[bytes, bytes, tuple[int, ...], float | None], Reading | None] = {}
+
+
 def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: float | None = None) -> Reading | None:
     """What a series says; None with fewer than :data:`MIN_POINTS` rows that are no spikes.
 
@@ -118,11 +123,6 @@ def read(steps: Array, loss: Array, changes: Sequence[int] = (), smoothing: floa
             _READINGS.pop(next(iter(_READINGS)))
         _READINGS[key] = _read_anew(steps, loss, changes, smoothing)
     return _READINGS[key]
-
-
-# Readings of the last series that are short enough to keep.
-_REMEMBERED, _MOST_READINGS = 20_000, 6
-_READINGS: dict[tuple[bytes, bytes, tuple[int, ...], float | None], Reading | None] = {}
 
 
 def _read_anew(steps: Array, loss: Array, changes: Sequence[int], smoothing: float | None) -> Reading | None:

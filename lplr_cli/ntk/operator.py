@@ -130,10 +130,8 @@ def activation_bytes(network: Network, x: Tensor) -> tuple[int, int]:
     Raises:
         InputError: its outputs are not finite.
     """
-    one = x[:1]
-    with torch.no_grad():
-        f = network.forward(one)
-    check_finite(f)
+    one, outputs = x[:1], []
     with torch.enable_grad():
-        kept = network.saved_bytes(lambda: network.forward(one), one)
-    return kept + one.numel() * one.element_size(), f.shape[1]
+        kept = network.saved_bytes(lambda: outputs.append(network.forward(one)), one)
+    check_finite(outputs[0])
+    return kept + one.numel() * one.element_size(), outputs[0].shape[1]

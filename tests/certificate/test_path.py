@@ -301,7 +301,7 @@ def alive(numel: int) -> int:
 
 
 def most_alive(case: Case, steps: int) -> int:
-    """Vectors like θ that a walk holds at the worst of its steps; room is for five iterates and their gradients."""
+    """Vectors like θ that a walk holds at the worst of its steps; room is for five iterates."""
     numel = case.start.numel()
     # What is there already need not be looked through at every step.
     gc.collect()

@@ -273,7 +273,7 @@ def test_a_step_is_as_far_from_gradient_descent_as_it_is(seed: int, exponent: in
     for off in (0.0, 1e-12, 0.1):
         after = theta - lr * gradient + off * torch.randn(40, generator=generator, dtype=torch.float64)
         a, b = node_at(3, theta, 1.0, gradient, lr), node_at(4, after, 0.5, gradient / 2, lr)
-        found = descent_from(a, b)
+        found = descent_from(a, b, chord_between(a, b))
         with mpmath.workdps(60):
             values = zip(after.tolist(), theta.tolist(), gradient.tolist(), strict=True)
             true = mpmath.norm([mpmath.mpf(x) - mpmath.mpf(y) + mpmath.mpf(lr) * mpmath.mpf(z) for x, y, z in values])
@@ -315,7 +315,7 @@ def test_margins_grow_with_the_number_of_parameters() -> None:
     with mpmath.workdps(40):
         assert distance(a.theta, b.theta) >= float(apart(a.theta, b.theta)) * (1 + (count - 500) * u)
         off = [mpmath.mpf(x) * mpmath.mpf(1.1) for x in gradient.tolist()]
-        assert descent_from(a, b).error >= float(mpmath.norm(off)) * (1 + (count - 500) * u)
+        assert descent_from(a, b, chord_between(a, b)).error >= float(mpmath.norm(off)) * (1 + (count - 500) * u)
     b.since = chord_between(a, b)
     assert piece_between(a, b, 0.0, Smoothness(1.0, 1.0)).dot_error >= count * u
 
