@@ -44,8 +44,8 @@ _SWAPPED = {
     "minimum": "maximum",
     "maximum": "minimum",
     "amax": "amin",
-    "_up": "_down",
-    "_down": "_up",
+    "rounded_up": "rounded_down",
+    "rounded_down": "rounded_up",
     "any": "all",
     "all": "any",
 }

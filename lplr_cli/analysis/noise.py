@@ -106,10 +106,10 @@ def kept_floor(run: RunDirectory) -> NoiseFloor | None:
     record = run.record(_FILE)
     if record is None or record.get("log") != log_fingerprint(run):
         return None
-    return _read(record)
+    return read_kept(record)
 
 
-def _read(record: Mapping[str, Any]) -> NoiseFloor | None:
+def read_kept(record: Mapping[str, Any]) -> NoiseFloor | None:
     def number(key: str) -> float | None:
         value: Any = record.get(key)
         return float(value) if matches(value, float) else None

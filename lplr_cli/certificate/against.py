@@ -138,14 +138,14 @@ def scaled(certificate: Certificate, scale: float) -> Certificate:
         return certificate
 
     def ball(at: AtRadius) -> AtRadius:
-        kernel, jacobian = (None if mu is None else _down(scale * mu) for mu in (at.mu_kernel, at.mu_jacobian))
-        return replace(at, mu_kernel=kernel, mu_jacobian=jacobian, beta=_up(scale * at.beta))
+        kernel, jacobian = (None if mu is None else rounded_down(scale * mu) for mu in (at.mu_kernel, at.mu_jacobian))
+        return replace(at, mu_kernel=kernel, mu_jacobian=jacobian, beta=rounded_up(scale * at.beta))
 
     c = certificate.containment
-    contained = Containment(c.holds, c.reach, ball(c.at), c.step_fraction, _down(c.eta_max / scale))
+    contained = Containment(c.holds, c.reach, ball(c.at), c.step_fraction, rounded_down(c.eta_max / scale))
     return replace(
         certificate,
-        sqrt_loss_upper=_up(math.sqrt(scale) * certificate.sqrt_loss_upper),
+        sqrt_loss_upper=rounded_up(math.sqrt(scale) * certificate.sqrt_loss_upper),
         given=None if certificate.given is None else ball(certificate.given),
         containment=contained,
         verdict=verdict_of(certificate.sigma_0_lower, certificate.radius_jacobian, contained),
@@ -294,9 +294,9 @@ def check_ratio(certificate: Certificate, run: Trajectory) -> RatioCheck:
     return RatioCheck(int(told.sum()), float(ratio[told].min()), int((ratio[told] < floor).sum()))
 
 
-def _up(value: float) -> float:
+def rounded_up(value: float) -> float:
     return value + abs(value) * _OUTWARDS
 
 
-def _down(value: float) -> float:
+def rounded_down(value: float) -> float:
     return value - abs(value) * _OUTWARDS

@@ -21,9 +21,9 @@ from lplr_cli.certificate.proved import TRIED, Proved, check_method, check_radiu
 from lplr_cli.certificate.smooth import ELEMENTARY_ULPS
 
 # ``auto`` is tight while its matrix products stay below this many floating-point operations.
-_TIGHT_FLOPS = 2e10
+TIGHT_FLOPS = 2e10
 # Above that, and up to this many, it is tight where a few samples show that this pays.
-_TIGHT_MOST = 4e12
+TIGHT_MOST = 4e12
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -45,7 +45,7 @@ class Over(Proved):
 
 
 @dataclass(frozen=True)
-class _Ahead:
+class Ahead:
     """Forward over a ball, for one hidden layer.
 
     Attributes:
@@ -76,7 +76,7 @@ class _Ahead:
 
 
 @dataclass(frozen=True)
-class _Behind:
+class Behind:
     """Backward over a ball, for one hidden layer, each (n, C).
 
     Attributes:
@@ -117,22 +117,22 @@ class BallBounds:
     def __init__(self, network: SmoothMLP, inputs: Tensor, *, method: str = "auto") -> None:
         check_method(method)
         x = inputs.flatten(1).cpu().double()
-        self.network, self._centre = network, Centre(network, x)
-        centre = self._centre
+        self.network, self.centre = network, Centre(network, x)
+        centre = self.centre
         self.n, self.outputs = centre.n, centre.outputs
         self.f, self.f_error = centre.passes[-1].z, centre.passes[-1].z_error
         # Twice: once for these numbers, once for those of the engine that formed K, in another order.
         self.jacobian_error_rows = 2 * centre.jacobian_error
         self.jacobian_error = frobenius_upper(self.jacobian_error_rows) / math.sqrt(self.n)
         self.weight_norms = centre.weight_norms
-        self._joint = self._joint_moment(x)
+        self.joint = self._joint_moment(x)
         flops = sum(5 * self.n * float(len(layer.weight)) ** 3 for layer in network.layers[1:-1])
-        self.method = ("tight" if flops <= _TIGHT_FLOPS else "fast") if method == "auto" else method
-        self._norms = centre.norms(self.method)
-        if method == "auto" and self.method == "fast" and flops <= _TIGHT_MOST:
+        self.method = ("tight" if flops <= TIGHT_FLOPS else "fast") if method == "auto" else method
+        self.norms = centre.norms(self.method)
+        if method == "auto" and self.method == "fast" and flops <= TIGHT_MOST:
             few = BallBounds(network, inputs[:TRIED], method="tight")
             if pays(self.over(0.0).hessians[:TRIED], few.over(0.0).hessians):
-                self.method, self._norms = "tight", centre.norms("tight")
+                self.method, self.norms = "tight", centre.norms("tight")
 
     def over(self, radius: float) -> Over:
         """All bounds on the closed ball of this radius.
@@ -141,8 +141,8 @@ class BallBounds:
             InputError: a radius that is negative or not finite.
         """
         check_radius(radius)
-        ahead = self._forward_over(radius)
-        behind = self._backward_over(radius, ahead)
+        ahead = self.forward_over(radius)
+        behind = self.backward_over(radius, ahead)
         hessians = finite(self._assemble(ahead, behind))
         gradients, jacobians = self._jacobian_over(radius, ahead, behind, hessians)
         ones = torch.ones((self.n, self.outputs), dtype=torch.float64)
@@ -156,7 +156,7 @@ class BallBounds:
             reach=[finite(a.reach) for a in ahead],
             forward=[finite(a.dz) for a in ahead],
             backward=[*(finite(b.sensitivity) for b in behind), ones],
-            activations=[finite(self._centre.passes[0].a_norm), *(finite(a) for a in self._activations(ahead))],
+            activations=[finite(self.centre.passes[0].a_norm), *(finite(a) for a in self._activations(ahead))],
             l_j=self._joined(hessians, behind),
         )
 
@@ -164,19 +164,19 @@ class BallBounds:
         """L_J alone, see :meth:`over`."""
         return self.over(radius).l_j
 
-    def _activations(self, ahead: list[_Ahead]) -> list[Tensor]:
+    def _activations(self, ahead: list[Ahead]) -> list[Tensor]:
         """sup ||a_l|| of each hidden layer, (n,)."""
-        return [at.a_norm + a.a_change for at, a in zip(self._centre.passes[1:], ahead, strict=True)]
+        return [at.a_norm + a.a_change for at, a in zip(self.centre.passes[1:], ahead, strict=True)]
 
-    def _forward_over(self, radius: float) -> list[_Ahead]:
-        found: list[_Ahead] = []
-        for level in range(self._centre.hidden):
+    def forward_over(self, radius: float) -> list[Ahead]:
+        found: list[Ahead] = []
+        for level in range(self.centre.hidden):
             found.append(self._layer_over(level, radius, found[-1] if found else None))
         return found
 
-    def _layer_over(self, level: int, radius: float, below: _Ahead | None) -> _Ahead:
+    def _layer_over(self, level: int, radius: float, below: Ahead | None) -> Ahead:
         """One layer forward, from the layer below."""
-        centre, norms = self._centre, self._norms[level]
+        centre, norms = self.centre, self.norms[level]
         layer, at, phi = centre.network.layers[level], centre.passes[level], centre.network.activation
         c, weight_norm = layer.scale, centre.weight_norms[level]
         none = torch.zeros(self.n, dtype=torch.float64)
@@ -196,13 +196,13 @@ class BallBounds:
         da_change = swing.amax(dim=1) * norms.dz + steep * change
         da = torch.minimum(norms.da + da_change, steep * bound)
         a_change = da * radius + centre.passes[level + 1].a_error
-        return _Ahead(own, rows, reach, swing, slope, bend, bound, change, da, da_change, a_change)
+        return Ahead(own, rows, reach, swing, slope, bend, bound, change, da, da_change, a_change)
 
-    def _backward_over(self, radius: float, ahead: list[_Ahead]) -> list[_Behind]:
+    def backward_over(self, radius: float, ahead: list[Ahead]) -> list[Behind]:
         """The gradients s_l = ∂f/∂z_l, and the weights of the second derivatives, from above."""
-        centre = self._centre
+        centre = self.centre
         layers, phi = centre.network.layers, centre.network.activation
-        found: list[_Behind] = []
+        found: list[Behind] = []
         # sup ||e_l - ê_l|| without the rounding of ê_l, as layer l + 1 hands it down.
         moved = radius if layers[-1].weight_trained else 0.0
         e_change = torch.full((self.n, self.outputs), layers[-1].scale * moved, dtype=torch.float64)
@@ -219,32 +219,32 @@ class BallBounds:
             # A difference needs the rounding of its terms added: no relative margin would cover it.
             more = (top * (1 + 8 * _EPS) - hat).clamp_min(0)
             crowd = (most * here.rows[:, None]).amax(dim=2)
-            found.insert(0, _Behind(sensitivity, top.amax(dim=2), more.amax(dim=2), crowd))
+            found.insert(0, Behind(sensitivity, top.amax(dim=2), more.amax(dim=2), crowd))
             moved = radius if layer.weight_trained else 0.0
             e_change = layer.scale * (moved * sensitivity + centre.weight_norms[level] * s_change)
         return found
 
-    def _assemble(self, ahead: list[_Ahead], behind: list[_Behind]) -> Tensor:
+    def _assemble(self, ahead: list[Ahead], behind: list[Behind]) -> Tensor:
         """h_ic by the block recursion over the layers, (n, C)."""
         total = torch.zeros((self.n, self.outputs), dtype=torch.float64)
         for level, layer in enumerate(self.network.layers):
             if level and layer.weight_trained:
                 # λ_max of [[H, k], [k, 0]]: the blocks below, and the own block that meets them.
-                sensitivity = behind[level].sensitivity if level < self._centre.hidden else torch.ones_like(total)
+                sensitivity = behind[level].sensitivity if level < self.centre.hidden else torch.ones_like(total)
                 cross = layer.scale * sensitivity * ahead[level - 1].da[:, None]
                 total = total / 2 + torch.hypot(total / 2, cross)
-            if level < self._centre.hidden:
-                total = total + self._curvature_over(self._norms[level], ahead[level], behind[level])
+            if level < self.centre.hidden:
+                total = total + self.curvature_over(self.norms[level], ahead[level], behind[level])
         return total * (1 + MARGIN)
 
     @staticmethod
-    def _curvature_over(norms: Norms, ahead: _Ahead, behind: _Behind) -> Tensor:
+    def curvature_over(norms: Norms, ahead: Ahead, behind: Behind) -> Tensor:
         """q_l: the form Σ w_j (Dz_j u)² over the ball, the smaller of two bounds, (n, C)."""
         near = torch.sqrt(norms.weighted + behind.more * norms.dz.square()[:, None])
         drifted = (near + behind.top.sqrt() * ahead.dz_change[:, None]).square()
         return torch.minimum(behind.top * ahead.dz.square()[:, None], drifted)
 
-    def _thirds(self, radius: float, ahead: list[_Ahead], behind: list[_Behind]) -> Tensor:
+    def _thirds(self, radius: float, ahead: list[Ahead], behind: list[Behind]) -> Tensor:
         """sup ||D³f_ic||, (n, C): every term of the derivative of the adjoint form (docs/theory.md, section 9)."""
         phi, layers = self.network.activation, self.network.layers
         seconds = self._seconds(radius, ahead)
@@ -252,9 +252,9 @@ class BallBounds:
         total = torch.zeros_like(ones)
         # sup ||D e_l||, as layer l + 1 hands it down.
         e_turn = layers[-1].scale * ones if layers[-1].weight_trained else total
-        if self._centre.hidden and layers[-1].weight_trained:
+        if self.centre.hidden and layers[-1].weight_trained:
             total = layers[-1].scale * seconds[-1][1][:, None] * ones
-        for level in range(self._centre.hidden - 1, -1, -1):
+        for level in range(self.centre.hidden - 1, -1, -1):
             layer, a, b = layers[level], ahead[level], behind[level]
             moved = radius if layer.weight_trained else 0.0
             dz, squeezed = a.dz[:, None], (a.bend * a.rows).amax(dim=1)[:, None]
@@ -264,12 +264,12 @@ class BallBounds:
             if level and layer.weight_trained:
                 below = s_turn * ahead[level - 1].da[:, None] + b.sensitivity * seconds[level - 1][1][:, None]
                 total = total + layer.scale * below
-            e_turn = layer.scale * (self._centre.weight_norms[level] + moved) * s_turn
+            e_turn = layer.scale * (self.centre.weight_norms[level] + moved) * s_turn
             if layer.weight_trained:
                 e_turn = e_turn + layer.scale * b.sensitivity
         return total * (1 + MARGIN)
 
-    def _seconds(self, radius: float, ahead: list[_Ahead]) -> list[tuple[Tensor, Tensor]]:
+    def _seconds(self, radius: float, ahead: list[Ahead]) -> list[tuple[Tensor, Tensor]]:
         """sup ||D²z_l|| and sup ||D²a_l|| of each hidden layer, (n,)."""
         found: list[tuple[Tensor, Tensor]] = []
         for level, a in enumerate(ahead):
@@ -277,17 +277,17 @@ class BallBounds:
             z = torch.zeros(self.n, dtype=torch.float64)
             if level:
                 moved = radius if layer.weight_trained else 0.0
-                z = layer.scale * (self._centre.weight_norms[level] + moved) * found[-1][1]
+                z = layer.scale * (self.centre.weight_norms[level] + moved) * found[-1][1]
                 if layer.weight_trained:
                     z = z + layer.scale * ahead[level - 1].da
             found.append((z, (a.bend * a.rows).amax(dim=1) * a.dz + a.slope.amax(dim=1) * z))
         return found
 
     def _jacobian_over(
-        self, radius: float, ahead: list[_Ahead], behind: list[_Behind], hessians: Tensor
+        self, radius: float, ahead: list[Ahead], behind: list[Behind], hessians: Tensor
     ) -> tuple[Tensor, Tensor]:
         """sup ||∇f_ic|| (n, C) and sup ||J_i||_op (n,): from the norms over the ball, or from θ_0 and the Hessians."""
-        centre, last = self._centre, self._centre.network.layers[-1]
+        centre, last = self.centre, self.centre.network.layers[-1]
         none = torch.zeros(self.n, dtype=torch.float64)
         a_change, da = (ahead[-1].a_change, ahead[-1].da) if ahead else (none, none)
         own = centre.own(centre.hidden, centre.passes[-1].a_norm + a_change)
@@ -299,12 +299,12 @@ class BallBounds:
         through = torch.sqrt(own + (last.scale * (centre.weight_norms[-1] + moved) * da).square())
         return gradients, torch.minimum(finite(through), euclidean(gradients)) * (1 + MARGIN)
 
-    def _joined(self, hessians: Tensor, behind: list[_Behind]) -> float:
+    def _joined(self, hessians: Tensor, behind: list[Behind]) -> float:
         """L_J from the Hessians of all samples and outputs."""
         found = frobenius_upper(hessians) / math.sqrt(self.n)
-        if self._joint is not None:
+        if self.joint is not None:
             # One hidden layer, trained alone: the samples share the direction that each neuron moves in.
-            found = min(found, frobenius_upper(finite(behind[0].top).amax(dim=0)) * self._joint)
+            found = min(found, frobenius_upper(finite(behind[0].top).amax(dim=0)) * self.joint)
         return found * (1 + MARGIN)
 
     def _joint_moment(self, x: Tensor) -> float | None:

@@ -20,7 +20,7 @@ from lplr_cli.linalg import gamma
 
 # Forward and backward passes that the products of ``fast`` may cost.
 _SHARED_PASSES = 5
-_EPS = torch.finfo(torch.float64).eps
+EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Norms:
 
 
 @dataclass(frozen=True)
-class _Gram:
+class Gram:
     """Ĝ_l = D̂z_l D̂z_lᵀ of some samples: ``scalar`` (k,) times the identity where ``matrix`` (k, m, m) is None.
 
     ``error`` (k,) bounds the norm of what rounding changed.
@@ -99,12 +99,12 @@ class Centre:
         squares = self.own(self.hidden, self.passes[-1].a_norm)[:, None] * ones
         last = layers[-1]
         e = (last.scale * last.weight).expand(self.n, *last.weight.shape)
-        e_error = (_EPS * e).abs()
+        e_error = (EPS * e).abs()
         backs: list[Back] = []
         for level in range(self.hidden - 1, -1, -1):
             check_magnitude(e.abs() + e_error, "gradients")
             backs.insert(0, Back(e, e_error))
-            s, s_error = self._through(level, e, e_error)
+            s, s_error = self.through(level, e, e_error)
             wrong = wrong + self._block_error(level, euclidean(s), euclidean(s_error))
             squares = squares + self.own(level, self.passes[level].a_norm)[:, None] * euclidean(s).square()
             w, c = layers[level].weight, layers[level].scale
@@ -114,13 +114,13 @@ class Centre:
         gradients = (squares.sqrt() + wrong.sqrt()) * (1 + MARGIN)
         return backs, gradients, wrong.sum(dim=1).sqrt() * (1 + MARGIN)
 
-    def _through(self, level: int, e: Tensor, e_error: Tensor) -> tuple[Tensor, Tensor]:
+    def through(self, level: int, e: Tensor, e_error: Tensor) -> tuple[Tensor, Tensor]:
         """ŝ_l = φ'(ẑ) ê_l and its error, (n, C, m)."""
         at, d1 = self.passes[level], self.slopes[level][:, None]
         bend = self.network.activation.sup_second(at.z - at.z_error, at.z + at.z_error)
-        d1_error = (bend * at.z_error + ELEMENTARY_ULPS * _EPS * (1 + at.z.abs()))[:, None]
+        d1_error = (bend * at.z_error + ELEMENTARY_ULPS * EPS * (1 + at.z.abs()))[:, None]
         s = d1 * e
-        error = d1_error * (e.abs() + e_error) + d1.abs() * e_error + 2 * _EPS * s.abs()
+        error = d1_error * (e.abs() + e_error) + d1.abs() * e_error + 2 * EPS * s.abs()
         return s, error * (1 + MARGIN)
 
     def _block_error(self, level: int, size: Tensor, size_error: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ class Centre:
         error = torch.zeros_like(size)
         if layer.weight_trained:
             # What meets s is fl(c â): one more rounding, unless c is one.
-            rounding = 0.0 if layer.scale == 1.0 else _EPS
+            rounding = 0.0 if layer.scale == 1.0 else EPS
             a_error = (at.a_error + rounding * at.a_norm)[:, None]
             product = size_error * (at.a_norm[:, None] + a_error) + size * a_error
             error = error + (layer.scale * product).square()
@@ -151,12 +151,12 @@ class Centre:
         """
         if not self.hidden:
             return []
-        found = self._exact() if method == "tight" and self.hidden > 1 else self._shared()
+        found = self.exact() if method == "tight" and self.hidden > 1 else self._shared()
         for norms in found:
             check_magnitude(norms.dz[:, None], "derivatives")
         return found
 
-    def _bend(self, level: int, rows: slice) -> Tensor:
+    def bend(self, level: int, rows: slice) -> Tensor:
         """ŵ = |ê φ''(ẑ)| of some samples, (k, C, m)."""
         second = self.network.activation.second(self.passes[level].z[rows])
         return (self.backs[level].e[rows] * second[:, None]).abs()
@@ -166,7 +166,7 @@ class Centre:
         hidden = []
         for level in range(self.hidden):
             layer, own = self.network.layers[level], self.own(level, self.passes[level].a_norm)
-            bend = self._bend(level, slice(None))
+            bend = self.bend(level, slice(None))
             hidden.append(LayerAt(layer.scale * layer.weight, self.slopes[level], own, bend))
         slopes = [h.slope for h in hidden[:-1]]
         flops = 6.0 * self.n * sum(layer.weight.numel() for layer in self.network.layers)
@@ -180,29 +180,29 @@ class Centre:
             found.append(Norms(dz, da, lines.sqrt().expand_as(h.slope), weighted).outwards())
         return found
 
-    def _exact(self) -> list[Norms]:
+    def exact(self) -> list[Norms]:
         """From Ĝ_l of each sample, a chunk of samples at a time."""
         width = max(layer.weight.shape[0] for layer in self.network.layers[:-1])
         chunk = max(1, min(self.n, int(3e8 / (8 * 6 * width * width))))
-        pieces = [self._exact_chunk(slice(i, min(self.n, i + chunk))) for i in range(0, self.n, chunk)]
+        pieces = [self.exact_chunk(slice(i, min(self.n, i + chunk))) for i in range(0, self.n, chunk)]
         return [
             Norms(*(torch.cat([getattr(p[level], key) for p in pieces]) for key in ("dz", "da", "dz_rows", "weighted")))
             for level in range(self.hidden)
         ]
 
-    def _exact_chunk(self, rows: slice) -> list[Norms]:
+    def exact_chunk(self, rows: slice) -> list[Norms]:
         found: list[Norms] = []
-        gram: _Gram | None = None
+        gram: Gram | None = None
         for level in range(self.hidden):
-            gram = self._gram(level, rows, gram)
-            found.append(self._gram_norms(level, rows, gram).outwards())
+            gram = self.gram(level, rows, gram)
+            found.append(self.gram_norms(level, rows, gram).outwards())
         return found
 
-    def _gram(self, level: int, rows: slice, below: _Gram | None) -> _Gram:
+    def gram(self, level: int, rows: slice, below: Gram | None) -> Gram:
         """Ĝ_l by its recursion, with a bound of the rounding."""
         own = self.own(level, self.passes[level].a_norm[rows])
         if below is None:
-            return _Gram(None, own, torch.zeros_like(own))
+            return Gram(None, own, torch.zeros_like(own))
         layer = self.network.layers[level]
         m = layer.scale * layer.weight * self.slopes[level - 1][rows][:, None]
         width, size = m.shape[2], m.square().sum(dim=(1, 2))
@@ -212,11 +212,11 @@ class Centre:
         # Rounding of the products in Frobenius norm, and what came from below.
         met = size * (below.frobenius(width) + below.error)
         error = (size * below.error + gamma(3 * width + 12, torch.float64) * (met + own)) * 1.01
-        return _Gram(g, below.scalar, error)
+        return Gram(g, below.scalar, error)
 
-    def _gram_norms(self, level: int, rows: slice, gram: _Gram) -> Norms:
+    def gram_norms(self, level: int, rows: slice, gram: Gram) -> Norms:
         """Verified bounds of the norms that are made of Ĝ_l."""
-        d1, weights = self.slopes[level][rows].abs(), self._bend(level, rows)
+        d1, weights = self.slopes[level][rows].abs(), self.bend(level, rows)
         if gram.matrix is None:
             root = gram.scalar.sqrt()
             lines, weighted = root[:, None].expand_as(d1), gram.scalar[:, None] * weights.amax(dim=2)

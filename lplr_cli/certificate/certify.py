@@ -32,11 +32,11 @@ _UNDERFLOW = 1e-170
 _LEAST_STEP = 1e-2
 
 
-def _up(value: float) -> float:
+def rounded_up(value: float) -> float:
     return value + abs(value) * _OUTWARDS
 
 
-def _down(value: float) -> float:
+def rounded_down(value: float) -> float:
     return value - abs(value) * _OUTWARDS if math.isfinite(value) else value
 
 
@@ -169,15 +169,15 @@ def certify(
     if not math.isfinite(centre.l_j):
         raise NumericalError("the bound of L_J at θ_0 is beyond float64", "scale the data or the weights")
     sigma = start.sigma
-    r_kernel = _largest(lambda r: on(r).mu_kernel is not None, sigma * sigma, centre.l_k)
-    r_jacobian = _largest(lambda r: on(r).mu_jacobian is not None, sigma, centre.l_j)
+    r_kernel = largest_radius(lambda r: on(r).mu_kernel is not None, sigma * sigma, centre.l_k)
+    r_jacobian = largest_radius(lambda r: on(r).mu_jacobian is not None, sigma, centre.l_j)
     containment = contain(on, sigma, start.root, r_jacobian)
     return Certificate(
         n=ball.n,
         outputs=ball.outputs,
         parameters=chosen.parameter_count,
         lambda_0=start.lambda_0,
-        lambda_0_lower=_down(sigma * sigma),
+        lambda_0_lower=rounded_down(sigma * sigma),
         sigma_0_lower=sigma,
         norm_upper=start.norm,
         sqrt_loss_upper=start.root,
@@ -229,8 +229,8 @@ def singular_values(lambda_lower: float, lambda_upper: float, jacobian_error: fl
         lambda_upper: likewise.
         jacobian_error: ≥ ||Ĵ - J||_op/√n, by which Weyl brings singular values from Ĵ to J.
     """
-    lowest = _down(math.sqrt(max(0.0, lambda_lower))) - jacobian_error
-    return max(0.0, lowest), _up(math.sqrt(lambda_upper) + jacobian_error)
+    lowest = rounded_down(math.sqrt(max(0.0, lambda_lower))) - jacobian_error
+    return max(0.0, lowest), rounded_up(math.sqrt(lambda_upper) + jacobian_error)
 
 
 def sqrt_loss_upper(f: Tensor, f_error: Tensor, targets: Tensor) -> float:
@@ -247,7 +247,7 @@ def sqrt_loss_upper(f: Tensor, f_error: Tensor, targets: Tensor) -> float:
             "give a finite number for each output",
         )
     # The rounding of the subtraction, a unit of each entry, is far below the margin.
-    return _up((frobenius_upper(f - targets) + frobenius_upper(f_error)) / math.sqrt(len(f)))
+    return rounded_up((frobenius_upper(f - targets) + frobenius_upper(f_error)) / math.sqrt(len(f)))
 
 
 def at_radius(start: AtStart, l_j: float, r: float) -> AtRadius:
@@ -256,21 +256,21 @@ def at_radius(start: AtStart, l_j: float, r: float) -> AtRadius:
     Products are moved outwards before they are subtracted, as a difference may be far below its terms.
     """
     beyond = start.norm + l_j * r
-    l_k = _up(2 * beyond * l_j)
-    slack = start.sigma - _up(l_j * r)
-    mu_kernel = 2 * (_down(start.sigma * start.sigma) - _up(l_k * r))
-    mu_jacobian = _down(2 * slack * slack)
+    l_k = rounded_up(2 * beyond * l_j)
+    slack = start.sigma - rounded_up(l_j * r)
+    mu_kernel = 2 * (rounded_down(start.sigma * start.sigma) - rounded_up(l_k * r))
+    mu_jacobian = rounded_down(2 * slack * slack)
     return AtRadius(
         r,
         l_j,
         l_k,
         mu_kernel if mu_kernel > 0 else None,
         mu_jacobian if slack > 0 and mu_jacobian > 0 else None,
-        _up(2 * (beyond * beyond + l_j * start.root)),
+        rounded_up(2 * (beyond * beyond + l_j * start.root)),
     )
 
 
-def _largest(certified: Callable[[float], bool], numerator: float, constant: float) -> float:
+def largest_radius(certified: Callable[[float], bool], numerator: float, constant: float) -> float:
     """The largest radius found on which something is certified, starting from numerator / constant at radius 0."""
     if numerator <= 0:
         return 0.0
@@ -300,20 +300,20 @@ def contain(on: Callable[[float], AtRadius], sigma: float, root: float, limit: f
     """Search R with R (σ_0 - L_J R) ≥ 2 √L_0 below the certified radius, else the R that comes nearest."""
 
     def reach(at: AtRadius) -> float:
-        return at.radius * (sigma - _up(at.l_j * at.radius)) / (2 * root) if root > 0 else math.inf
+        return at.radius * (sigma - rounded_up(at.l_j * at.radius)) / (2 * root) if root > 0 else math.inf
 
     def answer(at: AtRadius) -> Containment:
-        value = _down(reach(at))
+        value = rounded_down(reach(at))
         # Steps of at most τ/β need 2 √L_0 / (2 - τ): solved for τ.
         fraction = min(1.0, 2 - 1 / value) if value > 0.5 else 0.0
         holds = fraction > _LEAST_STEP and at.mu_jacobian is not None
-        limit_step = _down(fraction / at.beta) if at.beta > 0 else math.inf
+        limit_step = rounded_down(fraction / at.beta) if at.beta > 0 else math.inf
         return Containment(holds, value, at, fraction if holds else 0.0, limit_step if holds else 0.0)
 
     if limit == 0 or sigma == 0:
         return answer(on(0.0))
     if math.isinf(limit):
-        return answer(on(_up(2 * root / sigma) * (1 + 1e-9)))
+        return answer(on(rounded_up(2 * root / sigma) * (1 + 1e-9)))
     # The product is largest near half the certified radius, and unimodal where L_J hardly changes.
     candidates = [on(limit * (0.05 + 0.9 * i / 18)) for i in range(19)]
     best = max(candidates, key=reach)
@@ -323,7 +323,7 @@ def contain(on: Callable[[float], AtRadius], sigma: float, root: float, limit: f
     found = best
     for _ in range(_BISECTIONS):
         middle = on(0.5 * (low + high))
-        if _down(reach(middle)) >= 1:
+        if rounded_down(reach(middle)) >= 1:
             high, found = middle.radius, middle
         else:
             low = middle.radius

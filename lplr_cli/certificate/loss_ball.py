@@ -131,17 +131,17 @@ class LossBall:
     def __init__(self, curvature: CertifiedCurvature, centre: Tensor) -> None:
         self._c = curvature
         values = curvature.values(centre)
-        self._bounds = curvature.bounds(values)
+        self.at_centre = curvature.bounds(values)
         chosen = Network.from_module(curvature.module, values=values)
         kernel = empirical_ntk(chosen, curvature.x, engine="structured", memory=curvature.memory, bound_rounding=True)
         assert kernel.formation_error is not None
-        self._kernel, self._formation = kernel.matrix, kernel.formation_error
+        self.kernel, self.formation = kernel.matrix, kernel.formation_error
 
     def at(self, radius: float) -> Smoothness:
         """On the ball of this radius."""
-        over: Proved = self._bounds.over(radius)
-        loss, f, n, reach = self._c.loss, self._bounds.f, self._bounds.n, over.f_reach
-        q = (loss.gradients(f, self._c.y).abs() + loss.gradient_change(reach) + self._gradient_rounding(reach)) * _UP
+        over: Proved = self.at_centre.over(radius)
+        loss, f, n, reach = self._c.loss, self.at_centre.f, self.at_centre.n, over.f_reach
+        q = (loss.gradients(f, self._c.y).abs() + loss.gradient_change(reach) + self.gradient_rounding(reach)) * _UP
         q = q.clamp_max(loss.scale) if loss.classifies else q
         each = float((q * over.hessians).sum()) / n
         alpha = min(each, over.l_j * float(torch.linalg.vector_norm(q)) / math.sqrt(n)) * _UP
@@ -154,39 +154,39 @@ class LossBall:
         if loss.classifies:
             gauss_newton += loss.hessian_lipschitz * plain**2 * float(over.jacobians.max())
         rest = float((q * over.thirds).sum()) / n + over.l_j * heaviest * plain
-        loss_error, gradient_error = self._rounding(over, q)
+        loss_error, gradient_error = self.rounding(over, q)
         found = Smoothness(beta, alpha, gauss_newton * _UP, rest * _UP, loss_error * _UP, gradient_error * _UP)
         return found if all(math.isfinite(v) for v in astuple(found)) else _NOTHING
 
     def _norm(self, weights: Tensor | None) -> float:
         """An upper bound of ||√w J̃|| at the centre, (n, C) weights or none."""
-        kernel, heaviest = self._kernel, 1.0
+        kernel, heaviest = self.kernel, 1.0
         if weights is not None and self._c.loss.classifies:
             root = weights.reshape(-1).sqrt().to(kernel)
             kernel, heaviest = kernel * root[:, None] * root[None, :], float(weights.max())
         elif weights is not None:
             heaviest = float(weights.max())
             return math.sqrt(heaviest) * self._norm(None) * _UP
-        square = kernel_norm_upper(kernel) * _UP + heaviest * self._formation
-        return (math.sqrt(square) + math.sqrt(heaviest) * self._bounds.jacobian_error) * _UP
+        square = kernel_norm_upper(kernel) * _UP + heaviest * self.formation
+        return (math.sqrt(square) + math.sqrt(heaviest) * self.at_centre.jacobian_error) * _UP
 
-    def _gradient_rounding(self, reach: Tensor) -> Tensor:
+    def gradient_rounding(self, reach: Tensor) -> Tensor:
         """Rounding of every entry of q, (n, C): of a few elementary functions and a sum over the outputs."""
         c = self._c.y.shape[1]
-        size = 1 + self._bounds.f.abs() + reach + self._c.y.abs()
+        size = 1 + self.at_centre.f.abs() + reach + self._c.y.abs()
         largest = size.amax(dim=1, keepdim=True).expand_as(reach)
         return (2 * ELEMENTARY_ULPS + c) * 4 * _U * self._c.loss.scale * largest
 
-    def _rounding(self, over: Proved, q: Tensor) -> tuple[float, float]:
+    def rounding(self, over: Proved, q: Tensor) -> tuple[float, float]:
         """|L̂ − L| and ||∇L̂ − ∇L|| at every θ of the ball, for any order of summation, by norms layer by layer."""
-        loss, n, outputs = self._c.loss, self._bounds.n, self._bounds.outputs
-        f_error, size = self._bounds.forward_error(over), euclidean(q)
-        q_error = loss.smoothness * f_error + euclidean(self._gradient_rounding(over.f_reach))
+        loss, n, outputs = self._c.loss, self.at_centre.n, self.at_centre.outputs
+        f_error, size = self.at_centre.forward_error(over), euclidean(q)
+        q_error = loss.smoothness * f_error + euclidean(self.gradient_rounding(over.f_reach))
         magnitude = (
             loss.scale
             * outputs
-            * (1 + euclidean(self._bounds.f) + euclidean(over.f_reach) + euclidean(self._c.y)).square()
+            * (1 + euclidean(self.at_centre.f) + euclidean(over.f_reach) + euclidean(self._c.y)).square()
         )
         summed = gamma(n * outputs + 256, torch.float64) * float(magnitude.mean())
         loss_error = float((size * f_error + loss.smoothness * f_error.square()).mean()) + summed
-        return loss_error, self._bounds.gradient_error(over, size, q_error)
+        return loss_error, self.at_centre.gradient_error(over, size, q_error)

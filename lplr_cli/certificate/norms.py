@@ -16,7 +16,7 @@ from lplr_cli.linalg import gamma
 # Lanczos steps of the estimate, whose quality decides how tight the bound is and not whether it holds.
 _STEPS = 14
 # First shift tried, relative to the estimate; what it is above one is spent on speed, not on soundness.
-_FIRST = 1.02
+FIRST = 1.02
 # The golden ratio, whose multiples are spread evenly modulo one.
 _IRRATIONAL = 0.6180339887498949
 
@@ -24,15 +24,15 @@ _IRRATIONAL = 0.6180339887498949
 def largest_eigenvalue_upper(g: Tensor) -> Tensor:
     """An upper bound of λ_max for each positive semidefinite matrix of a batch, (k, m, m) → (k,)."""
     k, m, _ = g.shape
-    estimate = _ritz_value(g)
+    estimate = ritz_value(g)
     # Always valid: λ_max ≤ trace, with the rounding of the sum.
     trace = g.diagonal(dim1=1, dim2=2).sum(dim=1)
     bound: Tensor = trace * (1 + gamma(m + 2, g.dtype))
     open_ = torch.arange(k, device=g.device)
-    factor = _FIRST
+    factor = FIRST
     while len(open_) and factor < 4:
         t = factor * estimate[open_] + torch.finfo(g.dtype).tiny
-        proved = _proved(g[open_], t)
+        proved = proved_from(g[open_], t)
         done = proved.isfinite()
         bound[open_[done]] = torch.minimum(bound[open_[done]], proved[done])
         open_ = open_[~done]
@@ -40,7 +40,7 @@ def largest_eigenvalue_upper(g: Tensor) -> Tensor:
     return bound
 
 
-def _proved(g: Tensor, t: Tensor) -> Tensor:
+def proved_from(g: Tensor, t: Tensor) -> Tensor:
     """An upper bound of λ_max closely above t where Cholesky of tI - G runs to completion, else infinity; (k,)."""
     m = g.shape[1]
     phi = gamma(m + 10, g.dtype)
@@ -56,7 +56,7 @@ def _proved(g: Tensor, t: Tensor) -> Tensor:
     return torch.where(info == 0, (t + slack) * (1 + 8 * u), math.inf)
 
 
-def _ritz_value(g: Tensor) -> Tensor:
+def ritz_value(g: Tensor) -> Tensor:
     """The largest Ritz value of a few Lanczos steps for each matrix: an estimate from below."""
     k, m, _ = g.shape
     # Neither constant nor orthogonal to constants: centred tensors have matrices that vanish on these.

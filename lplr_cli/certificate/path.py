@@ -32,7 +32,7 @@ _STABLE = 1.95
 # Pieces that a run may have, as a multiple of its steps, and as many on top.
 PIECES_PER_STEP, PIECES_MORE = 4, 2000
 # A step beyond the edge of stability is tried up to so many pieces, any other up to so many.
-_LEAP, _MOST = 8, 250
+_LEAP, MOST = 8, 250
 # A segment is halved at most this often.
 _MAX_DEPTH = 8
 # The first ball: the largest whose β exceeds that of its centre by at most this factor.
@@ -111,8 +111,8 @@ class Walk:
         self._radius, self._budget, self._memory = radius, budget, memory
         self._group: list[Node] = []
         self._reach: float | None = None
-        self._pieces: list[Piece] = []
-        self._descents: list[Descent] = []
+        self.pieces: list[Piece] = []
+        self.descents: list[Descent] = []
         self._allowed = 0.0
         self._lost: list[Lost] = []
         self._nodes = array("d"), array("d")
@@ -144,7 +144,7 @@ class Walk:
             return
         chord = chord_between(before, node)
         if before.lr is not None:
-            self._descents.append(descent_from(before, node, chord))
+            self.descents.append(descent_from(before, node, chord))
         if self._reach is None:
             self._reach = self.first_reach(before.theta)
         count = max(1, math.ceil(min(chord.length / (1.6 * self._reach), 1e6)))
@@ -169,7 +169,7 @@ class Walk:
             return f"beyond the edge of stability: curvature {along:.3g} along the step, 2/eta = {2 / a.lr:.3g}"
         if self._spent(count):
             return f"it would need {count} pieces more, and --pieces allows fewer"
-        if self._budget is None and count > _MOST:
+        if self._budget is None and count > MOST:
             return f"so long a step needs {count} balls or more: give --pieces to have them"
         return ""
 
@@ -213,7 +213,7 @@ class Walk:
 
     def _spent(self, more: int) -> bool:
         allowed = PIECES_PER_STEP * self.steps + PIECES_MORE if self._budget is None else self._budget
-        return len(self._pieces) + len(self._group) + more > allowed
+        return len(self.pieces) + len(self._group) + more > allowed
 
     # -- balls -------------------------------------------------------------------------------------------------------
 
@@ -237,21 +237,21 @@ class Walk:
         far = max(distance(centre, node.theta) for node in nodes)
         ball = self._curvature.ball(centre)
         self.balls += 1
-        found = self._bounded(nodes, ball, far)
+        found = self.bounded(nodes, ball, far)
         value, descent = self._value(found, nodes)
         if (np.minimum(value, descent) >= 1).all():
-            self._pieces += found
+            self.pieces += found
             self._grow(nodes, ball, far)
             return
         closer = self._closer(nodes, ball, far, value, descent) if depth < _MAX_DEPTH and not self._spent(0) else None
         if closer is not None:
             self._reach = closer
-            for group in _groups(nodes, 1.8 * closer):
+            for group in grouped(nodes, 1.8 * closer):
                 self._close(group, depth + 1)
             return
         for (a, b), piece, enough in zip(pairwise(nodes), found, value, strict=True):
             if enough >= 1:
-                self._pieces.append(piece)
+                self.pieces.append(piece)
             else:
                 self._cut(a, b, piece, float(enough), depth)
 
@@ -260,7 +260,7 @@ class Walk:
         assert self._reach is not None
         larger = min(1.5 * max(self._reach, far), self._curvature.largest)
         if far > 0.5 * self._reach and larger > self._reach:
-            value, descent = self._value(self._bounded(nodes, ball, larger), nodes)
+            value, descent = self._value(self.bounded(nodes, ball, larger), nodes)
             if (np.minimum(value, descent) >= 1).all():
                 self._reach = larger
 
@@ -269,14 +269,14 @@ class Walk:
         nearest = max(distance(a.theta, b.theta) for a, b in pairwise(nodes)) / 2
         if far <= 1.5 * nearest:
             return None
-        best, steady = self._value(self._bounded(nodes, ball, nearest), nodes)
+        best, steady = self._value(self.bounded(nodes, ball, nearest), nodes)
         # A smaller ball is worth its price only where it changes something.
         gains = (value < 1) & (best > _WORTH * value) | (descent < 1) & (steady >= 1)
         if not gains.any():
             return None
         radius = far / 2
         while radius > 1.5 * nearest:
-            there, stable = self._value(self._bounded(nodes, ball, radius), nodes)
+            there, stable = self._value(self.bounded(nodes, ball, radius), nodes)
             if (np.where(steady >= 1, np.minimum(there, stable), there)[gains] >= 1).all():
                 return radius
             radius /= 2
@@ -285,7 +285,7 @@ class Walk:
     def _cut(self, a: Node, b: Node, piece: Piece, value: float, depth: int) -> None:
         """Halve a segment in the same ball, and in balls of its own where that does not help."""
         if depth >= _MAX_DEPTH or self._spent(1) or min(a.square, b.square) == 0 or self._is_best(a, b, piece, value):
-            self._pieces.append(piece)
+            self.pieces.append(piece)
             return
         a, middle, b = self._with_gradient(a), self._between(a, b, 0.5), self._with_gradient(b)
         self._see(middle)
@@ -294,7 +294,7 @@ class Walk:
             half = piece_between(left, right, piece.allowed, piece.smoothness)
             now = float(self._value([half], [left, right])[0][0])
             if now >= 1:
-                self._pieces.append(half)
+                self.pieces.append(half)
             elif now > _WORTH * value:
                 self._cut(left, right, half, now, depth + 1)
             else:
@@ -308,7 +308,7 @@ class Walk:
         least = min(float(self._value([piece_between(n, n, piece.allowed, here)], [a, b])[0][0]) for n in points)
         return least <= _WORTH * value
 
-    def _bounded(self, nodes: Sequence[Node], ball: Ball, far: float) -> list[Piece]:
+    def bounded(self, nodes: Sequence[Node], ball: Ball, far: float) -> list[Piece]:
         """The pieces between these nodes, with the bounds on the ball that holds them and the tube around them."""
         allowed = self._radius
         if allowed is None:
@@ -350,8 +350,8 @@ class Walk:
         self._group = self._group[-1:]
         return assemble(
             self._curvature.kind,
-            self._pieces,
-            self._descents,
+            self.pieces,
+            self.descents,
             self._lost,
             np.array(self._nodes),
             radius=self._radius,
@@ -360,7 +360,7 @@ class Walk:
         )
 
 
-def _groups(nodes: Sequence[Node], spread: float) -> list[Sequence[Node]]:
+def grouped(nodes: Sequence[Node], spread: float) -> list[Sequence[Node]]:
     """Consecutive stretches that share their ends, each at most this wide where a segment is not wider."""
     groups: list[Sequence[Node]] = []
     first = 0

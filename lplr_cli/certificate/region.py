@@ -168,7 +168,7 @@ def assemble(
     """
     bounds = _bounds(found, radius)
     rows = _rows(found, bounds, descents, lost)
-    rate, first, reason = _rate(rows, bool(descents))
+    rate, first, reason = proved_rate(rows, bool(descents))
     eta_beta = [row.eta_beta for row in rows if row.eta_beta is not None and math.isfinite(row.eta_beta)]
     outside = Region(
         kind=kind,
@@ -191,8 +191,8 @@ def assemble(
         eta_mu_t=None,
         pieces=len(found),
         balls=balls,
-        measured=_measured(nodes, bounds.floor),
-        measured_star=_measured(nodes, 0.0),
+        measured=measured_ratio(nodes, bounds.floor),
+        measured_star=measured_ratio(nodes, 0.0),
         rows=rows,
     )
     return _inside(outside, found, bounds, descents) if bounds.inside.any() else outside
@@ -221,7 +221,7 @@ def _inside(region: Region, found: Sequence[Piece], bounds: _Bounds, descents: S
     )
 
 
-def _measured(nodes: Array, floor: float) -> float | None:
+def measured_ratio(nodes: Array, floor: float) -> float | None:
     loss, square = nodes
     known = (loss > floor) & np.isfinite(square)
     return float((square[known] / (2 * (loss[known] - floor))).min()) if known.any() else None
@@ -279,7 +279,7 @@ def _rows(
         beta = max(p.smoothness.beta for p in own)
         descent = by_step.get(step)
         eta_beta = None if descent is None else descent.lr * beta * _UP
-        factor = None if descent is None or not inside else _factor(descent, beta, own[0], least)
+        factor = None if descent is None or not inside else contraction(descent, beta, own[0], least)
         rows.append(
             StepRow(
                 step,
@@ -309,7 +309,7 @@ def _reason(inside: bool, beta: float, eta_beta: float | None, factor: float | N
     return ""
 
 
-def _factor(descent: Descent, beta: float, first: Piece, mu: float) -> float | None:
+def contraction(descent: Descent, beta: float, first: Piece, mu: float) -> float | None:
     """1 − 2ημ(1 − ηβ/2 − rounding) of Theorem 9.4, rounded upwards; None where it is not below 1."""
     eta = descent.lr
     wrong = first.smoothness.gradient_error
@@ -323,7 +323,7 @@ def _factor(descent: Descent, beta: float, first: Piece, mu: float) -> float | N
     return factor + 2**-52 if gain > 0 and mu > 0 and factor + 2**-52 < 1 else None
 
 
-def _rate(rows: Sequence[StepRow], descends: bool) -> tuple[float | None, int | None, str]:
+def proved_rate(rows: Sequence[StepRow], descends: bool) -> tuple[float | None, int | None, str]:
     """The largest factor over the longest tail of steps that all have one."""
     if not descends:
         return None, None, "the theorem is for gradient descent without momentum; the region holds for any path"

@@ -21,7 +21,7 @@ MAX_GROUPS = 12
 # Steps of Lloyd's algorithm: better groups make better bounds, and any groups make valid ones.
 _LLOYD_STEPS = 8
 # Numbers of Gram matrices whose norms are bounded together, at most, where one alone has fewer.
-_TOGETHER = 1 << 19
+TOGETHER = 1 << 19
 # Outward, above the rounding of the few operations that make a middle and half a range.
 _OUTWARD = 1 + 1e-12
 
@@ -44,7 +44,7 @@ class LayerAt:
 
 
 @dataclass(frozen=True)
-class _Chain:
+class Chain:
     """P_{l,p} of a group: the product of the layers between the blocks of layer p and the units of layer l.
 
     Attributes:
@@ -62,7 +62,7 @@ class _Chain:
     away: Tensor
 
     @classmethod
-    def of(cls, source: int, matrix: Tensor, away: Tensor) -> _Chain:
+    def of(cls, source: int, matrix: Tensor, away: Tensor) -> Chain:
         """With the Gram matrix of ``matrix`` and the bound of its rounding."""
         size = matrix.square().sum(dim=(1, 2))
         error = 1.01 * gamma(matrix.shape[2] + 8, matrix.dtype) * size
@@ -70,14 +70,14 @@ class _Chain:
 
     def norm(self) -> Tensor:
         """An upper bound of ||matrix||, (g,)."""
-        return _norms([(self.gram, self.error)])[0]
+        return norms_of([(self.gram, self.error)])[0]
 
     def scaled(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Gram matrix, and the bound of its rounding, of diag(scale) · matrix, scale (g, m) and not negative."""
         return self.gram * scale[:, :, None] * scale[:, None, :], self.error * scale.amax(dim=1).square()
 
 
-def _norms(matrices: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+def norms_of(matrices: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Upper bounds of norms (g,) from Gram matrices (g, m, m) and the bounds of their rounding, m the same for all.
 
     Small ones go together: what a call costs is then most of it. Large ones are made one after another.
@@ -85,7 +85,7 @@ def _norms(matrices: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
     found: list[Tensor] = []
     rest = iter(matrices)
     for first in rest:
-        part = [first, *islice(rest, max(1, _TOGETHER // first[0].numel()) - 1)]
+        part = [first, *islice(rest, max(1, TOGETHER // first[0].numel()) - 1)]
         top = largest_eigenvalue_upper(torch.cat([gram for gram, _ in part]) if len(part) > 1 else first[0])
         parts = torch.split(top, [len(gram) for gram, _ in part])
         found += [torch.sqrt(t + error) * _OUTWARD for t, (_, error) in zip(parts, part, strict=True)]
@@ -138,10 +138,10 @@ def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Te
     """
     count = int(groups.max()) + 1
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    chains: list[_Chain] = []
+    chains: list[Chain] = []
     for level, layer in enumerate(layers):
         if level:
-            chains = _longer(chains, level, layers[level - 1], layer, groups, count)
+            chains = lengthened(chains, level, layers[level - 1], layer, groups, count)
         slope = layer.slope.abs()
         steepest = slope.amax(dim=1)
         top, widest = _group_max(slope, groups, count), _group_max(layer.bend, groups, count)
@@ -152,7 +152,7 @@ def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Te
         weighted = layer.own[:, None] * layer.bend.amax(dim=2)
         product: Tensor | None = None
         scales = [top, *(widest[:, c].sqrt() for c in range(widest.shape[1]))]
-        every = _norms(pair for chain in chains for pair in ((chain.gram, chain.error), *map(chain.scaled, scales)))
+        every = norms_of(pair for chain in chains for pair in ((chain.gram, chain.error), *map(chain.scaled, scales)))
         for at, chain in enumerate(chains):
             plain, steep, *bent = every[at * (1 + len(scales)) : (at + 1) * (1 + len(scales))]
             block = layers[chain.source].own
@@ -171,9 +171,9 @@ def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Te
     return found
 
 
-def _longer(
-    chains: list[_Chain], level: int, below: LayerAt, layer: LayerAt, groups: Tensor, count: int
-) -> list[_Chain]:
+def lengthened(
+    chains: list[Chain], level: int, below: LayerAt, layer: LayerAt, groups: Tensor, count: int
+) -> list[Chain]:
     """The chains up to the next layer: P_{l,p} = c W D P_{l-1,p}, and the new one that begins below it.
 
     In the new one D enters as D² between W and Wᵀ, where the largest slopes of the group bound it. In the others
@@ -187,19 +187,19 @@ def _longer(
     half = torch.maximum(high - middle, middle - low) * _OUTWARD + torch.finfo(w.dtype).tiny
     steepened = w * steep[:, None]
     # c W and its product with the slopes are rounded entry by entry.
-    fresh = _Chain.of(level - 1, steepened, 2 * torch.finfo(w.dtype).eps * torch.linalg.matrix_norm(steepened))
+    fresh = Chain.of(level - 1, steepened, 2 * torch.finfo(w.dtype).eps * torch.linalg.matrix_norm(steepened))
     longer = []
     if chains:
         gain = fresh.norm() + fresh.away
         ranged = w * half.sqrt()[:, None]
-        spread = _Chain.of(level, ranged, torch.zeros_like(gain)).norm()
+        spread = Chain.of(level, ranged, torch.zeros_like(gain)).norm()
         step = w * middle[:, None]
         grown = 1.01 * gamma(w.shape[1] + 4, w.dtype) * torch.linalg.matrix_norm(step)
         root = half.sqrt()
-        for chain, reach in zip(chains, _norms(chain.scaled(root) for chain in chains), strict=True):
+        for chain, reach in zip(chains, norms_of(chain.scaled(root) for chain in chains), strict=True):
             rounding = grown * torch.linalg.matrix_norm(chain.matrix)
             away = gain * chain.away + spread * reach + rounding
-            longer.append(_Chain.of(chain.source, step @ chain.matrix, away * _OUTWARD))
+            longer.append(Chain.of(chain.source, step @ chain.matrix, away * _OUTWARD))
     return [*longer, fresh]
 
 

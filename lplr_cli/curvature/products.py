@@ -85,7 +85,7 @@ class LossCurvature:
         self._counts = [p.numel() for p in self._leaves]
         self.size = sum(self._counts)
         self.products = 0
-        self._forward_mode = True
+        self.forward_mode = True
         self._direction: Tensor | None = None
         self._graph: Sequence[Tensor] | None = None
         self._factors: structured.FactoredJacobian | None = None
@@ -105,7 +105,7 @@ class LossCurvature:
         """How products with H are made: ``kept graph``, ``forward over reverse`` or ``double backward``."""
         if self._graph is not None:
             return "kept graph"
-        return "forward over reverse" if self._forward_mode else "double backward"
+        return "forward over reverse" if self.forward_mode else "double backward"
 
     @property
     def batch(self) -> int:
@@ -244,7 +244,7 @@ class LossCurvature:
         return result
 
     def _hessian_part(self, part: slice, direction: Sequence[Tensor]) -> Sequence[Tensor]:
-        if self._forward_mode:
+        if self.forward_mode:
             found = self._tangent_of_gradient(part, direction)
             if found is not None:
                 return found
@@ -264,7 +264,7 @@ class LossCurvature:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError):  # of torch, or of a function that the user wrote
-            self._forward_mode = False
+            self.forward_mode = False
             return None
 
     def _pull(self, gradients: Sequence[Tensor], direction: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor]:
@@ -300,7 +300,7 @@ class LossCurvature:
 
     def _output_tangent(self, part: slice, f: Tensor, direction: Sequence[Tensor]) -> Tensor:
         """J v, (m, C)."""
-        if self._forward_mode:
+        if self.forward_mode:
             with torch.no_grad():
                 found = self._forward(
                     lambda p: self.network.forward(self._x[part], p), self._point(), self._tangent(direction)

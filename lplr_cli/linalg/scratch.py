@@ -35,7 +35,7 @@ class _Mapping:
 
 
 # By the address of the storage, which all views of a matrix share; an entry ends with its pages.
-_MAPPED: dict[int, _Mapping] = {}
+MAPPED: dict[int, _Mapping] = {}
 
 
 def matrix_in_file(rows: int, dtype: torch.dtype, folder: Path) -> Tensor:
@@ -57,14 +57,14 @@ def matrix_in_file(rows: int, dtype: torch.dtype, folder: Path) -> Tensor:
         ) from error
     matrix = torch.frombuffer(pages, dtype=dtype, count=rows * rows).view(rows, rows)
     address = matrix.untyped_storage().data_ptr()
-    _MAPPED[address] = _Mapping(weakref.ref(pages))
-    weakref.finalize(pages, _MAPPED.pop, address, None)
+    MAPPED[address] = _Mapping(weakref.ref(pages))
+    weakref.finalize(pages, MAPPED.pop, address, None)
     return matrix
 
 
 def is_mapped(matrix: Tensor) -> bool:
     """Whether the matrix, or what it is a view of, lies in a file."""
-    return bool(_MAPPED) and matrix.untyped_storage().data_ptr() in _MAPPED
+    return bool(MAPPED) and matrix.untyped_storage().data_ptr() in MAPPED
 
 
 def release(view: Tensor) -> None:
@@ -72,7 +72,7 @@ def release(view: Tensor) -> None:
 
     Once enough of a mapped matrix was used, all of it is given back.
     """
-    mapping = _MAPPED.get(view.untyped_storage().data_ptr()) if _MAPPED else None
+    mapping = MAPPED.get(view.untyped_storage().data_ptr()) if MAPPED else None
     if mapping is None:
         return
     lines, width = view.shape if view.stride(0) >= view.stride(1) else view.shape[::-1]

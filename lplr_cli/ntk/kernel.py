@@ -98,7 +98,7 @@ def format_bytes(count: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """A kernel to form, with everything checked.
 
     ``needed`` is the least memory: K, the engine's least work space, a reserve.
@@ -138,14 +138,14 @@ class _Task:
         return 2 * scratch.RESIDENT + 64 * 8 * self.rows
 
 
-def _task(network: Network, inputs: Tensor, engine: str, outputs: str | int) -> _Task:
+def _task(network: Network, inputs: Tensor, engine: str, outputs: str | int) -> Task:
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown", f"choose from {', '.join(ENGINES)}")
     x = network.cast(inputs)
     # A plan holds the check that samples do not interact, and is kept from call to call.
     plan = structured.plan_for(network, x) if engine in ("auto", "structured") else None
     count = check_samples_independent(network, x) if plan is None else plan.outputs
-    return _Task(network, x, count, parse_outputs(outputs, count), engine, plan)
+    return Task(network, x, count, parse_outputs(outputs, count), engine, plan)
 
 
 def memory_needed(network: Network, inputs: Tensor, *, engine: str = "auto", outputs: str | int = "full") -> int:
@@ -180,7 +180,7 @@ def empirical_ntk(
     return _form(_task(network, inputs, engine, outputs), memory, bound_rounding)
 
 
-def _form(task: _Task, memory: int, bound_rounding: bool) -> Kernel:
+def _form(task: Task, memory: int, bound_rounding: bool) -> Kernel:
     network, x, outputs = task.network, task.x, task.outputs
     if memory < task.needed:
         needed = format_bytes(task.needed)
@@ -302,7 +302,7 @@ def kernel_spectrum(
     return KernelSpectrum(values, kernel.n, kernel.outputs_per_sample, kernel.outputs, kernel.engine, kernel.fallback)
 
 
-def _spectrum_by_tasks(task: _Task, tasks: Tasks, memory: int, extremal: int, verify: bool) -> KernelSpectrum:
+def _spectrum_by_tasks(task: Task, tasks: Tasks, memory: int, extremal: int, verify: bool) -> KernelSpectrum:
     """Both ends of the spectrum of K in tiles.
 
     Raises:
@@ -318,7 +318,7 @@ def _spectrum_by_tasks(task: _Task, tasks: Tasks, memory: int, extremal: int, ve
     return KernelSpectrum(values, len(task.x), task.count, task.outputs, "structured", ())
 
 
-def _in_file(task: _Task, folder: Path) -> _Task:
+def _in_file(task: Task, folder: Path) -> Task:
     """The task with K in a file.
 
     Raises:
@@ -333,7 +333,7 @@ def _in_file(task: _Task, folder: Path) -> _Task:
 
 
 def _matrix_free(
-    task: _Task, memory: int, extremal: int, steps: int, progress: Callable[[int, int], None] | None
+    task: Task, memory: int, extremal: int, steps: int, progress: Callable[[int, int], None] | None
 ) -> Spectrum:
     network, x, rows = task.network, task.x, task.rows
     # Lanczos vectors take up to half of what remains beside θ's gradient, tangent and copies; products all the rest.

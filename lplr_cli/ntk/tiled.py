@@ -23,8 +23,8 @@ from lplr_cli.ntk.structured.collect import collect
 from lplr_cli.ntk.structured.factors import Part, Use
 
 # Tiles a side at least, where they are not too small to be worth a task: there is work for many, and the least wait.
-_SIDE = 8
-_FEWEST_ROWS = 256
+SIDE = 8
+FEWEST_ROWS = 256
 # Parts of a task's memory: tiles (a factorisation holds four, and their copies), factors (two blocks, and a copy of
 # one on its way out), and an eighth each for the graph of a chunk and for products.
 _TILE_COPIES, _TILE_SHARE, _FACTOR_COPIES, _FACTOR_SHARE, _SHARE = 5, 0.5, 3, 0.5, 8
@@ -95,7 +95,7 @@ def _block(plan: Plan, count: int, q: int, dtype: torch.dtype, budget: int) -> i
     least = max(entry * q * q, sample, _SHARE * plan.graph)
     if budget < least or most < 1:
         raise InputError(f"a task needs {(int(least) >> 20) + 1} MiB for a single sample", "give more --memory")
-    return min(most, max(-(-count // _SIDE), -(-_FEWEST_ROWS // q)))
+    return min(most, max(-(-count // SIDE), -(-FEWEST_ROWS // q)))
 
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, Array]:

@@ -86,7 +86,7 @@ class Appender:
 
     def __init__(self, path: Path, columns: Sequence[str], lag: float = 0.0, settle: Settle = list) -> None:
         self.path, self.columns = path, tuple(columns)
-        self._lag, self._written = lag, time.monotonic()
+        self._lag, self.written = lag, time.monotonic()
         self._waiting, self._guard = _Waiting(self.columns, settle), threading.Lock()
         self._timer: threading.Timer | None = None
         with output_errors(path):
@@ -105,21 +105,21 @@ class Appender:
         """Write one row, at once unless it may wait; columns that ``row`` lacks stay empty. It is not changed after."""
         self._waiting.rows.append(row)
         # A timer that is still to wake takes this row with it.
-        if self._timer is not None and time.monotonic() - self._written < self._lag:
+        if self._timer is not None and time.monotonic() - self.written < self._lag:
             return
         with self._guard, output_errors(self.path):
-            if self._lag and time.monotonic() - self._written < self._lag:
+            if self._lag and time.monotonic() - self.written < self._lag:
                 self._wake()
             else:
                 self._write()
 
     def _wake(self) -> None:
         if self._timer is None:
-            self._timer = threading.Timer(self._lag, self._write_late)
+            self._timer = threading.Timer(self._lag, self.write_late)
             self._timer.daemon = True
             self._timer.start()
 
-    def _write_late(self) -> None:
+    def write_late(self) -> None:
         with self._guard, contextlib.suppress(OSError):
             self._timer = None
             if self._release.alive:
@@ -127,7 +127,7 @@ class Appender:
 
     def _write(self) -> None:
         self._waiting.drain(self._handle)
-        self._written = time.monotonic()
+        self.written = time.monotonic()
 
     def close(self) -> None:
         """Write what waits and close the file."""

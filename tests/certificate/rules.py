@@ -37,7 +37,7 @@ def enlarge(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in (("EPS", EPS), ("ELEMENTARY", ELEMENTARY), ("gamma", lambda count, dtype: gamma(count))):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(norms, "_ROUNDED", 1e9)
+    monkeypatch.setattr(norms, "ROUNDED", 1e9)
 
 
 class Draws:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from lplr_cli.certificate import BallBounds, Over, SmoothMLP
-from lplr_cli.certificate.ball import _Ahead, _Behind
+from lplr_cli.certificate.ball import Ahead, Behind
 from lplr_cli.certificate.centre import Norms
 from lplr_cli.models import MLP
 
@@ -76,16 +76,16 @@ def test_the_joint_bound_is_for_the_first_of_two_layers_alone() -> None:
     x = torch.tensor([[2.0], [1.0]], dtype=torch.float64)
     for names in (None, ["layers.0.weight", "layers.1.weight"], ["layers.0.weight", "layers.1.bias"]):
         bounds = BallBounds(SmoothMLP.from_module(module, names), x)
-        assert bounds._joint is None
+        assert bounds.joint is None
         found = bounds.over(0.5)
         assert found.l_j == pytest.approx(float(found.hessians.square().mean().sqrt()), rel=1e-6)
     biased = BallBounds(SmoothMLP.from_module(module, ["layers.0.weight", "layers.0.bias"]), x)
     rows = torch.tensor([[2.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
     moment = torch.linalg.matrix_norm(rows * rows.norm(dim=1, keepdim=True), 2) / math.sqrt(2)
-    assert biased._joint is not None
-    assert biased._joint == pytest.approx(float(moment), rel=0.011)
-    assert biased._joint >= float(moment)
-    assert BallBounds(SmoothMLP.from_module(module, ["layers.0.bias"]), x)._joint == pytest.approx(1.0, rel=0.011)
+    assert biased.joint is not None
+    assert biased.joint == pytest.approx(float(moment), rel=0.011)
+    assert biased.joint >= float(moment)
+    assert BallBounds(SmoothMLP.from_module(module, ["layers.0.bias"]), x).joint == pytest.approx(1.0, rel=0.011)
 
 
 def test_the_last_layer_alone_moves_the_gradients() -> None:
@@ -147,15 +147,15 @@ def test_scalar_networks_at_the_centre(names: list[str] | None, method: str) -> 
     assert bool((found.f_reach <= 1e-13).all())
 
 
-def behind(top: float, more: float) -> _Behind:
+def behind(top: float, more: float) -> Behind:
     t = torch.tensor([[top]], dtype=torch.float64)
-    return _Behind(t, t, torch.tensor([[more]], dtype=torch.float64), crowd=t)
+    return Behind(t, t, torch.tensor([[more]], dtype=torch.float64), crowd=t)
 
 
-def ahead(dz: float, change: float) -> _Ahead:
+def ahead(dz: float, change: float) -> Ahead:
     t = torch.tensor([dz], dtype=torch.float64)
     c = torch.tensor([change], dtype=torch.float64)
-    return _Ahead(t, t, t, t, t, t, dz=t, dz_change=c, da=t, da_change=c, a_change=c)
+    return Ahead(t, t, t, t, t, t, dz=t, dz_change=c, da=t, da_change=c, a_change=c)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_curvature_term_is_the_smaller_of_two_bounds(
 ) -> None:
     one = torch.tensor([hat], dtype=torch.float64)
     norms = Norms(one, one, one[:, None], torch.tensor([[weighted]], dtype=torch.float64))
-    found = BallBounds._curvature_over(norms, ahead(dz, change), behind(top, more))
+    found = BallBounds.curvature_over(norms, ahead(dz, change), behind(top, more))
     drifted = (math.sqrt(weighted + more * hat * hat) + math.sqrt(top) * change) ** 2
     assert float(found[0, 0]) == pytest.approx(min(top * dz * dz, drifted), rel=1e-14)
 

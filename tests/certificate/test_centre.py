@@ -29,7 +29,7 @@ def _large(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "gamma", lambda count, dtype: gamma(count))
     monkeypatch.setattr(network, "ELEMENTARY_ULPS", ELEMENTARY * 2.0**52)
     monkeypatch.setattr(centre, "ELEMENTARY_ULPS", ELEMENTARY / EPS)
-    monkeypatch.setattr(centre, "_EPS", EPS)
+    monkeypatch.setattr(centre, "EPS", EPS)
 
 
 def at(parametrization: str = "ntk", names: list[str] | None = None, samples: int = 4) -> Centre:
@@ -105,7 +105,7 @@ def test_backward(parametrization: str, names: list[str] | None) -> None:
         slope, away = phi.first(here.z)[:, None], (bend * here.z_error + ELEMENTARY * (1 + here.z.abs()))[:, None]
         s = slope * e
         s_error = away * (e.abs() + e_error) + slope.abs() * e_error + 2 * EPS * s.abs()
-        assert close(found._through(level, e, e_error)[1], s_error)
+        assert close(found.through(level, e, e_error)[1], s_error)
         s_error = s_error * (1 + MARGIN)
         block(level, s.square().sum(dim=2).sqrt(), s_error.square().sum(dim=2).sqrt())
         if level:
@@ -189,9 +189,9 @@ def test_samples_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         lines = torch.arange(rows.start, rows.stop, dtype=torch.float64)
         return [Norms(lines, lines + k, lines[:, None], lines[:, None]) for k in range(3)]
 
-    monkeypatch.setattr(found, "_exact_chunk", part)
+    monkeypatch.setattr(found, "exact_chunk", part)
     found.n = 400_000
-    norms = found._exact()
+    norms = found.exact()
     # 300 MB for six matrices of 6 × 6 float64 numbers a sample.
     assert [(r.start, r.stop) for r in seen] == [(0, 173_611), (173_611, 347_222), (347_222, 400_000)]
     for k, at_level in enumerate(norms):
@@ -209,7 +209,7 @@ def test_the_first_layer_alone_needs_no_product() -> None:
     for norms in (tight, fast):
         assert close(norms.dz, root)
         assert close(norms.dz_rows, root[:, None].expand(5, 4))
-    (whole,) = found._exact()
+    (whole,) = found.exact()
     assert close(whole.dz, root)
     assert math.isclose(float(whole.da[0]), float(tight.da[0]), rel_tol=1e-6)
 
@@ -219,7 +219,7 @@ def test_the_error_of_a_gram_matrix_counts_that_of_the_one_below() -> None:
     """(||M||² E + γ (||M||² (||G||_F + E) + κ)) 1.01, for roundings of any size."""
     found, rows, below = at(), slice(1, 3), None
     for level in range(3):
-        gram = found._gram(level, rows, below)
+        gram = found.gram(level, rows, below)
         if below is not None:
             layer, own = found.network.layers[level], found.own(level, found.passes[level].a_norm)[rows]
             m = layer.scale * layer.weight * found.slopes[level - 1][rows][:, None]
@@ -244,8 +244,8 @@ def test_norms_made_of_a_gram_matrix_have_its_error() -> None:
         for sign in (1.0, -1.0):
             slope = sign * 3 * torch.rand((4, 6), generator=generator, dtype=torch.float64)
             found.slopes[level] = slope
-            norms = found._gram_norms(level, rows, centre._Gram(g, torch.ones(2).double(), error))
-            bend = found._bend(level, rows)
+            norms = found.gram_norms(level, rows, centre.Gram(g, torch.ones(2).double(), error))
+            bend = found.bend(level, rows)
             for i in range(2):
                 weights = [torch.ones(6).double(), slope[1 + i].square(), *bend[i]]
                 given = [norms.dz[i] ** 2, norms.da[i] ** 2, *norms.weighted[i]]

@@ -56,7 +56,7 @@ GEOMETRIES = [
 def test_norm_of_a_convolution(geometry: Geometry, written_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the norm of its matrix, by the edge of a small image at most, and by little where it is written out."""
     if not written_out:
-        monkeypatch.setattr(convolution, "_WRITTEN_OUT", 0)
+        monkeypatch.setattr(convolution, "WRITTEN_OUT", 0)
     for seed in range(4):
         w = geometry.weights(seed)
         truth = float(torch.linalg.matrix_norm(geometry.matrix(w), ord=2))
@@ -66,7 +66,7 @@ def test_norm_of_a_convolution(geometry: Geometry, written_out: bool, monkeypatc
 
 def test_the_circular_norm_is_attained_on_a_large_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wave of the worst frequency, cut off: its image is nearly as long as the bound allows."""
-    monkeypatch.setattr(convolution, "_WRITTEN_OUT", 0)
+    monkeypatch.setattr(convolution, "WRITTEN_OUT", 0)
     w = torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64).reshape(1, 1, 1, 3)
     wave = (-1.0) ** torch.arange(400, dtype=torch.float64).reshape(1, 1, 1, 400)
     found = convolution_norm_upper(w, (1, 400), (1, 1), (0, 1), 1)
@@ -90,7 +90,7 @@ LARGE = [g for g in GEOMETRIES if g.groups == 1]
 
 @pytest.mark.parametrize("geometry", LARGE, ids=str)
 def test_the_norm_is_that_of_its_largest_symbol(geometry: Geometry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "_WRITTEN_OUT", 0)
+    monkeypatch.setattr(convolution, "WRITTEN_OUT", 0)
     w = geometry.weights(1)
     exact = float(torch.linalg.matrix_norm(symbols(w, geometry.image, geometry.stride), ord=2).max())
     assert exact * (1 + 1e-13) <= geometry.bound(w) <= 1.011 * exact
@@ -112,14 +112,14 @@ def test_roundings_of_symbols_and_of_their_products_show(geometry: Geometry, mon
         # Two numbers of terms may be one; then both are the same.
         asked[2 * taps + 8] = of_taps
         asked[4 * longest + 8] = products
-        monkeypatch.setattr(convolution, "_TWIDDLE", twiddle)
+        monkeypatch.setattr(convolution, "TWIDDLE", twiddle)
         exact = math.sqrt(4 * asked[4 * longest + 8]) * frobenius
         exact += (twiddle + asked[2 * taps + 8]) * math.sqrt(taps) * float(w.norm())
-        assert exact <= convolution._norm(w, geometry.image, geometry.stride) <= exact * (1 + 1e-8)
+        assert exact <= convolution.norm_on_circle(w, geometry.image, geometry.stride) <= exact * (1 + 1e-8)
 
 
 def test_extreme_weights_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "_WRITTEN_OUT", 0)
+    monkeypatch.setattr(convolution, "WRITTEN_OUT", 0)
 
     def bound(w: Tensor) -> float:
         return convolution_norm_upper(w, (4, 4), (1, 1), (1, 1), 1)
@@ -142,7 +142,7 @@ def test_extreme_weights_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_symbols_are_complex(monkeypatch: pytest.MonkeyPatch) -> None:
     """(1 − e^{−2iω}) (1, e^{−iω}) is longest at ω = π/2, where half of its square is imaginary."""
-    monkeypatch.setattr(convolution, "_WRITTEN_OUT", 0)
+    monkeypatch.setattr(convolution, "WRITTEN_OUT", 0)
     w = torch.zeros(2, 2, 1, 4, dtype=torch.float64)
     w[0, 0, 0], w[1, 0, 0] = torch.tensor([[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -1.0]], dtype=torch.float64)
     for part in (w, w.transpose(2, 3), w.transpose(0, 1), w.transpose(0, 1).transpose(2, 3)):
@@ -154,7 +154,7 @@ def test_symbols_are_complex(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("size", "taps", "stride"), [(5, 60, 1), (40, 30, 3), (7, 2, 2)])
 def test_phases_are_accurate_at_every_tap(size: int, taps: int, stride: int) -> None:
     """In 40 digits: within the error of a twiddle factor that is charged for them."""
-    found, count = convolution._phases(size, taps, stride), stride * -(-(size + taps - 1) // stride)
+    found, count = convolution.phase_matrix(size, taps, stride), stride * -(-(size + taps - 1) // stride)
     assert found.shape == (count // stride, stride, taps)
     with mpmath.workdps(40):
         for f in range(count // stride):
@@ -162,4 +162,4 @@ def test_phases_are_accurate_at_every_tap(size: int, taps: int, stride: int) -> 
                 for j in range(taps):
                     turn = mpmath.mpf(-2) * (f + a * (count // stride)) * j / count
                     exact = mpmath.expjpi(turn)
-                    assert abs(mpmath.mpc(complex(found[f, a, j])) - exact) <= convolution._TWIDDLE
+                    assert abs(mpmath.mpc(complex(found[f, a, j])) - exact) <= convolution.TWIDDLE

@@ -19,11 +19,11 @@ from lplr_cli.certificate.certify import (
     AtRadius,
     AtStart,
     Containment,
-    _down,
-    _largest,
-    _up,
     at_radius,
     contain,
+    largest_radius,
+    rounded_down,
+    rounded_up,
     singular_values,
     sqrt_loss_upper,
     verdict_of,
@@ -54,12 +54,14 @@ def draws(seed: int, count: int) -> list[float]:
 
 @pytest.mark.parametrize("value", [1.5, -1.5, 1e-300, -1e300, 0.0])
 def test_outwards_is_up_and_down_for_either_sign(value: float) -> None:
-    assert _down(value) < value < _up(value) if value else _down(value) == value == _up(value)
+    assert (
+        rounded_down(value) < value < rounded_up(value) if value else rounded_down(value) == value == rounded_up(value)
+    )
     with mpmath.workdps(DIGITS):
-        for found in (_up(value), _down(value)):
+        for found in (rounded_up(value), rounded_down(value)):
             assert abs(mpf(found) - mpf(value)) <= mpf("1.001e-12") * abs(mpf(value))
-    assert _down(math.inf) == math.inf
-    assert _down(-math.inf) == -math.inf
+    assert rounded_down(math.inf) == math.inf
+    assert rounded_down(-math.inf) == -math.inf
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -113,13 +115,13 @@ def test_the_largest_radius_is_one_on_which_it_was_certified(threshold: float) -
     def certified(radius: float) -> bool:
         return tried.setdefault(radius, radius <= threshold)
 
-    found = _largest(certified, 2.0, 2.0)
+    found = largest_radius(certified, 2.0, 2.0)
     assert found == 0 or tried[found]
     assert found == (1.0 if threshold >= 1 else 0.0) or found == pytest.approx(threshold, rel=1.1e-4)
     assert (found == 0) == (threshold < 1e-13)
     assert len(tried) < 70
-    assert _largest(lambda r: False, 0.0, 1.0) == _largest(lambda r: True, -1.0, 0.0) == 0.0
-    assert _largest(lambda r: True, 1.0, 0.0) == math.inf
+    assert largest_radius(lambda r: False, 0.0, 1.0) == largest_radius(lambda r: True, -1.0, 0.0) == 0.0
+    assert largest_radius(lambda r: True, 1.0, 0.0) == math.inf
 
 
 @pytest.mark.parametrize("slack", [0.0, -0.25])
@@ -288,7 +290,7 @@ def test_all_constants_of_a_certificate_follow_from_its_parts() -> None:
     assert float(singular[0]) <= found.norm_upper < 1.2 * float(singular[0])
     assert found.lambda_0 == pytest.approx(float(singular[-1]) ** 2, rel=1e-9)
     assert found.lambda_0_lower == pytest.approx(found.sigma_0_lower**2, rel=1e-11)
-    assert found.lambda_0_lower == _down(found.sigma_0_lower * found.sigma_0_lower)
+    assert found.lambda_0_lower == rounded_down(found.sigma_0_lower * found.sigma_0_lower)
     assert found.sqrt_loss_upper == sqrt_loss_upper(ball.f, ball.f_error, y)
     assert found.jacobian_error == ball.jacobian_error
     assert found.l_j_start == ball.l_j(0.0)

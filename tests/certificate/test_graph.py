@@ -159,7 +159,7 @@ def test_the_bound_is_of_use(name: str, most: float, pushed: float) -> None:
 def test_pushed_derivatives_are_those_of_the_places(directions: int) -> None:
     """Against dense Jacobians at θ_0: from above, and to 3 % where all directions are pushed."""
     point = Point(*CASES["resnet-gelu"].make(), directions)
-    pushed, derivatives = point.bounds._pushed, torch.func.jacrev(point.places)(point.theta)
+    pushed, derivatives = point.bounds.pushed, torch.func.jacrev(point.places)(point.theta)
     assert pushed is not None
     for k, d in enumerate(derivatives[1:], 1):
         parts = [d.detach()[:, :, c] for c in point.block_columns()]
@@ -177,9 +177,9 @@ def test_pushed_derivatives_are_those_of_the_places(directions: int) -> None:
 def test_blocks_at_the_centre_are_those_of_the_hessian(name: str) -> None:
     """From above for each pair of layers; where no weights meet what others moved, to rounding and no more."""
     point = Point(*CASES[name].make(), 1000)
-    over, pushed = point.bounds.over(0.0), point.bounds._pushed
+    over, pushed = point.bounds.over(0.0), point.bounds.pushed
     assert pushed is not None
-    near = point.bounds._near(0.0, over.ahead, over.behind, pushed)[0, 0]
+    near = point.bounds.near(0.0, over.ahead, over.behind, pushed)[0, 0]
     columns, hessian = point.block_columns(), point.hessian(point.theta, 0, 0)
     truth = torch.stack(
         [torch.stack([torch.linalg.matrix_norm(hessian[p][:, q], ord=2) for q in columns]) for p in columns]
@@ -257,13 +257,15 @@ def no_drift(patch: Patch) -> None:
 
 
 def small_slopes(patch: Patch) -> None:
-    over = Activation._over
-    patch.setattr(Activation, "_over", lambda self, here, z: tuple(0.3 * v for v in over(self, here, z)))
+    over = Activation.over_interval
+    patch.setattr(Activation, "over_interval", lambda self, here, z: tuple(0.3 * v for v in over(self, here, z)))
 
 
 def small_norms(patch: Patch) -> None:
-    over = Normalise._over
-    patch.setattr(Normalise, "_over", lambda self, here, x: (0.3 * over(self, here, x)[0], over(self, here, x)[1]))
+    over = Normalise.over_interval
+    patch.setattr(
+        Normalise, "over_interval", lambda self, here, x: (0.3 * over(self, here, x)[0], over(self, here, x)[1])
+    )
 
 
 def unchanging(patch: Patch) -> None:
@@ -279,13 +281,13 @@ PLANTED: dict[str, tuple[Callable[[Patch], None], int]] = {
     "curvature does not change": (unchanging, 0),
     "weights without cross terms": (lambda patch: patch.setattr(Weighted, "form", lambda *_: None), 0),
     "sums keep the first": (lambda patch: patch.setattr(Add, "ahead", lambda self, here, *below: below[0]), 0),
-    "means shrink too much": (lambda patch: patch.setattr(Average, "_gain", 0.1), 0),
+    "means shrink too much": (lambda patch: patch.setattr(Average, "gain", 0.1), 0),
     "slopes are small": (small_slopes, 0),
     "what is not pushed is nothing": (nothing_left, 1),
     "derivatives do not drift": (no_drift, 64),
-    "normalisation does not bend": (lambda patch: patch.setattr(norms, "_SECOND", 0.05), 0),
+    "normalisation does not bend": (lambda patch: patch.setattr(norms, "SECOND", 0.05), 0),
     "normalisation does not amplify": (small_norms, 0),
-    "softmax does not bend": (lambda patch: patch.setattr(attention, "_SECOND", 0.02), 0),
+    "softmax does not bend": (lambda patch: patch.setattr(attention, "SECOND", 0.02), 0),
     "entries do not meet": (lambda patch: patch.setattr(Times, "form", lambda *_: None), 0),
     "tables are still": (lambda patch: patch.setattr(Embedding, "own", lambda self, here, x: 0 * x.size), 0),
     "products do not meet": (lambda patch: patch.setattr(attention.Product, "form", lambda *_: None), 0),
@@ -349,7 +351,7 @@ def test_derivatives_of_normalisation_reach_their_bounds_and_no_more() -> None:
     h = h / h.norm(dim=1, keepdim=True)
 
     s = (p.square().mean(dim=1) + epsilon).sqrt()
-    for order, most in ((1, 1.0), (2, norms._SECOND), (3, norms._THIRD)):
+    for order, most in ((1, 1.0), (2, norms.SECOND), (3, norms.THIRD)):
         sizes = derivatives(node, x, h, order).norm(dim=1) * s**order * m ** ((order - 1) / 2)
         assert 0.99 * most <= float(sizes.max()) <= most * SLACK
 
@@ -364,6 +366,6 @@ def test_derivatives_of_softmax_stay_below_their_bounds() -> None:
     h[::4, 1] = -h[::4, 0]
     h = h / h.norm(dim=1, keepdim=True)
     node = attention.Softmax((0,), "softmax", 5, 1)
-    for order, most, near in ((1, 0.5, 0.99), (2, attention._SECOND, 0.3), (3, attention._THIRD, 0.25)):
+    for order, most, near in ((1, 0.5, 0.99), (2, attention.SECOND, 0.3), (3, attention.THIRD, 0.25)):
         sizes = derivatives(node, x, h, order).norm(dim=1)
         assert near * most <= float(sizes.max()) <= most * SLACK

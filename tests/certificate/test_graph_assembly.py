@@ -16,9 +16,9 @@ from lplr_cli.certificate.graph.attention import Product
 from lplr_cli.certificate.graph.bounds import nonnegative_norm
 from lplr_cli.certificate.graph.centre import measure, passes
 from lplr_cli.certificate.graph.core import Core
-from lplr_cli.certificate.graph.network import _alike
+from lplr_cli.certificate.graph.network import alike
 from lplr_cli.certificate.graph.nodes import Activation, Average
-from lplr_cli.certificate.graph.pushed import Pusher, _Tangents
+from lplr_cli.certificate.graph.pushed import Pusher, Tangents
 from lplr_cli.certificate.graph.state import Ahead, Behind, Here, Tangent, up, up_float
 from lplr_cli.certificate.graph.times import Times
 from lplr_cli.certificate.graph.weighted import Weighted
@@ -43,7 +43,7 @@ def _large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def heres(found: GraphBounds, radius: float) -> list[Here]:
-    c, p = found._centre, found._pushed
+    c, p = found.centre, found.pushed
     given = []
     for k, node in enumerate(found.network.nodes):
         leans = p is not None and isinstance(node, Activation)
@@ -67,7 +67,7 @@ def test_all_passes(name: str, directions: int, radius: float) -> None:
 
 
 def check_up(found: GraphBounds, radius: float) -> None:
-    over, c, p = found.over(radius), found._centre, found._pushed
+    over, c, p = found.over(radius), found.centre, found.pushed
     first, here = over.ahead[0], heres(found, radius)
     assert torch.equal(first.size, c.sizes[0])
     assert not any(bool(t.any()) for t in (first.error, first.blocks, first.rows, first.second, first.drift))
@@ -84,7 +84,7 @@ def check_up(found: GraphBounds, radius: float) -> None:
 
 
 def check_down(found: GraphBounds, radius: float) -> None:
-    over, here, c = found.over(radius), heres(found, radius), found._centre
+    over, here, c = found.over(radius), heres(found, radius), found.centre
     nodes, k_blocks = found.network.nodes, found.network.blocks
     for place in range(1, len(nodes) + 1):
         size, error = torch.zeros_like(found.f), torch.zeros_like(found.f)
@@ -109,7 +109,7 @@ def check_down(found: GraphBounds, radius: float) -> None:
 
 
 def check_second(found: GraphBounds, radius: float) -> None:
-    over, here, p, nodes = found.over(radius), heres(found, radius), found._pushed, found.network.nodes
+    over, here, p, nodes = found.over(radius), heres(found, radius), found.pushed, found.network.nodes
     k_blocks = found.network.blocks
     matrix = torch.zeros((*found.f.shape, k_blocks, k_blocks), dtype=torch.float64)
     near, third = matrix.clone(), torch.zeros_like(found.f)
@@ -134,12 +134,12 @@ def check_second(found: GraphBounds, radius: float) -> None:
 
 
 def check_outputs(found: GraphBounds, radius: float) -> None:
-    over, here, c = found.over(radius), heres(found, radius), found._centre
+    over, here, c = found.over(radius), heres(found, radius), found.centre
     squares = torch.zeros_like(found.f)
     for k, node in enumerate(found.network.nodes):
         own = node.gradient(here[k], over.behind[k], *(over.ahead[i] for i in node.inputs))
         squares = squares if own is None else squares + own.square()
-    gradients = torch.minimum(squares.sqrt(), c.gradient + found._jacobian_error + radius * over.hessians)
+    gradients = torch.minimum(squares.sqrt(), c.gradient + found.jacobian_errors + radius * over.hessians)
     assert close(over.gradients, gradients)
     assert close(over.f_reach, radius * over.gradients + found.f_error)
     assert close(over.jacobians, torch.minimum(norm(over.ahead[-1].blocks), norm(over.gradients)))
@@ -150,14 +150,14 @@ def check_outputs(found: GraphBounds, radius: float) -> None:
     assert torch.equal(found.forward_error(over), over.ahead[-1].error)
     assert torch.equal(found.f_error, found.over(0.0).ahead[-1].error[:, None].expand_as(found.f))
     assert (found.n, found.outputs) == found.f.shape
-    assert found.method == ("fast" if found._pushed is None else "tight")
+    assert found.method == ("fast" if found.pushed is None else "tight")
     start, here, wrong = found.over(0.0), heres(found, 0.0), torch.zeros_like(found.f)
     for k, node in enumerate(found.network.nodes):
         at, below = start.behind[k], [start.ahead[i] for i in node.inputs]
         for error in node.gradient_error(here[k], at.size, at.error, 1, *below):
             wrong = wrong + error.square()
-    assert close(found._jacobian_error, wrong.sqrt())
-    whole = float(found._jacobian_error.square().sum().sqrt()) / math.sqrt(3)
+    assert close(found.jacobian_errors, wrong.sqrt())
+    whole = float(found.jacobian_errors.square().sum().sqrt()) / math.sqrt(3)
     assert whole * (1 + 0.9e-8) <= found.jacobian_error <= whole * (1 + 3e-8)
 
 
@@ -256,7 +256,7 @@ def test_norms_of_non_negative_matrices_are_never_below(seed: int) -> None:
 @pytest.mark.parametrize("name", ["branches", "table-alone"])
 def test_what_is_measured_at_the_start(name: str, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all samples together and one at a time."""
-    monkeypatch.setattr(centre, "_MEMORY", memory)
+    monkeypatch.setattr(centre, "MEMORY", memory)
     point = Point(*CASES[name].make(n=3), 0)
     found, nodes = measure(point.network, point.x), point.network.nodes
     places, adjoints = point.places(point.theta), point.adjoints(point.theta)
@@ -282,8 +282,8 @@ def test_memory_holds_places_and_adjoints() -> None:
     """Eight bytes for each number of each place, C + 2 times, and nine times those of the largest for patches."""
     shapes = [torch.Size((4, 5)), torch.Size((30,)), torch.Size((2,))]
     entries = (20 + 30 + 2) * 4 + 30 * 9 * 4
-    assert centre._samples_at_a_time(shapes) == (256 << 20) // (8 * entries)
-    assert centre._samples_at_a_time([torch.Size((1 << 30,)), torch.Size((1,))]) == 1
+    assert centre.samples_at_a_time(shapes) == (256 << 20) // (8 * entries)
+    assert centre.samples_at_a_time([torch.Size((1 << 30,)), torch.Size((1,))]) == 1
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_blocks_of_the_hessian_are_summed_before_their_norm() -> None:
 
 def pusher(directions: int = 3) -> tuple[Pusher, Point]:
     point = Point(*CASES["residual"].make(n=3), 0)
-    full = point.bounds._ahead(0.0)
+    full = point.bounds.ahead(0.0)
     return Pusher(point.network, point.x, directions, full, heres(point.bounds, 0.0)), point
 
 
@@ -395,28 +395,28 @@ def test_norms_of_what_arrives() -> None:
     """With what is left, rounding, and a V that is not quite orthonormal."""
     draws, (found, point) = Draws(6), pusher()
     k_blocks, rows = point.network.blocks, slice(1, 3)
-    block = next(layer.block for _, layer in found._layers)
+    block = next(layer.block for _, layer in found.layers)
     assert block is not None
-    layer = found._of_block[block]
-    assert found._layers[0][0] == layer
-    found._rests[layer]["skew"] = skew = 0.1 * draws(3)
-    found._full = [enlarged(at, draws) for at in found._full]
-    rest = enlarged(found._full[2], draws)
+    layer = found.of_block[block]
+    assert found.layers[0][0] == layer
+    found.rests_of[layer]["skew"] = skew = 0.1 * draws(3)
+    found.full = [enlarged(at, draws) for at in found.full]
+    rest = enlarged(found.full[2], draws)
     rest = replace(rest, blocks=0.1 * rest.blocks, rows=0.1 * rest.rows)
     for size in (1.0, 100.0):
-        arrived = _Tangents(size * draws.normal(2, 4, 2, 3), draws(2))
+        arrived = Tangents(size * draws.normal(2, 4, 2, 3), draws(2))
         out: Any = type("Out", (), {})()
         for key in ("blocks", "rows"):
-            setattr(out, key, [torch.zeros(3, k_blocks, dtype=torch.float64) for _ in found._full])
+            setattr(out, key, [torch.zeros(3, k_blocks, dtype=torch.float64) for _ in found.full])
         none = torch.zeros(3, k_blocks, dtype=torch.float64)
-        out.tangents = [Tangent(none.clone(), none.clone(), none.clone()) for _ in found._full]
-        found._measure(2, block, arrived, rows, rest, out)
+        out.tangents = [Tangent(none.clone(), none.clone(), none.clone()) for _ in found.full]
+        found.measure(2, block, arrived, rows, rest, out)
         flat, lost, twice = arrived.moved.flatten(2), arrived.error, 2 * skew[rows]
         top = torch.linalg.matrix_norm(flat, ord=2)
         line = flat.square().sum(dim=1).amax(dim=1).sqrt()
         for given, near, whole, left, most in (
-            (out.blocks, top, found._full[2].blocks, rest.blocks, 1.03),
-            (out.rows, line, found._full[2].rows, rest.rows, 1 + 1e-7),
+            (out.blocks, top, found.full[2].blocks, rest.blocks, 1.03),
+            (out.rows, line, found.full[2].rows, rest.rows, 1 + 1e-7),
         ):
             whole, left = whole[rows, block], left[rows, block]
             near = near + lost
@@ -434,27 +434,27 @@ def test_norms_of_what_arrives() -> None:
 
 def test_what_is_pushed_begins_and_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
     draws, (found, point) = Draws(7), pusher()
-    found._full = [enlarged(at, draws) for at in found._full]
+    found.full = [enlarged(at, draws) for at in found.full]
     places, adjoints = passes(point.network, point.x)
-    chunk = pushed._Chunk(slice(1, 3), [t[1:3] for t in places], [t[1:3] for t in adjoints])
-    for k, layer in found._layers:
-        begun = found._begun(k, layer, chunk)
-        moved, error = layer.directions(places[layer.inputs[0]][1:3], found._leading[k][1:3], places[k + 1].shape[1:])
+    chunk = pushed.Chunk(slice(1, 3), [t[1:3] for t in places], [t[1:3] for t in adjoints])
+    for k, layer in found.layers:
+        begun = found.begun(k, layer, chunk)
+        moved, error = layer.directions(places[layer.inputs[0]][1:3], found.leading[k][1:3], places[k + 1].shape[1:])
         assert torch.equal(begun.moved, moved)
         root = layer.overlap_root * math.sqrt(moved.shape[1])
-        assert close(begun.error, error + root * found._full[layer.inputs[0]].error[1:3])
+        assert close(begun.error, error + root * found.full[layer.inputs[0]].error[1:3])
     nodes = point.network.nodes
     two = next(k for k, node in enumerate(nodes) if len(node.inputs) == 2)
     for k in (two, next(k for k, node in enumerate(nodes) if isinstance(node, Activation))):
         node = nodes[k]
-        given = [_Tangents(draws.normal(2, 4, *places[i].shape[1:]), draws(2)) for i in node.inputs]
+        given = [Tangents(draws.normal(2, 4, *places[i].shape[1:]), draws(2)) for i in node.inputs]
         for known in (given, [None, *given[1:]]) if len(given) == 2 else (given,):
             there = [g for g in known if g is not None]
             size = sum((norm(g.moved.flatten(1)) for g in there), torch.zeros(2).double())
             error = sum((g.error for g in there), torch.zeros(2).double())
-            arrived = found._through(k, chunk, list(known))
-            parts = [Ahead(*(getattr(found._full[i], f)[1:3] for f in Ahead.__dataclass_fields__)) for i in node.inputs]
-            here = Here(0.0, {key: v[1:3] for key, v in found._here[k].measured.items()}, found._here[k].constants)
+            arrived = found.through(k, chunk, list(known))
+            parts = [Ahead(*(getattr(found.full[i], f)[1:3] for f in Ahead.__dataclass_fields__)) for i in node.inputs]
+            here = Here(0.0, {key: v[1:3] for key, v in found.here[k].measured.items()}, found.here[k].constants)
             assert close(arrived.error, node.push_error(here, size, error, *parts))
             below = tuple(t[1:3] for t in (places[i] for i in node.inputs))
             tangents = tuple(None if g is None else g.moved for g in known)
@@ -463,19 +463,19 @@ def test_what_is_pushed_begins_and_goes_through(monkeypatch: pytest.MonkeyPatch)
 
 def test_weights_and_derivatives_meet_before_the_norm() -> None:
     draws, (found, point) = Draws(8), pusher()
-    found._full = [enlarged(at, draws) for at in found._full]
+    found.full = [enlarged(at, draws) for at in found.full]
     places, adjoints = passes(point.network, point.x)
-    chunk = pushed._Chunk(slice(1, 3), [t[1:3] for t in places], [t[1:3] for t in adjoints])
+    chunk = pushed.Chunk(slice(1, 3), [t[1:3] for t in places], [t[1:3] for t in adjoints])
     k, node = next((k, n) for k, n in enumerate(point.network.nodes) if isinstance(n, Activation))
-    block = found._layers[0][1].block
+    block = found.layers[0][1].block
     assert block is not None
-    found._rests[found._layers[0][0]]["skew"] = skew = 0.1 * draws(3)
-    rest, arrived = enlarged(found._full[1], draws), _Tangents(draws.normal(2, 4, *places[k].shape[1:]), draws(2))
-    lean = found._lean(k, node, chunk, arrived, rest, block)
+    found.rests_of[found.layers[0][0]]["skew"] = skew = 0.1 * draws(3)
+    rest, arrived = enlarged(found.full[1], draws), Tangents(draws.normal(2, 4, *places[k].shape[1:]), draws(2))
+    lean = found.lean(k, node, chunk, arrived, rest, block)
     weights, flat = node.weights(adjoints[k][1:3], places[node.inputs[0]][1:3]), arrived.moved.flatten(2)
     for i in range(2):
         twice = 2 * skew[1 + i]
-        error = arrived.error[i] + twice * found._full[node.inputs[0]].blocks[1 + i, block]
+        error = arrived.error[i] + twice * found.full[node.inputs[0]].blocks[1 + i, block]
         for c in range(weights.shape[1]):
             heavy = weights[i, c].max().sqrt()
             near = torch.linalg.matrix_norm(flat[i] * weights[i, c].sqrt(), ord=2)
@@ -488,12 +488,12 @@ def test_a_core_is_stretched_by_what_is_not_orthonormal() -> None:
     found, point = pusher()
     draws, k_blocks = Draws(9), point.network.blocks
     skews = {}
-    for k, layer in found._layers:
-        found._rests[k]["skew"] = skews[layer.block] = 0.1 * draws(3)
+    for k, layer in found.layers:
+        found.rests_of[k]["skew"] = skews[layer.block] = 0.1 * draws(3)
     given: Any = type("Given", (), {})()
     norms = draws(2, point.bounds.outputs, k_blocks, k_blocks)
     given.norms = lambda: norms
-    stretched = found._stretched(given, slice(1, 3))
+    stretched = found.stretched(given, slice(1, 3))
     for p in range(k_blocks):
         for q in range(k_blocks):
             exact = norms[..., p, q] * ((1 + 2 * skews[p][1:3]) * (1 + 2 * skews[q][1:3]))[:, None]
@@ -504,7 +504,7 @@ def test_a_core_is_stretched_by_what_is_not_orthonormal() -> None:
 def test_what_arrives_at_activations_is_weighted_as_it_is(directions: int) -> None:
     """||√ŵ ∘ ∂z/∂θ_p|| against dense Jacobians at θ_0: from above, and near where all directions are pushed."""
     point = Point(*CASES["residual"].make(n=3), directions)
-    found, columns = point.bounds._pushed, point.block_columns()
+    found, columns = point.bounds.pushed, point.block_columns()
     derivatives, adjoints = torch.func.jacrev(point.places)(point.theta), point.adjoints(point.theta)
     assert found is not None
     places = point.places(point.theta)
@@ -527,9 +527,9 @@ def test_what_arrives_at_activations_is_weighted_as_it_is(directions: int) -> No
 def test_parts_of_the_samples_are_pushed_alike(directions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All samples together, and one at a time; what is left of each layer is measured with what is pushed."""
     point = Point(*CASES["residual"].make(n=3), directions)
-    whole = point.bounds._pushed
-    monkeypatch.setattr(pushed, "_MEMORY", 1)
-    alone = GraphBounds(point.network, point.x, directions=directions)._pushed
+    whole = point.bounds.pushed
+    monkeypatch.setattr(pushed, "MEMORY", 1)
+    alone = GraphBounds(point.network, point.x, directions=directions).pushed
     assert whole is not None
     assert alone is not None
     for key in ("blocks", "rows"):
@@ -538,18 +538,18 @@ def test_parts_of_the_samples_are_pushed_alike(directions: int, monkeypatch: pyt
     assert all(torch.allclose(whole.leans[k], alone.leans[k], rtol=0.03, atol=1e-12) for k in whole.leans)
     assert torch.allclose(whole.core, alone.core, rtol=0.03, atol=1e-12)
     # Blocks that would not fit are not formed; norms of layers remain.
-    monkeypatch.setattr(pushed, "_MOST", 0)
+    monkeypatch.setattr(pushed, "MOST", 0)
     none = GraphBounds(point.network, point.x, directions=directions)
-    assert none._pushed is not None
-    assert bool(torch.isinf(none._pushed.core).all())
+    assert none.pushed is not None
+    assert bool(torch.isinf(none.pushed.core).all())
     assert math.isfinite(none.l_j(0.1))
     found, _ = pusher(directions)
-    for k, layer in found._layers:
+    for k, layer in found.layers:
         x = point.network.forward(point.x)[layer.inputs[0]]
         v = layer.leading(x, directions)
         for key, value in layer.rest(x, v).items():
             assert torch.allclose(found.rests()[k][key], value, rtol=1e-6, atol=1e-9)
-        assert found.rests()[k]["group"] is found._here[k].measured["group"]
+        assert found.rests()[k]["group"] is found.here[k].measured["group"]
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
@@ -562,26 +562,26 @@ def test_outputs_that_are_alike(away: float, same: bool) -> None:
         a = torch.tensor([[size, -size], [0.0, 0.0]], dtype=torch.float64)
         b = a.clone()
         b[1, 1] += away * (1 + size)
-        assert _alike(a, b) == _alike(b, a) == same
-    assert not _alike(torch.full((1, 1), math.inf), torch.full((1, 1), math.inf))
+        assert alike(a, b) == alike(b, a) == same
+    assert not alike(torch.full((1, 1), math.inf), torch.full((1, 1), math.inf))
     # Everything is within a part of infinity.
-    assert not _alike(torch.full((1, 1), math.inf), torch.ones(1, 1))
-    assert not _alike(torch.ones(1, 1), torch.full((1, 1), -math.inf))
+    assert not alike(torch.full((1, 1), math.inf), torch.ones(1, 1))
+    assert not alike(torch.ones(1, 1), torch.full((1, 1), -math.inf))
 
 
 def test_probes_are_of_several_sizes() -> None:
-    found = network._probe(torch.Size((2, 3)))
+    found = network.probe_input(torch.Size((2, 3)))
     assert found.shape == (7, 2, 3)
     assert found.dtype == torch.float64
     assert not found[0].any()
     sizes = found[1:].flatten(1).norm(dim=1)
     assert float(sizes[0]) < 1 < float(sizes[2])
     module = nn.Sequential(nn.Embedding(4, 2), nn.Embedding(9, 2))
-    tokens = network._tokens(module, torch.Size((50,)))
+    tokens = network.token_input(module, torch.Size((50,)))
     assert tokens is not None
     assert tokens.shape == (7, 50)
     assert (int(tokens.min()), int(tokens.max())) == (0, 3)
-    assert network._tokens(nn.Sequential(nn.Linear(2, 2)), torch.Size((50,))) is None
+    assert network.token_input(nn.Sequential(nn.Linear(2, 2)), torch.Size((50,))) is None
 
 
 class Sized(nn.Module):

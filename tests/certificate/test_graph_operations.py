@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lplr_cli.certificate import NoCertificateError
 from lplr_cli.certificate.graph.builder import Builder, Learnt, Place
 from lplr_cli.certificate.graph.nodes import Node
-from lplr_cli.certificate.graph.operations import _item
+from lplr_cli.certificate.graph.operations import item
 from lplr_cli.certificate.graph.reader import Reader
 from lplr_cli.certificate.graph.weighted import Convolution
 
@@ -520,12 +520,12 @@ def test_sizes_are_numbers_on_the_way() -> None:
     assert node.factor == 2.0
     node = read(lambda m, x: (x / x.shape[1] ** 0.5 * (x.size(2) // 3 - 2)).flatten(1), 4, 9)[1]
     assert node.factor == 1.0
-    assert _item(Builder(nn.Identity(), set(), torch.ones(7, 3)), (1, 2, 3), 1) == 2
+    assert item(Builder(nn.Identity(), set(), torch.ones(7, 3)), (1, 2, 3), 1) == 2
     learnt = Learnt("kept", torch.Size((2, 3)))
     build = Builder(nn.Identity(), set(), torch.ones(7, 3))
     for index in ((slice(None), slice(0, 3)), slice(None), (slice(0, 2),), (slice(None, None, 1), slice(None, 5))):
-        assert _item(build, learnt, index) is learnt
+        assert item(build, learnt, index) is learnt
     parts: list[Any] = [0, slice(1, None), (slice(None), slice(0, 2)), (slice(None),) * 3, (slice(None), 0), (None,)]
     for part in parts:
         with pytest.raises(NoCertificateError, match="a part of a tensor"):
-            _item(build, learnt, part)
+            item(build, learnt, part)

@@ -561,6 +561,6 @@ def test_what_is_measured_of_normalisation(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.allclose(both, torch.cat(alone), rtol=1e-12, atol=1e-12)
     # A deviation that rounding can change by a hundredth has no bound.
     at, here = draws.ahead(), draws.here(0.0, ("least", "tops"))
-    monkeypatch.setattr(norms, "_ROUNDED", 8 * gamma(2 * m + 32))
+    monkeypatch.setattr(norms, "ROUNDED", 8 * gamma(2 * m + 32))
     assert bool(torch.isinf(node.ahead(here, at).error).all())
     assert bool(torch.isinf(node.errors(here, draws(SAMPLES, 2), draws(SAMPLES, 2), at)[0]).all())

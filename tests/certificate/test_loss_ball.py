@@ -59,9 +59,9 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
     """In 40 digits, from the bounds of the network, the kernel and the derivatives of the loss as they were given."""
     case = Case(loss, width=4, n=4)
     ball = case.curvature.ball(case.start)
-    formation, bounds = 3e-3, ball._bounds
-    ball._formation, bounds.jacobian_error = formation, 2e-3
-    ball._gradient_rounding = lambda reach: torch.full_like(reach, 5e-3)  # type: ignore[method-assign]
+    formation, bounds = 3e-3, ball.at_centre
+    ball.formation, bounds.jacobian_error = formation, 2e-3
+    ball.gradient_rounding = lambda reach: torch.full_like(reach, 5e-3)  # type: ignore[method-assign]
     found, over, s = ball.at(radius), bounds.over(radius), loss.scale
     f, y, n = bounds.f, case.y, len(case.x)
     reach = over.f_reach
@@ -82,11 +82,11 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
         each = sum(a * b for x, z in zip(q, over.hessians.tolist(), strict=True) for a, b in zip(x, z, strict=True)) / n
         size = mpmath.sqrt(sum(mpmath.mpf(v) ** 2 for row in q for v in row) / n)
         alpha = min(each, l_j * size)
-        plain = norm(ball._kernel, mpmath.mpf(1))
+        plain = norm(ball.kernel, mpmath.mpf(1))
         root = weights.reshape(-1).sqrt()
         weighted = mpmath.sqrt(heaviest) * plain
         if loss.classifies:
-            weighted = norm(ball._kernel * root[:, None] * root[None, :], heaviest)
+            weighted = norm(ball.kernel * root[:, None] * root[None, :], heaviest)
         weighted += mpmath.sqrt(heaviest) * l_j * r
         plain += l_j * r
         gauss_newton = 2 * mpmath.sqrt(heaviest) * weighted * l_j
@@ -104,29 +104,29 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
 def test_an_error_of_the_outputs_goes_into_the_loss_to_second_order(loss: Loss) -> None:
     case = Case(loss, width=4, n=4)
     ball = case.curvature.ball(case.start)
-    over = ball._bounds.over(0.1)
+    over = ball.at_centre.over(0.1)
     q = torch.rand(over.f_reach.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    ball._bounds.forward_error = lambda over: torch.full((4,), 0.3, dtype=torch.float64)  # type: ignore[method-assign]
+    ball.at_centre.forward_error = lambda over: torch.full((4,), 0.3, dtype=torch.float64)  # type: ignore[method-assign]
     expected = float((q.square().sum(dim=1).sqrt() * 0.3).mean()) + loss.smoothness * 0.09
-    assert ball._rounding(over, q)[0] == pytest.approx(expected, rel=1e-9)
+    assert ball.rounding(over, q)[0] == pytest.approx(expected, rel=1e-9)
 
 
 def test_rounding_of_gradients_grows_with_outputs_of_either_sign() -> None:
     case = Case(Loss(), width=4, n=4)
     ball = case.curvature.ball(case.start)
-    reach = torch.zeros_like(ball._bounds.f)
+    reach = torch.zeros_like(ball.at_centre.f)
     for sign in (1, -1):
-        ball._bounds.f = sign * torch.full_like(reach, 1e6)
-        assert float(ball._gradient_rounding(reach).min()) > 1e6 * 2.0**-53
+        ball.at_centre.f = sign * torch.full_like(reach, 1e6)
+        assert float(ball.gradient_rounding(reach).min()) > 1e6 * 2.0**-53
 
 
 def test_both_ways_to_the_rest_of_the_hessian_are_taken() -> None:
     """α by single Hessians where they are small, by L_J where that is; neither is above the other everywhere."""
     case = Case(Loss(), width=4, n=4)
     ball = case.curvature.ball(case.start)
-    alpha, over = ball.at(0.1).alpha, ball._bounds.over
+    alpha, over = ball.at(0.1).alpha, ball.at_centre.over
     for changed in (lambda o: replace(o, l_j=o.l_j * 1e-3), lambda o: replace(o, hessians=o.hessians * 1e-3)):
-        ball._bounds.over = lambda radius, changed=changed: changed(over(radius))  # type: ignore[method-assign,misc]
+        ball.at_centre.over = lambda radius, changed=changed: changed(over(radius))  # type: ignore[method-assign,misc]
         assert ball.at(0.1).alpha == pytest.approx(1e-3 * alpha, rel=0.9)
         assert ball.at(0.1).alpha < 0.1 * alpha
 
@@ -173,7 +173,7 @@ def test_nothing_is_known_beyond_float64(loss: Loss) -> None:
 
 def rounding(case: Case, ball: LossBall, radius: float) -> tuple[float, float]:
     """Theorem 9.5 sample by sample: the errors of z, of a, of q and of every block of the gradient, without margins."""
-    bounds, loss = ball._bounds, case.objective.loss
+    bounds, loss = ball.at_centre, case.objective.loss
     assert isinstance(bounds, RoundedBounds)
     over, u, n, outputs = bounds.over(radius), 2.0**-53, len(case.x), case.y.shape[1]
     q = loss.gradients(bounds.f, case.y).abs() + loss.gradient_change(over.f_reach)

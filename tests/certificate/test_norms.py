@@ -41,7 +41,7 @@ def least_accepted(g: Tensor) -> float:
     """The least t for which Cholesky of tI - G runs to completion, by bisection down to neighbouring numbers."""
 
     def proved(t: float) -> bool:
-        return math.isfinite(float(norms._proved(g[None], torch.tensor([t], dtype=torch.float64))[0]))
+        return math.isfinite(float(norms.proved_from(g[None], torch.tensor([t], dtype=torch.float64))[0]))
 
     low, high = 0.0, 2 * float(g.trace())
     assert proved(high)
@@ -60,14 +60,14 @@ def test_the_proof_at_the_least_shift_that_cholesky_accepts(size: int, rank: int
         g = psd(size, rank, seed)
         t = least_accepted(g)
         unsound += not dominates(t, g)
-        assert dominates(float(norms._proved(g[None], torch.tensor([t], dtype=torch.float64))[0]), g)
+        assert dominates(float(norms.proved_from(g[None], torch.tensor([t], dtype=torch.float64))[0]), g)
     assert unsound >= 1
 
 
 @pytest.mark.parametrize("t", [4.0, 1e10])
 def test_the_slack_of_the_proof_is_its_formula(t: float) -> None:
     g = torch.stack([torch.diag(torch.tensor([1.0, 3.0, 0.5]).double()), torch.eye(3).double()])
-    found = norms._proved(g, torch.full((2,), t, dtype=torch.float64))
+    found = norms.proved_from(g, torch.full((2,), t, dtype=torch.float64))
     ku = 13 * U / (1 - 13 * U)
     for bound, matrix in zip(found.tolist(), g, strict=True):
         trace = sum(Fraction(float(v)) for v in matrix.diagonal())
@@ -79,19 +79,21 @@ def test_the_slack_of_the_proof_is_its_formula(t: float) -> None:
 def test_the_proof_fails_where_it_must() -> None:
     g = psd(4, 4, 0)
     top = float(torch.linalg.eigvalsh(g)[-1])
-    found = norms._proved(torch.stack([g, g, g]), torch.tensor([0.5 * top, 0.999999 * top, 1.000001 * top]).double())
+    found = norms.proved_from(
+        torch.stack([g, g, g]), torch.tensor([0.5 * top, 0.999999 * top, 1.000001 * top]).double()
+    )
     assert torch.isinf(found).tolist() == [True, True, False]
 
 
 def test_no_precision_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norms, "gamma", lambda k, dtype: 1.0)
-    assert math.isinf(float(norms._proved(torch.eye(2).double()[None], torch.tensor([2.0]).double())[0]))
+    assert math.isinf(float(norms.proved_from(torch.eye(2).double()[None], torch.tensor([2.0]).double())[0]))
 
 
 @pytest.mark.parametrize("first", [1 + 2**-50, 1 + 2**-40, 1.02])
 def test_largest_eigenvalues_without_the_first_margin(first: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of one rank, full rank, zeros, and a start vector orthogonal to the top."""
-    monkeypatch.setattr(norms, "_FIRST", first)
+    monkeypatch.setattr(norms, "FIRST", first)
     v = torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=torch.float64)
     matrices = [psd(4, rank, seed) for rank in (1, 2, 4) for seed in range(8)]
     matrices += [torch.zeros(4, 4).double(), torch.eye(4).double(), torch.eye(4).double() + 9 * torch.outer(v, v)]
@@ -112,7 +114,7 @@ def test_an_estimate_that_is_too_low_is_not_believed(part: float, monkeypatch: p
     """The shift grows until Cholesky accepts it, and no further; or up to four times, then the trace is left."""
     batch = torch.stack([psd(6, 6, seed) + 5 * torch.eye(6).double() for seed in range(4)])
     truth = torch.linalg.eigvalsh(batch)[:, -1]
-    monkeypatch.setattr(norms, "_ritz_value", lambda g: part * truth[: len(g)])
+    monkeypatch.setattr(norms, "ritz_value", lambda g: part * truth[: len(g)])
     found = largest_eigenvalue_upper(batch)
     for bound, g, top in zip(found.tolist(), batch, truth.tolist(), strict=True):
         assert dominates(bound, g)
@@ -125,11 +127,11 @@ def test_an_estimate_that_is_too_low_is_not_believed(part: float, monkeypatch: p
 def test_the_slack_of_the_proof_where_each_of_its_terms_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.diag(torch.tensor([2.0, 1.0])).double()
     monkeypatch.setattr(norms, "gamma", lambda k, dtype: 0.25)
-    bound = float(norms._proved(g[None], torch.tensor([3.0]).double())[0])
+    bound = float(norms.proved_from(g[None], torch.tensor([3.0]).double())[0])
     assert bound == pytest.approx(3 + (0.25 / 0.75) * (2 * 3 + 3), rel=1e-12)
     monkeypatch.setattr(norms, "gamma", lambda k, dtype: 0.0)
     least, t = torch.finfo(torch.float64).smallest_normal, 1e-306
-    small = float(norms._proved(t / 4 * g[None], torch.tensor([t], dtype=torch.float64))[0])
+    small = float(norms.proved_from(t / 4 * g[None], torch.tensor([t], dtype=torch.float64))[0])
     assert math.isfinite(small)
     assert small >= t + 4 * least
 
@@ -249,7 +251,7 @@ def test_norms_that_are_no_numbers() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3), (3, 2), (4, 4), (1, 5)])
 def test_norm_upper_dominates_the_gram_matrix(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norms, "_FIRST", 1 + 2**-50)
+    monkeypatch.setattr(norms, "FIRST", 1 + 2**-50)
     for seed in range(10):
         w = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         exact = rational(w)

@@ -47,8 +47,8 @@ def close(found: Tensor, expected: Tensor, margin: float = 0.0) -> bool:
 @pytest.mark.parametrize("method", ["tight", "fast"])
 def test_every_step_is_its_formula(method: str, parametrization: str, names: list[str] | None, radius: float) -> None:
     ball = bounds(method, parametrization, names)
-    centre, norms, layers, phi = ball._centre, ball._norms, ball.network.layers, ball.network.activation
-    ahead = ball._forward_over(radius)
+    centre, norms, layers, phi = ball.centre, ball.norms, ball.network.layers, ball.network.activation
+    ahead = ball.forward_over(radius)
     moved = [radius if layer.weight_trained else 0.0 for layer in layers]
     weight = [float(torch.linalg.matrix_norm(layer.weight, 2)) for layer in layers]
     for k, layer in enumerate(layers):
@@ -90,7 +90,7 @@ def test_every_step_is_its_formula(method: str, parametrization: str, names: lis
         assert close(here.reach, reach, MARGIN)
         assert close(here.a_change, da_here * radius + centre.passes[k + 1].a_error)
     # Backward, likewise.
-    behind = ball._backward_over(radius, ahead)
+    behind = ball.backward_over(radius, ahead)
     e_change = torch.full((5, 2), layers[3].scale * moved[3], dtype=torch.float64)
     for k in (2, 1, 0):
         back, at, here, c = centre.backs[k], centre.passes[k], ahead[k], layers[k].scale
@@ -130,9 +130,9 @@ def test_every_step_is_its_formula(method: str, parametrization: str, names: lis
 
 def check_thirds(ball: BallBounds, radius: float, moved: list[float]) -> None:
     """||D³f_ic||: the change of e_l, s_l and D a_l through each layer, and what each layer adds (section 9)."""
-    centre, layers, phi = ball._centre, ball.network.layers, ball.network.activation
-    ahead = ball._forward_over(radius)
-    behind = ball._backward_over(radius, ahead)
+    centre, layers, phi = ball.centre, ball.network.layers, ball.network.activation
+    ahead = ball.forward_over(radius)
+    behind = ball.backward_over(radius, ahead)
     zero = torch.zeros(5, dtype=torch.float64)
     second_z: list[Tensor] = []
     second_a: list[Tensor] = []
@@ -186,10 +186,10 @@ def test_the_first_of_two_layers_alone(parametrization: str, names: list[str]) -
         moved = torch.cat(([scaled] if "layers.0.weight" in names else []) + [ones] * ("layers.0.bias" in names), dim=1)
         moment = torch.einsum("i,ij,ik->jk", moved.square().sum(dim=1), moved, moved) / 6
         root = torch.linalg.eigvalsh(moment)[-1].sqrt()
-        assert ball._joint is not None
-        assert ball._joint >= root * (1 + 0.99 * MARGIN)
+        assert ball.joint is not None
+        assert ball.joint >= root * (1 + 0.99 * MARGIN)
         for radius in (0.0, 0.3):
-            top = ball._backward_over(radius, ball._forward_over(radius))[0].top
+            top = ball.backward_over(radius, ball.forward_over(radius))[0].top
             joined = root * top.amax(dim=0).square().sum().sqrt()
             each = ball.over(radius).hessians.square().sum().sqrt() / math.sqrt(6)
             found = torch.tensor(ball.over(radius).l_j, dtype=torch.float64)
@@ -209,8 +209,8 @@ def test_the_method_is_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatc
     for method in ("tight", "fast"):
         assert bounds(method, "standard", None).method == method
     for tight, most, expected in ((2e10, 4e12, "tight"), (1e3, 1e3, "fast"), (5 * 5 * (6**3 + 5**3), 0, "tight")):
-        monkeypatch.setattr(balls, "_TIGHT_FLOPS", tight)
-        monkeypatch.setattr(balls, "_TIGHT_MOST", most)
+        monkeypatch.setattr(balls, "TIGHT_FLOPS", tight)
+        monkeypatch.setattr(balls, "TIGHT_MOST", most)
         found = bounds("auto", "standard", None)
         assert found.method == expected
         assert found.over(0.1).l_j == bounds(expected, "standard", None).over(0.1).l_j
@@ -220,7 +220,7 @@ def test_the_method_is_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("worth", [True, False])
 def test_sharp_bounds_are_taken_where_a_few_samples_say_so(worth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(balls, "_TIGHT_FLOPS", 0)
+    monkeypatch.setattr(balls, "TIGHT_FLOPS", 0)
     tried: list[tuple[Tensor, Tensor]] = []
 
     def pays(cheap: Tensor, sharp: Tensor) -> bool:
@@ -260,19 +260,19 @@ def flat(over: Over) -> list[Tensor]:
 
 def test_errors_of_the_jacobian_are_counted_for_both_that_are_compared() -> None:
     ball = bounds("tight", "standard", None)
-    rows = 2 * ball._centre.jacobian_error
+    rows = 2 * ball.centre.jacobian_error
     assert torch.equal(ball.jacobian_error_rows, rows)
     whole = math.sqrt(float(rows.square().sum()) / 5)
     assert whole <= ball.jacobian_error <= whole * (1 + 1e-13)
-    assert torch.equal(ball.f, ball._centre.passes[-1].z)
-    assert torch.equal(ball.f_error, ball._centre.passes[-1].z_error)
-    assert (ball.n, ball.outputs, ball.weight_norms) == (5, 2, ball._centre.weight_norms)
+    assert torch.equal(ball.f, ball.centre.passes[-1].z)
+    assert torch.equal(ball.f_error, ball.centre.passes[-1].z_error)
+    assert (ball.n, ball.outputs, ball.weight_norms) == (5, 2, ball.centre.weight_norms)
 
 
 def check_gradients(ball: BallBounds, radius: float, hessians: Tensor) -> None:
-    centre, layers, found = ball._centre, ball.network.layers, ball.over(radius)
-    ahead = ball._forward_over(radius)
-    behind = ball._backward_over(radius, ahead)
+    centre, layers, found = ball.centre, ball.network.layers, ball.over(radius)
+    ahead = ball.forward_over(radius)
+    behind = ball.backward_over(radius, ahead)
     last = layers[3]
     a = centre.passes[3].a_norm + ahead[2].a_change
     own = (last.scale * a) ** 2 * last.weight_trained + 1.0 * last.bias_trained

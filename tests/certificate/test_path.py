@@ -247,7 +247,7 @@ def test_a_leap_beyond_the_edge_costs_no_balls() -> None:
 
 
 def test_a_step_that_needs_very_many_balls_asks_for_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lplr_cli.certificate.path._MOST", 9)
+    monkeypatch.setattr("lplr_cli.certificate.path.MOST", 9)
     case = Case(Loss(), width=4, n=4)
     path = case.path(1, step_size(case, 6.0))
     asked = walked(case, path, None)

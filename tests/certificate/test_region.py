@@ -14,7 +14,17 @@ import pytest
 
 from lplr_cli.certificate import Smoothness
 from lplr_cli.certificate.pieces import Piece, Pieces
-from lplr_cli.certificate.region import TUBE, Descent, Lost, Region, StepRow, _factor, _measured, _rate, assemble
+from lplr_cli.certificate.region import (
+    TUBE,
+    Descent,
+    Lost,
+    Region,
+    StepRow,
+    assemble,
+    contraction,
+    measured_ratio,
+    proved_rate,
+)
 
 SMOOTH = Smoothness(4.0, 0.5, 0.2, 0.3, 1e-4, 2e-4)
 
@@ -119,7 +129,7 @@ def test_a_factor_is_never_below_its_formula(regime: str) -> None:
             mu = beta = 2 * (1 - 10 ** rng.uniform(-11, -8)) / lr
         else:
             wrong = rng.uniform(0.1, 0.5)
-        found = _factor(
+        found = contraction(
             d := Descent(0, lr, error, rng.uniform(0.5, 2.0)),
             beta,
             replace(PIECES[0], dot_error=dot, smoothness=replace(SMOOTH, gradient_error=wrong)),
@@ -135,7 +145,9 @@ def test_a_factor_is_never_below_its_formula(regime: str) -> None:
 
 def test_a_gradient_of_exactly_its_error_is_none() -> None:
     smooth = replace(SMOOTH, gradient_error=1 - 1e-12)
-    assert _factor(Descent(0, 0.1, 0.0, 1.0), 0.0, replace(PIECES[0], dot_error=0.0, smoothness=smooth), 0.5) is None
+    assert (
+        contraction(Descent(0, 0.1, 0.0, 1.0), 0.0, replace(PIECES[0], dot_error=0.0, smoothness=smooth), 0.5) is None
+    )
 
 
 def test_eta_beta_is_rounded_upwards() -> None:
@@ -151,7 +163,7 @@ def test_a_rate_that_ends_too_soon_names_the_last_step() -> None:
     found = region(descents=[*DESCENTS[:2], replace(DESCENTS[2], error=0.5)])
     assert (found.rate, found.rate_from_step) == (None, None)
     assert found.rate_reason == f"step 2: {found.rows[2].reason}"
-    assert _rate([], True) == (None, None, "no step")
+    assert proved_rate([], True) == (None, None, "no step")
 
 
 def test_steps_without_descent_add_nothing_to_the_evidence() -> None:
@@ -200,12 +212,12 @@ def test_a_step_that_is_no_gradient_step_has_no_factor() -> None:
 
 def test_no_factor_from_a_gradient_within_its_error_or_a_step_of_nothing() -> None:
     good = Descent(0, 0.1, 1e-9, 1.0)
-    assert _factor(good, 4.0, PIECES[0], 0.5) == pytest.approx(1 - 0.1 * 0.8, rel=1e-4)
+    assert contraction(good, 4.0, PIECES[0], 0.5) == pytest.approx(1 - 0.1 * 0.8, rel=1e-4)
     for bad in (replace(good, square=1e-10), replace(good, square=4e-8), replace(good, square=0.0)):
-        assert _factor(replace(bad, error=0.0), 4.0, PIECES[0], 0.5) is None
-    assert _factor(replace(good, lr=0.0), 4.0, PIECES[0], 0.5) is None
-    assert _factor(replace(good, lr=-0.1), 4.0, PIECES[0], 0.5) is None
-    assert _factor(good, 4.0, PIECES[0], 0.0) is None
+        assert contraction(replace(bad, error=0.0), 4.0, PIECES[0], 0.5) is None
+    assert contraction(replace(good, lr=0.0), 4.0, PIECES[0], 0.5) is None
+    assert contraction(replace(good, lr=-0.1), 4.0, PIECES[0], 0.5) is None
+    assert contraction(good, 4.0, PIECES[0], 0.0) is None
 
 
 def test_a_gradient_of_zero_is_no_region() -> None:
@@ -225,8 +237,8 @@ def test_other_optimisers_have_a_region_and_no_rate() -> None:
 
 def test_ratios_are_measured_where_the_loss_is_above_the_floor() -> None:
     losses, squares = [2.0, 0.5, 3.0, 1.0], [1.0, 1e-9, math.nan, 1e-9]
-    assert _measured(np.array([losses, squares]), 1.0) == 0.5
-    assert _measured(np.array([[1.0], [1.0]]), 1.0) is None
+    assert measured_ratio(np.array([losses, squares]), 1.0) == 0.5
+    assert measured_ratio(np.array([[1.0], [1.0]]), 1.0) is None
 
 
 def test_blocks_of_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,7 @@ def test_the_error_of_the_backward_pass_is_its_formula(parametrization: str) -> 
         slope_error = bend * here.z_error + 32 * eps * (1 + here.z.abs())
         s = slope[:, None] * e
         s_error = slope_error[:, None] * (e.abs() + e_error) + slope.abs()[:, None] * e_error + 2 * eps * s.abs()
-        given, given_error = found._through(level, e, e_error)
+        given, given_error = found.through(level, e, e_error)
         assert torch.equal(given, s)
         assert bool((given_error >= s_error).all())
         assert torch.allclose(given_error, s_error, rtol=2e-8, atol=0)
@@ -213,7 +213,7 @@ def test_the_error_of_the_backward_pass_is_its_formula(parametrization: str) -> 
 def test_only_trained_blocks_have_errors(trained: str) -> None:
     module, x = smooth("silu", depth=1, parametrization="ntk")
     found = at(module, x, [f"layers.0.{trained}"])
-    s, s_error = found._through(0, found.backs[0].e, found.backs[0].e_error)
+    s, s_error = found.through(0, found.backs[0].e, found.backs[0].e_error)
     size, size_error, here, c = s.norm(dim=2), s_error.norm(dim=2), found.passes[0], found.network.layers[0].scale
     error = 2.0**-52 * here.a_norm[:, None]
     weight = c * (size_error * (here.a_norm[:, None] + error) + size * error)
@@ -275,7 +275,7 @@ def test_gram_matrices_are_within_their_errors(parametrization: str) -> None:
     gram = None
     exact = [exact_grams(found, i) for i in range(3)]
     for level in range(found.hidden):
-        gram = found._gram(level, rows, gram)
+        gram = found.gram(level, rows, gram)
         if gram.matrix is None:
             assert level == 0
             continue
@@ -295,7 +295,7 @@ def test_the_error_of_gram_matrices_is_its_formula() -> None:
     rows = slice(1, 3)
     below = None
     for level in range(3):
-        gram = found._gram(level, rows, below)
+        gram = found.gram(level, rows, below)
         if below is not None:
             layer, own = found.network.layers[level], found.own(level, found.passes[level].a_norm)[rows]
             m = layer.scale * layer.weight * found.slopes[level - 1][rows][:, None]
@@ -342,7 +342,7 @@ def test_norms_dominate_the_exact_gram_matrices(method: str) -> None:
             assert top[1] ** 0.5 <= float(norms[level].da[i]) <= (6 if method == "fast" else 1.02) * top[1] ** 0.5
             assert bool((dense.diagonal().sqrt() <= norms[level].dz_rows[i]).all())
             for c in range(2):
-                root = torch.diag(found._bend(level, slice(i, i + 1))[0, c].sqrt())
+                root = torch.diag(found.bend(level, slice(i, i + 1))[0, c].sqrt())
                 weighted = float(torch.linalg.eigvalsh(root @ dense @ root)[-1])
                 assert (
                     weighted <= float(norms[level].weighted[i, c]) <= (math.inf if method == "fast" else 1.1) * weighted
@@ -353,7 +353,7 @@ def test_chunks_of_samples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     module, x = smooth("silu")
     found = at(module, x)
     whole = found.norms("tight")
-    rows = [found._exact_chunk(slice(i, i + 1)) for i in range(3)]
+    rows = [found.exact_chunk(slice(i, i + 1)) for i in range(3)]
     for level, norms in enumerate(whole):
         for key in ("dz", "da", "dz_rows", "weighted"):
             assert torch.equal(getattr(norms, key), torch.cat([getattr(r[level], key) for r in rows]))
@@ -382,7 +382,7 @@ def test_chains_are_within_their_distance(spread: float) -> None:
     groups = torch.zeros(2, dtype=torch.long)
     chains: list[Any] = []
     for level in range(1, 3):
-        chains = shared._longer(chains, level, found[level - 1], found[level], groups, 1)
+        chains = shared.lengthened(chains, level, found[level - 1], found[level], groups, 1)
         for chain in chains:
             middle = rational(chain.matrix[0])
             gram = product(middle, transpose(middle))
@@ -433,7 +433,7 @@ def test_distances_of_products_show(monkeypatch: pytest.MonkeyPatch) -> None:
     def third() -> Any:
         chains: list[Any] = []
         for level in (1, 2):
-            chains = shared._longer(chains, level, found[level - 1], found[level], groups, 1)
+            chains = shared.lengthened(chains, level, found[level - 1], found[level], groups, 1)
         return chains[0]
 
     before = third()

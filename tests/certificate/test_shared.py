@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lplr_cli.certificate import shared
-from lplr_cli.certificate.shared import LayerAt, _Chain, _longer, _norms, group_count, shared_curvature, similar
+from lplr_cli.certificate.shared import Chain, LayerAt, group_count, lengthened, norms_of, shared_curvature, similar
 
 
 def layers(widths: list[int], n: int, outputs: int, spread: float, seed: int) -> list[LayerAt]:
@@ -84,23 +84,23 @@ def test_errors_of_chains_enter_by_their_formulas(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shared, "gamma", lambda n, dtype: 0.1 * n)
     g = torch.Generator().manual_seed(5)
     matrix = torch.randn(2, 3, 4, generator=g, dtype=torch.float64)
-    chain = _Chain.of(0, matrix, torch.tensor([0.0, 0.0], dtype=torch.float64))
+    chain = Chain.of(0, matrix, torch.tensor([0.0, 0.0], dtype=torch.float64))
     torch.testing.assert_close(chain.error, 1.01 * 0.1 * 12 * matrix.square().sum(dim=(1, 2)), rtol=1e-12, atol=0)
     top = torch.linalg.eigvalsh(matrix @ matrix.mT)[:, -1]
     exact = (top + chain.error).sqrt()
     assert bool((exact <= chain.norm()).all())
     assert bool((chain.norm() <= 1.05 * exact).all())
-    assert torch.equal(chain.norm(), _norms([(chain.gram, chain.error)])[0])
+    assert torch.equal(chain.norm(), norms_of([(chain.gram, chain.error)])[0])
     scale = torch.tensor([[0.5, 2.0, 1.0], [3.0, 0.1, 4.0]], dtype=torch.float64)
     _, error = chain.scaled(scale)
     torch.testing.assert_close(error, chain.error * torch.tensor([4.0, 16.0]).double(), rtol=1e-12, atol=0)
     # One layer more, of equal slopes: what is away is the rounding of the product, and what was away before.
     below, layer = layers([3, 5], 4, 1, 0.0, 6)
     groups = torch.zeros(4, dtype=torch.long)
-    first = _Chain.of(0, matrix[:1], torch.zeros(1, dtype=torch.float64))
+    first = Chain.of(0, matrix[:1], torch.zeros(1, dtype=torch.float64))
     for before in (0.0, 2.0):
         kept = replace(first, away=torch.tensor([before], dtype=torch.float64))
-        longer, fresh = _longer([kept], 2, below, layer, groups, 1)
+        longer, fresh = lengthened([kept], 2, below, layer, groups, 1)
         step = layer.weight * below.slope[0]
         size = float(torch.linalg.matrix_norm(step))
         rounding = 1.01 * 0.1 * (3 + 4) * size * float(torch.linalg.matrix_norm(first.matrix))
@@ -114,7 +114,7 @@ def test_what_is_far_from_the_middle_enters_by_its_formula(monkeypatch: pytest.M
     below, layer = (replace(one, slope=1.7 * one.slope) for one in layers([3, 4], 5, 2, 0.8, 9))
     groups, away = torch.tensor([0, 0, 1, 1, 0]), torch.tensor([0.3, 2.0], dtype=torch.float64)
     matrix = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
-    monkeypatch.setattr(shared, "_longer", lambda *_: [_Chain.of(0, matrix, away)])
+    monkeypatch.setattr(shared, "lengthened", lambda *_: [Chain.of(0, matrix, away)])
     dz, da, weighted = shared_curvature([below, layer], groups)[1]
     for i, k in enumerate(groups.tolist()):
         mine, theirs = layer.slope[i].abs(), layer.slope[groups == k].abs().amax(dim=0)
@@ -137,8 +137,8 @@ def test_what_slopes_that_differ_move_enters_by_its_formula() -> None:
     below, layer = layers([3, 5], 6, 1, 0.8, 6)
     groups, before = torch.zeros(6, dtype=torch.long), 0.4
     matrix = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    kept = _Chain.of(0, matrix, torch.tensor([before], dtype=torch.float64))
-    longer, fresh = _longer([kept], 2, below, layer, groups, 1)
+    kept = Chain.of(0, matrix, torch.tensor([before], dtype=torch.float64))
+    longer, fresh = lengthened([kept], 2, below, layer, groups, 1)
     root = torch.diag(((below.slope.amax(dim=0) - below.slope.amin(dim=0)) / 2).sqrt())
     spread, reach = layer.weight @ root, root @ matrix[0]
     least = float(torch.linalg.matrix_norm(fresh.matrix[0], 2)) * before
@@ -192,8 +192,8 @@ def test_norms_are_outward_of_their_parts(monkeypatch: pytest.MonkeyPatch) -> No
     values = torch.rand((7, 2, 3), generator=generator, dtype=torch.float64)
     errors = torch.rand((7, 2), generator=generator, dtype=torch.float64)
     for together in (1, 20, 1 << 19):
-        monkeypatch.setattr(shared, "_TOGETHER", together)
-        found = _norms((torch.diag_embed(v), e) for v, e in zip(values, errors, strict=True))
+        monkeypatch.setattr(shared, "TOGETHER", together)
+        found = norms_of((torch.diag_embed(v), e) for v, e in zip(values, errors, strict=True))
         assert len(found) == 7
         for norm, v, e in zip(found, values, errors, strict=True):
             for bound, top, error in zip(norm.tolist(), v.amax(dim=1).tolist(), e.tolist(), strict=True):

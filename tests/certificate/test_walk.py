@@ -17,7 +17,7 @@ from torch import Tensor
 from lplr_cli.certificate import CERTIFIED, Aim, Region, Smoothness, Walk
 from lplr_cli.certificate import path as module
 from lplr_cli.certificate.nodes import Node, chord_between, descent_from, distance, node_at, piece_between, ratio
-from lplr_cli.certificate.path import _groups
+from lplr_cli.certificate.path import grouped
 from lplr_cli.certificate.pieces import Piece
 from lplr_cli.errors import InputError
 
@@ -105,7 +105,7 @@ def walked(
     for step, theta in enumerate(path):
         walk.add(step, theta, *parabola(theta))
     region = walk.region()
-    return Walked(region, walk._pieces, [made[id(p)][1:] for p in walk._pieces], curvature)
+    return Walked(region, walk.pieces, [made[id(p)][1:] for p in walk.pieces], curvature)
 
 
 def line(path: Iterable[Tensor], lr: float | None = None) -> list[Node]:
@@ -235,7 +235,7 @@ def test_what_is_lost_at_the_nodes_is_not_cut_for(lost: dict[str, float], monkey
 def test_groups_share_their_ends() -> None:
     nodes = line(zigzag(12, 0.5, 3))
     for spread in (0.0, 0.3, 1.0, 100.0):
-        groups = _groups(nodes, spread)
+        groups = grouped(nodes, spread)
         assert groups[0][0].step == 0
         assert groups[-1][-1].step == 12
         assert all(len(g) >= 2 for g in groups)
@@ -296,7 +296,7 @@ def test_descents_are_those_of_gradient_descent_alone() -> None:
     walk = Walk(Placed(0.0), parabola)
     for step, theta in enumerate(path):
         walk.add(step, theta, *parabola(theta), None if step == 2 else 0.1)
-    assert [d.step for d in walk._descents] == [0, 1, 3, 4, 5]
+    assert [d.step for d in walk.descents] == [0, 1, 3, 4, 5]
     assert (walk.steps, walk.region().steps) == (6, 6)
 
 
@@ -325,7 +325,7 @@ def test_a_ball_has_room_for_the_rounding_of_cuts(size: float) -> None:
     placed = Placed(0.0)
     walk = Walk(placed, parabola, radius=0.25)
     path = [torch.full((3,), size, dtype=torch.float64) + k for k in range(3)]
-    walk._bounded(line(path), placed.ball(path[1]), 2.0)
+    walk.bounded(line(path), placed.ball(path[1]), 2.0)
     ((_, radius),) = placed.at_balls.values()
     assert Fraction(radius) >= Fraction(2.25) + Fraction(2) ** -50 * Fraction(size) * Fraction(1732, 1000)
 

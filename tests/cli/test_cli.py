@@ -388,7 +388,7 @@ def test_a_kernel_in_a_file_has_the_same_figures(workspace: Path, monkeypatch: p
     from lplr_cli.ntk import kernel
 
     plain = json.loads(lplr("probe-ntk", RUN, "--verify", "--format", "json", cwd=workspace).stdout)
-    monkeypatch.setattr(kernel._Task, "kernel_bytes", 1 << 40)
+    monkeypatch.setattr(kernel.Task, "kernel_bytes", 1 << 40)
     refused = lplr("probe-ntk", RUN, "--verify", cwd=workspace)
     assert refused.returncode == 2
     assert "above --memory 2GiB" in refused.stderr

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.noise_floor import case, predicted, run, tail_floor
-from lplr_cli.analysis.noise import NoiseFloor, _read
+from lplr_cli.analysis.noise import NoiseFloor, read_kept
 from lplr_cli.batches import REPLACEMENT, Batches
 from lplr_cli.curvature import GradientNoise, StepRule, excess
 from lplr_cli.curvature.noise import EPOCHS, OWN_BATCH, STEPS
@@ -260,6 +260,6 @@ def test_weights_that_decay(momentum: float) -> None:
 )  # fmt: skip
 def test_a_damaged_record_is_none(wrong: dict[str, object]) -> None:
     good = {"floor": 0.1, "at": "epochs", "trace": 2.0, "batch_size": 4, "sampling": "reshuffled", "steps": 9}
-    assert _read(good) == NoiseFloor(0.1, "epochs", 2.0, 4, "reshuffled", 9)
-    assert _read({**good, "floor": 10**400}) == NoiseFloor(None, "epochs", 2.0, 4, "reshuffled", 9)
-    assert _read({**good, **wrong}) is None
+    assert read_kept(good) == NoiseFloor(0.1, "epochs", 2.0, 4, "reshuffled", 9)
+    assert read_kept({**good, "floor": 10**400}) == NoiseFloor(None, "epochs", 2.0, 4, "reshuffled", 9)
+    assert read_kept({**good, **wrong}) is None

@@ -68,7 +68,7 @@ def test_the_three_ways_agree(name: str) -> None:
     kept = LossCurvature(network, x, y, quartic)
     forward = LossCurvature(network, x, y, quartic, batch=1)
     backward = LossCurvature(network, x, y, quartic, batch=1)
-    backward._forward_mode = False
+    backward.forward_mode = False
     v = np.random.default_rng(0).standard_normal(kept.size)
     for product in ("hessian", "gauss_newton"):
         images = [getattr(c, product)(v) for c in (kept, forward, backward)]

@@ -71,7 +71,7 @@ def where() -> str:
 
 
 def test_a_node_killed_in_mid_work_changes_nothing(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled, "_FEWEST_ROWS", 32)
+    monkeypatch.setattr(tiled, "FEWEST_ROWS", 32)
     network, x = problem(400)
     alone = ntk.kernel_spectrum(network, x, verify=True, extremal=3).spectrum
     with connected(cluster.address) as ray:
@@ -124,7 +124,7 @@ def watched(tasks: RayTasks) -> dict[int, int]:
 
 def test_a_worker_keeps_to_the_memory(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a task takes beside the object store, whose size is the cluster's, and with four tiles of it."""
-    monkeypatch.setattr(tiled, "_SIDE", 1)  # tiles as large as the memory lets them be
+    monkeypatch.setattr(tiled, "SIDE", 1)  # tiles as large as the memory lets them be
     with connected(cluster.address) as ray:
         tasks = RayTasks(ray)
         ntk.kernel_spectrum(*problem(40), verify=True, tasks=tasks)  # what a worker loads at first use

@@ -15,7 +15,7 @@ from lplr_cli.linalg import gamma
 from lplr_cli.ntk import Network, jacobian, structured
 from lplr_cli.ntk.structured import collect
 from lplr_cli.ntk.structured.factors import Form
-from lplr_cli.ntk.structured.rounding import _reach
+from lplr_cli.ntk.structured.rounding import reach_of
 from tests.cases import CASES, make
 from tests.ntk.roundings import RoundingCounter
 
@@ -105,9 +105,9 @@ def test_reach_is_above_what_an_underflowed_product_meets(scale: float) -> None:
 @pytest.mark.parametrize("value", [1e200, math.inf, math.nan])
 def test_reach_beyond_float64_is_infinite(value: float) -> None:
     part = SimpleNamespace(a=None, b=torch.full((2, 1, 1, 3), value, dtype=torch.float64))
-    assert _reach(part) == math.inf  # type: ignore[arg-type]
+    assert reach_of(part) == math.inf  # type: ignore[arg-type]
     empty = SimpleNamespace(a=torch.zeros(0, 3), b=torch.zeros(2, 0))
-    assert _reach(empty) == pytest.approx(1.0)  # type: ignore[arg-type]
+    assert reach_of(empty) == pytest.approx(1.0)  # type: ignore[arg-type]
 
 
 def term(key: str, depth: int, columns: int, samples: int, pairs: int = 7) -> Any:
@@ -130,24 +130,24 @@ def test_chains_and_magnitudes_are_sums_over_terms() -> None:
     # The largest entry of b is 2 · 3, in rows of two.
     assert (1 + 36 * 2) * (1 + 2**-21) <= found.reach <= (1 + 36 * 2) * (1 + 2**-19)
     found.add({Form.EXPLICIT: [term("c", 1, 30, 600)], Form.PAIRWISE: [term("d", 1, 2, 1, pairs=11)]})
-    assert found._chains == {Form.ROWS: 20, "c": 2 + 30, "d": 12}
+    assert found.chains == {Form.ROWS: 20, "c": 2 + 30, "d": 12}
     assert found.length == 32 + 3 + 1
     assert found.products == 20**2 + 32**2 + 12**2
     # In float64, tile by tile.
     assert found.magnitude == 28 + sum(k * k for k in range(1, 601)) + 1
     # A shorter chain of the same term on other samples changes nothing but the magnitude.
     found.add({Form.EXPLICIT: [term("c", 1, 10, 1)]})
-    assert found._chains["c"] == 32
+    assert found.chains["c"] == 32
 
 
 def test_what_was_accounted_for_elsewhere_is_joined() -> None:
     one, two = structured.Rounding(2.0, 3.0), structured.Rounding(5.0, 7.0)
     a, b = Form.ROWS, Form.PRODUCT
-    one._note(a, 4)
-    two._note(a, 6)
-    two._note(b, 2)
+    one.note(a, 4)
+    two.note(a, 6)
+    two.note(b, 2)
     one.join(two)
-    assert (one.magnitude, one.reach, one._chains) == (7.0, 7.0, {a: 6, b: 2})
+    assert (one.magnitude, one.reach, one.chains) == (7.0, 7.0, {a: 6, b: 2})
     two.join(structured.Rounding(1.0, 2.0))
     assert (two.magnitude, two.reach) == (6.0, 7.0)
 
@@ -164,6 +164,6 @@ def test_the_formation_error_is_its_formula() -> None:
     far = structured.Rounding(reach=1e300)
     tiny = Fraction(torch.finfo(torch.float64).smallest_normal)
     assert far.formation_error(6, torch.float64, 8) == pytest.approx(6 * float(tiny * Fraction(1e300)), rel=1e-15)
-    far._note(Form.ROWS, 3)
-    far._note(Form.PRODUCT, 4)
+    far.note(Form.ROWS, 3)
+    far.note(Form.PRODUCT, 4)
     assert far.formation_error(6, torch.float64, 8) == pytest.approx(150 * float(tiny * Fraction(1e300)), rel=1e-15)

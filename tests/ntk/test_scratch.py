@@ -104,7 +104,7 @@ def test_kernels_are_formed_in_the_file(case: str, tmp_path: Path, monkeypatch: 
     assert scratch.is_mapped(formed)
     assert torch.allclose(formed / len(x), empirical_ntk(network, x).matrix, atol=1e-12)
     # Through the public door: too little memory for K counts it as in a file.
-    monkeypatch.setattr(kernel_module._Task, "kernel_bytes", 1 << 40)
+    monkeypatch.setattr(kernel_module.Task, "kernel_bytes", 1 << 40)
     found = kernel_spectrum(network, x, folder=tmp_path, verify=True, extremal=2)
     assert found.spectrum.lambda_max == pytest.approx(direct.lambda_max, rel=1e-8)
     assert found.spectrum.lambda_min == pytest.approx(direct.lambda_min, rel=1e-5, abs=1e-12)
@@ -113,7 +113,7 @@ def test_kernels_are_formed_in_the_file(case: str, tmp_path: Path, monkeypatch: 
 
 
 def test_what_cannot_lie_in_a_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_module._Task, "kernel_bytes", 1 << 40)
+    monkeypatch.setattr(kernel_module.Task, "kernel_bytes", 1 << 40)
     network = Network.from_module(nn.Linear(3, 1).double())
     with pytest.raises(InputError, match="the jacobian engine"):
         kernel_spectrum(network, torch.randn(4, 3), engine="jacobian", folder=tmp_path)
@@ -125,7 +125,7 @@ def test_what_cannot_lie_in_a_file_says_so(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_file_ends_with_its_matrix(tmp_path: Path) -> None:
     gc.collect()
-    before = len(scratch._MAPPED)
+    before = len(scratch.MAPPED)
     matrix = scratch.matrix_in_file(8, torch.float64, tmp_path)
     view = matrix[2:, :3]
     assert scratch.is_mapped(view)
@@ -134,7 +134,7 @@ def test_the_file_ends_with_its_matrix(tmp_path: Path) -> None:
     assert scratch.is_mapped(view)
     del view
     gc.collect()
-    assert len(scratch._MAPPED) == before
+    assert len(scratch.MAPPED) == before
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def interior(child: int, cells: int, size: int) -> bytes:
 
 def test_a_database_whose_pages_lead_to_each_other(tmp_path: Path, lplr: Lplr, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten rows in 100^9 places, none of them of the run that is asked for."""
-    monkeypatch.setattr(sqlite, "_INSTRUCTIONS", 2_000_000)
+    monkeypatch.setattr(sqlite, "INSTRUCTIONS", 2_000_000)
     size, path = 1024, tmp_path / "m.db"
     with contextlib.closing(sqlite3.connect(path)) as made:
         made.execute(f"PRAGMA page_size = {size}")

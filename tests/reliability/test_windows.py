@@ -199,8 +199,8 @@ def test_an_appender_that_cannot_write_keeps_its_rows(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "write", write)
     appender.append({"step": 0, "loss": 0.5})
-    appender._write_late()  # the thread is silent
-    appender._written = -math.inf
+    appender.write_late()  # the thread is silent
+    appender.written = -math.inf
     with pytest.raises(OutputError, match="No space"):
         appender.append({"step": 1})
     room[0] = 1000

@@ -17,7 +17,7 @@ from lplr_cli.certificate.graph.state import ELEMENTARY, EPS, Ahead, Behind, Her
 from lplr_cli.certificate.norms import operator_norms
 from lplr_cli.linalg import gamma
 
-_SECOND, _THIRD = math.sqrt(0.5), 1.75
+SECOND, THIRD = math.sqrt(0.5), 1.75
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Product(Node):
         """``head``: ≥ the largest ||λ̂||_op of a head."""
         return {"head": _largest(adjoint, 2)}
 
-    def _over(self, here: Here, a: Ahead, b: Ahead) -> tuple[Tensor, Tensor]:
+    def over_interval(self, here: Here, a: Ahead, b: Ahead) -> tuple[Tensor, Tensor]:
         """sup ||A||_op and sup ||B||_op of a head, also of values as computed anywhere on the ball, (n,)."""
         left = here.measured["left"] + a.reach(here.radius) + a.error
         return up(left), up(here.measured["right"] + b.reach(here.radius) + b.error)
@@ -57,7 +57,7 @@ class Product(Node):
     def ahead(self, here: Here, *below: Ahead) -> Ahead:
         """The product rule; ||XY||_F ≤ ||X||_op ||Y||_F."""
         a, b = below
-        left, right = self._over(here, a, b)
+        left, right = self.over_interval(here, a, b)
         grown = gamma(self.inner + 8, torch.float64)
         fresh = grown * (a.size + a.error) * (b.size + b.error)
         error = right * a.error + left * b.error + fresh
@@ -72,7 +72,7 @@ class Product(Node):
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """λ_A = λ Bᵀ and λ_B = Aᵀ λ."""
         a, b = below
-        left, right = self._over(here, a, b)
+        left, right = self.over_interval(here, a, b)
         head = self._head(here, above)[:, :, None]
         found = []
         for gain, other in ((right, b), (left, a)):
@@ -83,7 +83,7 @@ class Product(Node):
     def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
         """Both factors err, and sums are rounded."""
         a, b = below
-        left, right = self._over(here, a, b)
+        left, right = self.over_interval(here, a, b)
         grown, found = gamma(self.outer + 8, torch.float64), []
         for gain, other in ((right, b), (left, a)):
             fresh = other.error + grown * (other.size + other.error)
@@ -102,7 +102,7 @@ class Product(Node):
     def push_error(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> Tensor:
         """As of the values, both parts together."""
         a, b = below
-        left, right = self._over(here, a, b)
+        left, right = self.over_interval(here, a, b)
         grown = gamma(self.inner + 16, torch.float64)
         fresh = a.error + b.error + grown * (a.size + a.error + b.size + b.error)
         return up((left + right) * error + fresh * (size + error))
@@ -175,7 +175,7 @@ class Softmax(Node):
     def _bend(self, here: Here, above: Behind, z: Ahead) -> Tensor:
         """sup ||⟨λ, D²y⟩|| over rows and ball, (n, C): by ||λ||, or by what its entries differ times ||Dy||."""
         wide = here.measured["range"] + math.sqrt(2) * above.reach(here.radius)
-        return up(torch.minimum(_SECOND * self._set(here, above), wide * self._slope(here, z)[:, None]))
+        return up(torch.minimum(SECOND * self._set(here, above), wide * self._slope(here, z)[:, None]))
 
     def ahead(self, here: Here, *below: Ahead) -> Ahead:
         """By the norms of the derivatives of y."""
@@ -184,8 +184,8 @@ class Softmax(Node):
         blocks = slope[:, None] * z.blocks
         # |y_j (h_j − yᵀh)| ≤ ½ max|h|.
         rows = torch.minimum(blocks, z.rows / 2)
-        second = _SECOND * z.norm.square() + slope * z.second
-        drift = slope[:, None] * z.drift + (_SECOND * here.radius * z.norm)[:, None] * z.blocks
+        second = SECOND * z.norm.square() + slope * z.second
+        drift = slope[:, None] * z.drift + (SECOND * here.radius * z.norm)[:, None] * z.blocks
         error = slope * z.error + self._fresh(z)
         return Ahead(up(torch.full_like(z.size, size)), up(error), up(blocks), up(rows), up(second), up(drift))
 
@@ -226,7 +226,7 @@ class Softmax(Node):
         z, bend = below[0], self._bend(here, above, below[0])
         blocks, norm = z.blocks[:, None], z.norm[:, None]
         matrix = bend[..., None, None] * blocks[..., :, None] * blocks[..., None, :]
-        third = _SECOND * above.norm * norm.square() + _THIRD * self._set(here, above) * norm**3
+        third = SECOND * above.norm * norm.square() + THIRD * self._set(here, above) * norm**3
         return Form(up(matrix), up(third + 2 * bend * norm * z.second[:, None]))
 
     def bent(self, adjoint: Tensor, tangents: tuple[Tensor, ...], below: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -241,7 +241,7 @@ class Softmax(Node):
         """N moves with λ and with y."""
         z, size = below[0], self._set(here, above) + above.error
         computed = 64 * self.entries * (4 * self._relative(z) + gamma(self.entries + 16, torch.float64))
-        moved = _SECOND * above.reach(here.radius) + _THIRD * size * z.reach(here.radius)[:, None]
+        moved = SECOND * above.reach(here.radius) + THIRD * size * z.reach(here.radius)[:, None]
         rounding = computed[:, None] * size
         return between(self._bend(here, above, z), moved, rounding, (z, tangents[0]), (z, tangents[0]))
 

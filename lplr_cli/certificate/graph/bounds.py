@@ -66,23 +66,23 @@ class GraphBounds:
 
     def __init__(self, network: GraphNetwork, inputs: Tensor, *, directions: int = PUSHED[0]) -> None:
         x = in_double(inputs)
-        self.network, self._centre = network, measure(network, x)
-        self.f = self._centre.f
+        self.network, self.centre = network, measure(network, x)
+        self.f = self.centre.f
         self.n, self.outputs = self.f.shape
         self.method = "tight" if directions else "fast"
-        self._pushed: Pushed | None = None
+        self.pushed: Pushed | None = None
         if directions and network.blocks:
-            self._pushed = self._push(x, directions)
-        start = self._ahead(0.0)
+            self.pushed = self._push(x, directions)
+        start = self.ahead(0.0)
         behind = self._behind(0.0, start)[0]
         self.f_error = start[-1].error[:, None].expand_as(self.f)
         wrong = torch.zeros_like(self.f)
         for k, node in enumerate(network.nodes):
-            here, below = self._here(k, 0.0), self._below(start, k)
+            here, below = self.here(k, 0.0), self._below(start, k)
             for error in node.gradient_error(here, behind[k].size, behind[k].error, 1, *below):
                 wrong = wrong + error.square()
-        self._jacobian_error = up(wrong.sqrt())
-        self.jacobian_error = frobenius_upper(self._jacobian_error) / math.sqrt(self.n) * (1 + MARGIN)
+        self.jacobian_errors = up(wrong.sqrt())
+        self.jacobian_error = frobenius_upper(self.jacobian_errors) / math.sqrt(self.n) * (1 + MARGIN)
 
     def over(self, radius: float) -> GraphOver:
         """All bounds on the closed ball of this radius.
@@ -91,14 +91,14 @@ class GraphBounds:
             InputError: a radius that is negative or not finite.
         """
         check_radius(radius)
-        ahead = self._ahead(radius)
+        ahead = self.ahead(radius)
         behind, gathered = self._behind(radius, ahead)
         hessians, thirds = self._second(radius, ahead, behind)
         squares = torch.zeros_like(hessians)
         for k, node in enumerate(self.network.nodes):
-            own = node.gradient(self._here(k, radius), behind[k], *self._below(ahead, k))
+            own = node.gradient(self.here(k, radius), behind[k], *self._below(ahead, k))
             squares = squares if own is None else squares + own.square()
-        near = self._centre.gradient + self._jacobian_error + radius * hessians
+        near = self.centre.gradient + self.jacobian_errors + radius * hessians
         gradients = finite(up(torch.minimum(finite(squares.sqrt()), finite(near))))
         return GraphOver(
             radius=radius,
@@ -148,7 +148,7 @@ class GraphBounds:
         sizes = [(size * euclidean(b.size))[:, None] for b in over.behind]
         wrong = 0.0
         for k in range(len(self.network.nodes) - 1, -1, -1):
-            node, here, below = self.network.nodes[k], self._here(k, over.radius), self._below(over.ahead, k)
+            node, here, below = self.network.nodes[k], self.here(k, over.radius), self._below(over.ahead, k)
             mine = errors[k + 1] = up(errors[k + 1] + (size * euclidean(over.gathered[k]))[:, None])
             for part in node.gradient_error(here, sizes[k], mine, self.n, *below):
                 wrong += float(part.mean()) ** 2
@@ -160,34 +160,34 @@ class GraphBounds:
 
     def _push(self, x: Tensor, directions: int) -> Pushed:
         """Derivatives at θ_0, what is not pushed of each layer being bounded by norms as everything is elsewhere."""
-        full = self._ahead(0.0)
-        here = [self._here(k, 0.0) for k in range(len(self.network.nodes))]
+        full = self.ahead(0.0)
+        here = [self.here(k, 0.0) for k in range(len(self.network.nodes))]
         pusher = Pusher(self.network, x, directions, full, here)
-        kept, self._centre = self._centre, replace(self._centre, measured=pusher.rests())
-        rest = self._ahead(0.0)
-        self._centre = kept
+        kept, self.centre = self.centre, replace(self.centre, measured=pusher.rests())
+        rest = self.ahead(0.0)
+        self.centre = kept
         return pusher.push(rest)
 
-    def _here(self, k: int, radius: float) -> Here:
+    def here(self, k: int, radius: float) -> Here:
         lean = None
-        if self._pushed is not None and k in self._pushed.leans:
-            lean = self._pushed.leans[k], self._pushed.blocks[self.network.nodes[k].inputs[0]]
-        return Here(radius, self._centre.measured[k], self._centre.constants[k], lean)
+        if self.pushed is not None and k in self.pushed.leans:
+            lean = self.pushed.leans[k], self.pushed.blocks[self.network.nodes[k].inputs[0]]
+        return Here(radius, self.centre.measured[k], self.centre.constants[k], lean)
 
     def _below(self, ahead: list[Ahead], k: int) -> list[Ahead]:
         return [ahead[i] for i in self.network.nodes[k].inputs]
 
-    def _ahead(self, radius: float) -> list[Ahead]:
+    def ahead(self, radius: float) -> list[Ahead]:
         """From the input up."""
         none = torch.zeros(self.n, dtype=torch.float64)
         blocks = torch.zeros((self.n, self.network.blocks), dtype=torch.float64)
-        found = [Ahead(self._centre.sizes[0], none, blocks, blocks, none, blocks)]
+        found = [Ahead(self.centre.sizes[0], none, blocks, blocks, none, blocks)]
         for k, node in enumerate(self.network.nodes):
-            at = node.ahead(self._here(k, radius), *self._below(found, k))
-            if self._pushed is not None:
-                own = up(self._pushed.blocks[k + 1] + at.drift), up(self._pushed.rows[k + 1] + at.drift)
+            at = node.ahead(self.here(k, radius), *self._below(found, k))
+            if self.pushed is not None:
+                own = up(self.pushed.blocks[k + 1] + at.drift), up(self.pushed.rows[k + 1] + at.drift)
                 at = replace(at, blocks=torch.minimum(at.blocks, own[0]), rows=torch.minimum(at.rows, own[1]))
-            near = up(self._centre.sizes[k + 1] + at.reach(radius))
+            near = up(self.centre.sizes[k + 1] + at.reach(radius))
             found.append(replace(at, size=torch.minimum(at.size, near)))
         return found
 
@@ -202,11 +202,11 @@ class GraphBounds:
         for k in range(places - 2, -1, -1):
             summed = EPS * users[k + 1] * sizes[k + 1] if users[k + 1] > 1 else torch.zeros_like(ones)
             at = Behind(sizes[k + 1], up(errors[k + 1] + summed), blocks[k + 1])
-            near = up(self._centre.adjoints[k] + at.reach(radius))
+            near = up(self.centre.adjoints[k] + at.reach(radius))
             at = replace(at, size=torch.minimum(at.size, near))
             found.insert(0, at)
             gathered.insert(0, up(summed))
-            node, here, below = self.network.nodes[k], self._here(k, radius), self._below(ahead, k)
+            node, here, below = self.network.nodes[k], self.here(k, radius), self._below(ahead, k)
             wrong = node.errors(here, at.size, at.error, *below)
             for place, (size, turn), error in zip(node.inputs, node.behind(here, at, *below), wrong, strict=True):
                 sizes[place], blocks[place] = sizes[place] + size, blocks[place] + turn
@@ -219,19 +219,19 @@ class GraphBounds:
         matrix = torch.zeros((*self.f.shape, k, k), dtype=torch.float64)
         third = torch.zeros_like(self.f)
         for place, node in enumerate(self.network.nodes):
-            form = node.form(self._here(place, radius), behind[place], *self._below(ahead, place))
+            form = node.form(self.here(place, radius), behind[place], *self._below(ahead, place))
             if form is not None:
                 matrix, third = matrix + form.matrix, third + form.third
-        if self._pushed is not None:
-            matrix = torch.minimum(finite(matrix), finite(self._near(radius, ahead, behind, self._pushed)))
+        if self.pushed is not None:
+            matrix = torch.minimum(finite(matrix), finite(self.near(radius, ahead, behind, self.pushed)))
         return finite(up(nonnegative_norm(matrix))), finite(up(third))
 
-    def _near(self, radius: float, ahead: list[Ahead], behind: list[Behind], pushed: Pushed) -> Tensor:
+    def near(self, radius: float, ahead: list[Ahead], behind: list[Behind], pushed: Pushed) -> Tensor:
         """≥ the norm of each block of ∇²f_ic, (n, C, K, K), from θ_0 and how far all can be from it."""
         matrix, tangents = pushed.core, [t.over(at) for t, at in zip(pushed.tangents, ahead, strict=True)]
         for k, node in enumerate(self.network.nodes):
             given = [tangents[place] for place in node.inputs]
-            away = node.spread(self._here(k, radius), behind[k], self._below(ahead, k), given)
+            away = node.spread(self.here(k, radius), behind[k], self._below(ahead, k), given)
             if away is not None:
                 matrix = matrix + away
         return matrix

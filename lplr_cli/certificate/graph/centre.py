@@ -13,7 +13,7 @@ from lplr_cli.certificate.graph.state import Measured, up
 from lplr_cli.certificate.network import check_magnitude
 
 # Bytes of activations and of their adjoints that are held at a time.
-_MEMORY = 256 << 20
+MEMORY = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ def measure(network: GraphNetwork, x: Tensor) -> Centre:
     with torch.no_grad():
         shapes = [t.shape[1:] for t in network.forward(x[:1])]
         constants = [n.constants(network.values, *(shapes[i] for i in n.inputs)) for n in network.nodes]
-    chunk = _samples_at_a_time(shapes)
+    chunk = samples_at_a_time(shapes)
     return _together([_part(network, x[i : i + chunk]) for i in range(0, len(x), chunk)], constants)
 
 
-def _samples_at_a_time(shapes: Sequence[torch.Size]) -> int:
+def samples_at_a_time(shapes: Sequence[torch.Size]) -> int:
     """How many samples, of places of these shapes, are measured within the memory."""
     outputs = shapes[-1].numel()
     entries = sum(s.numel() for s in shapes) * (outputs + 2) + max(s.numel() for s in shapes) * 9 * (outputs + 2)
-    return max(1, _MEMORY // (8 * entries))
+    return max(1, MEMORY // (8 * entries))
 
 
 @dataclass(frozen=True)

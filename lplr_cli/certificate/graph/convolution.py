@@ -17,9 +17,9 @@ from lplr_cli.certificate.norms import largest_eigenvalue_upper, norm_upper
 from lplr_cli.linalg import gamma
 
 # Convolutions as small as this are written out as the matrices that they are: zeros outside the image count.
-_WRITTEN_OUT = 400
+WRITTEN_OUT = 400
 # Error of a twiddle factor, and of a product with it, relative to one: a few units of rounding.
-_TWIDDLE = 16 * torch.finfo(torch.float64).eps
+TWIDDLE = 16 * torch.finfo(torch.float64).eps
 _UP = 1 + 1e-12
 
 
@@ -35,7 +35,7 @@ def convolution_norm_upper(
         groups: of channels.
     """
     entries = weight.shape[1] * image[0] * image[1]
-    if entries <= _WRITTEN_OUT:
+    if entries <= WRITTEN_OUT:
         basis = torch.eye(entries, dtype=weight.dtype).reshape(-1, weight.shape[1], *image)
         return max(norm_upper(F.conv2d(basis, part, None, stride, padding).flatten(1)) for part in weight.chunk(groups))
     largest = float(weight.abs().max()) if weight.numel() else 0.0
@@ -44,12 +44,12 @@ def convolution_norm_upper(
     exponent = math.frexp(largest)[1]
     scaled = torch.ldexp(weight, torch.tensor(-exponent))
     try:
-        return max(math.ldexp(_norm(part, image, stride), exponent) * _UP for part in scaled.chunk(groups))
+        return max(math.ldexp(norm_on_circle(part, image, stride), exponent) * _UP for part in scaled.chunk(groups))
     except OverflowError:
         return math.inf
 
 
-def _norm(weight: Tensor, image: tuple[int, int], stride: tuple[int, int]) -> float:
+def norm_on_circle(weight: Tensor, image: tuple[int, int], stride: tuple[int, int]) -> float:
     """Of one group with entries of at most one."""
     symbol = _symbol(weight, image, stride)
     short = symbol if symbol.shape[1] <= symbol.shape[2] else symbol.mH
@@ -63,13 +63,13 @@ def _norm(weight: Tensor, image: tuple[int, int], stride: tuple[int, int]) -> fl
     # γ of a complex inner product, in the norm of the matrix and twice for its two halves.
     square += 4 * gamma(4 * short.shape[2] + 8, weight.dtype) * frobenius**2
     taps = weight.shape[2] * weight.shape[3]
-    wrong = (_TWIDDLE + gamma(2 * taps + 8, weight.dtype)) * math.sqrt(taps) * float(torch.linalg.vector_norm(weight))
+    wrong = (TWIDDLE + gamma(2 * taps + 8, weight.dtype)) * math.sqrt(taps) * float(torch.linalg.vector_norm(weight))
     return math.sqrt(square) * _UP + wrong * _UP
 
 
 def _symbol(weight: Tensor, image: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """The matrices whose largest norm is that of the circular convolution, (frequencies, c_out, c_in · folded)."""
-    phases = [_phases(size, k, s) for size, k, s in zip(image, weight.shape[2:], stride, strict=True)]
+    phases = [phase_matrix(size, k, s) for size, k, s in zip(image, weight.shape[2:], stride, strict=True)]
     rows, columns = phases
     # Real weights: −f has the conjugates of f.
     rows = rows[: len(rows) // 2 + 1]
@@ -78,7 +78,7 @@ def _symbol(weight: Tensor, image: tuple[int, int], stride: tuple[int, int]) -> 
     return symbol.flatten(4).flatten(3).flatten(0, 1) / math.sqrt(stride[0] * stride[1])
 
 
-def _phases(size: int, taps: int, stride: int) -> Tensor:
+def phase_matrix(size: int, taps: int, stride: int) -> Tensor:
     """e^{−2πi ωj/N} for ω = f + a N/s, (N/s, s, taps), N the first multiple of s that holds the image and a kernel."""
     count = stride * math.ceil((size + taps - 1) / stride)
     folded = torch.arange(count // stride)[:, None] + (count // stride) * torch.arange(stride)[None, :]

@@ -46,15 +46,15 @@ class GraphNetwork:
         """
         own = dict(module.named_parameters())
         trained = {k for k, p in own.items() if p.requires_grad} if names is None else set(names)
-        probe = _tokens(module, sample)
-        probe = _probe(sample) if probe is None else probe
+        probe = token_input(module, sample)
+        probe = probe_input(sample) if probe is None else probe
         reader = Reader(module, trained, probe)
         values = {k: own[k].detach().cpu().double() for k in reader.used}
         network = cls(tuple(reader.nodes), values, frozenset(trained), reader.blocks)
         with evaluation_mode(module), torch.no_grad():
             outputs = Network.from_module(module, names=list(own)).forward(probe)
         found = network.forward(probe)[-1]
-        if found.dim() != 2 or outputs.shape != found.shape or not _alike(outputs, found):
+        if found.dim() != 2 or outputs.shape != found.shape or not alike(outputs, found):
             raise NoCertificateError(
                 f"no certificate for this {type(module).__name__}: its outputs are not those of its operations",
                 "bounds are proved for modules whose forward pass depends on parameters and input alone",
@@ -73,7 +73,7 @@ class GraphNetwork:
         return found
 
 
-def _probe(sample: torch.Size) -> Tensor:
+def probe_input(sample: torch.Size) -> Tensor:
     """Inputs of several sizes; their number is that of no dimension that a reshape is likely to name."""
     generator = torch.Generator().manual_seed(20250729)
     draws = torch.randn((7, *sample), generator=generator, dtype=torch.float64)
@@ -81,7 +81,7 @@ def _probe(sample: torch.Size) -> Tensor:
     return draws * sizes.reshape(-1, *[1] * len(sample))
 
 
-def _tokens(module: nn.Module, sample: torch.Size) -> Tensor | None:
+def token_input(module: nn.Module, sample: torch.Size) -> Tensor | None:
     """Whole numbers that every table of a module has a row for; None where it has no table."""
     tables = [part.num_embeddings for part in module.modules() if type(part) is nn.Embedding]
     if not tables:
@@ -90,7 +90,7 @@ def _tokens(module: nn.Module, sample: torch.Size) -> Tensor | None:
     return torch.randint(min(tables), (7, *sample), generator=generator)
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def alike(a: Tensor, b: Tensor) -> bool:
     """The same but for rounding; the data are compared within proved bounds, at every centre."""
     scale = 1 + torch.maximum(a.abs(), b.abs()).amax()
     return bool(torch.isfinite(scale)) and bool(((a - b).abs() <= 1e-9 * scale).all())

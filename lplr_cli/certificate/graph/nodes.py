@@ -167,7 +167,7 @@ class Average(Node):
     overlap: int
 
     @property
-    def _gain(self) -> float:
+    def gain(self) -> float:
         """Cauchy-Schwarz: ||mean||² ≤ overlap/count ||x||²."""
         return math.sqrt(self.overlap / self.count)
 
@@ -177,7 +177,7 @@ class Average(Node):
 
     def ahead(self, here: Here, *below: Ahead) -> Ahead:
         """Linear: everything times the norm of the mean."""
-        x, gain = below[0], self._gain
+        x, gain = below[0], self.gain
         size = gain * x.size
         error = gain * x.error + self._rounding * (x.size + x.error)
         rows = torch.minimum(x.rows, x.blocks * self.count**-0.5)
@@ -192,19 +192,19 @@ class Average(Node):
 
     def push_error(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> Tensor:
         """As of the values."""
-        return up(self._gain * error + self._rounding * (size + error))
+        return up(self.gain * error + self._rounding * (size + error))
 
     @property
     def _rounding(self) -> float:
-        return 0.0 if self.count == 1 else self._gain * gamma(self.count + 8, torch.float64)
+        return 0.0 if self.count == 1 else self.gain * gamma(self.count + 8, torch.float64)
 
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """The adjoint has the same norm."""
-        return ((up(self._gain * above.size), up(self._gain * above.blocks)),)
+        return ((up(self.gain * above.size), up(self.gain * above.blocks)),)
 
     def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
         """An entry is a sum of ``overlap`` quotients."""
-        gain = self._gain
+        gain = self.gain
         fresh = 0.0 if self.count == 1 else gain * gamma(self.overlap + 8, torch.float64)
         return (up(gain * error + fresh * (size + error)),)
 
@@ -245,7 +245,7 @@ class Activation(Node):
         z = z.flatten(1)[:, None]
         return adjoint.flatten(2).abs() * _raised(self.smooth.second(z), z)
 
-    def _over(self, here: Here, z: Ahead) -> tuple[Tensor, Tensor]:
+    def over_interval(self, here: Here, z: Ahead) -> tuple[Tensor, Tensor]:
         """sup |φ'| and sup |φ''| over the ball, (n,): φ'' and φ''' bound how far they can be from those at ẑ."""
         first, second = self.steepest
         away = z.entry_reach(here.radius)
@@ -255,7 +255,7 @@ class Activation(Node):
     def ahead(self, here: Here, *below: Ahead) -> Ahead:
         """Da = φ' Dz and D²a = φ''(Dz)² + φ' D²z."""
         z = below[0]
-        slope, bend = self._over(here, z)
+        slope, bend = self.over_interval(here, z)
         first, _ = self.steepest
         value = abs(float(self.smooth.value(torch.zeros(1, dtype=torch.float64)))) * self.entries**0.5 + first * z.size
         error = first * z.error + ELEMENTARY * (self.entries**0.5 + z.size + z.error + value)
@@ -280,12 +280,12 @@ class Activation(Node):
     def _slope_error(self, here: Here, z: Ahead) -> tuple[Tensor, Tensor]:
         """sup |φ'| over the ball, and how far φ'(ẑ) as computed can be from φ'(z)."""
         _, second = self.steepest
-        return self._over(here, z)[0], second * z.error + ELEMENTARY * (1 + z.size + z.error)
+        return self.over_interval(here, z)[0], second * z.error + ELEMENTARY * (1 + z.size + z.error)
 
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """λ_z = φ'(z) λ_a, whose derivative has φ''(z) Dz λ_a beside φ'(z) Dλ_a."""
         z = below[0]
-        slope, bend = self._over(here, z)
+        slope, bend = self.over_interval(here, z)
         weight, spare = self._weight(here, z), above.reach(here.radius) * bend[:, None]
         turn = weight[:, :, None] * z.blocks[:, None] + spare[:, :, None] * z.rows[:, None]
         return ((up(slope[:, None] * above.size), up(slope[:, None, None] * above.blocks + turn)),)
@@ -304,7 +304,7 @@ class Activation(Node):
     def form(self, here: Here, above: Behind, *below: Ahead) -> Form:
         """Σ_j λ_j φ''_j (Dz_j u)², λ split into λ̂ and the rest; and its derivative."""
         z = below[0]
-        _, bend = self._over(here, z)
+        _, bend = self.over_interval(here, z)
         weight, spare = self._weight(here, z), above.reach(here.radius) * bend[:, None]
         blocks, rows, lean = z.blocks[:, None], z.rows[:, None], self._lean(here, weight, z)
         mixed = rows[..., :, None] * blocks[..., None, :]
@@ -322,7 +322,7 @@ class Activation(Node):
     def spread(self, here: Here, above: Behind, below: list[Ahead], tangents: list[Tangent]) -> Tensor:
         """N moves with λ and with φ''."""
         z, top = below[0], here.measured["top"]
-        _, bend = self._over(here, z)
+        _, bend = self.over_interval(here, z)
         spare = above.reach(here.radius) * bend[:, None]
         computed = ELEMENTARY * (2 + z.size + z.error + bend)[:, None] * top
         moved = self.smooth.third * z.entry_reach(here.radius)[:, None] * top + spare + computed

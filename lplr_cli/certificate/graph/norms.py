@@ -19,9 +19,9 @@ from lplr_cli.certificate.network import euclidean
 from lplr_cli.certificate.norms import frobenius_upper
 from lplr_cli.linalg import gamma
 
-_SECOND, _THIRD = 2 / math.sqrt(3), 3.0
+SECOND, THIRD = 2 / math.sqrt(3), 3.0
 # A deviation that rounding could change by more than this part has no bound.
-_ROUNDED = 0.01
+ROUNDED = 0.01
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Normalise(Node):
         sizes = euclidean(adjoint.reshape(*adjoint.shape[:2], self.sets, self.entries))
         return {"set": up(sizes.amax(dim=2)), "weight": up((sizes / low.square()).amax(dim=2))}
 
-    def _over(self, here: Here, x: Ahead) -> tuple[Tensor, Tensor]:
+    def over_interval(self, here: Here, x: Ahead) -> tuple[Tensor, Tensor]:
         """sup 1/s over the ball, (n,), and sup (ŝ/s)², infinite where s may vanish but for ε: s moves by ||δx||/√m."""
         least, away = here.measured["least"], (x.reach(here.radius) + x.error) / math.sqrt(self.entries)
         left = least - up(away)
@@ -76,22 +76,21 @@ class Normalise(Node):
 
     def _bend(self, inverse: Tensor) -> Tensor:
         """sup ||D²y|| over the ball, (n,)."""
-        return up(_SECOND * inverse.square() / math.sqrt(self.entries))
+        return up(SECOND * inverse.square() / math.sqrt(self.entries))
 
     def _weight(self, here: Here, above: Behind, x: Ahead) -> Tensor:
         """sup of ||λ|| ||D²y|| over sets and ball, (n, C)."""
-        inverse, ratio = self._over(here, x)
+        inverse, ratio = self.over_interval(here, x)
         measured, m = here.measured, math.sqrt(self.entries)
         start = torch.minimum(measured["set"] * inverse.square()[:, None], measured["weight"] * ratio[:, None])
         return up(
-            _SECOND / m * torch.nan_to_num(start, nan=math.inf)
-            + above.reach(here.radius) * self._bend(inverse)[:, None]
+            SECOND / m * torch.nan_to_num(start, nan=math.inf) + above.reach(here.radius) * self._bend(inverse)[:, None]
         )
 
     def ahead(self, here: Here, *below: Ahead) -> Ahead:
         """By the norms of the derivatives of y."""
         x = below[0]
-        inverse, _ = self._over(here, x)
+        inverse, _ = self.over_interval(here, x)
         bend, total = self._bend(inverse), math.sqrt(self.sets * self.entries)
         size = torch.full_like(x.size, total)
         error = inverse * x.error + self._fresh(x, inverse)
@@ -107,7 +106,7 @@ class Normalise(Node):
         """≥ |ŝ − s|/s of a deviation as computed, by sums of squares of any kind; infinite where it is not small."""
         spread = (x.size + x.error).square() / self.entries * inverse.square()
         relative = 8 * gamma(2 * self.entries + 32, torch.float64) * (1 + spread)
-        return torch.where(relative < _ROUNDED, relative, torch.inf)
+        return torch.where(relative < ROUNDED, relative, torch.inf)
 
     def _fresh(self, x: Ahead, inverse: Tensor) -> Tensor:
         """Rounding of y itself, scale and shift possibly joined with it."""
@@ -117,14 +116,14 @@ class Normalise(Node):
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """λ_x = Dyᵀ λ_y, whose derivative has D²y[Dx] λ_y beside Dyᵀ Dλ_y."""
         x = below[0]
-        inverse, _ = self._over(here, x)
+        inverse, _ = self.over_interval(here, x)
         turn = self._weight(here, above, x)[:, :, None] * x.blocks[:, None]
         return ((up(inverse[:, None] * above.size), up(inverse[:, None, None] * above.blocks + turn)),)
 
     def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
         """Dy errs with x̂, and is applied with cancelling sums."""
         x = below[0]
-        inverse, _ = self._over(here, x)
+        inverse, _ = self.over_interval(here, x)
         away, fresh = self._bend(inverse) * x.error, 8 * inverse * self._relative(x, inverse)
         return (up((inverse + away)[:, None] * error + (away + fresh)[:, None] * (size + error)),)
 
@@ -144,12 +143,12 @@ class Normalise(Node):
     def form(self, here: Here, above: Behind, *below: Ahead) -> Form:
         """Σ over sets of ⟨λ, D²y[Dx u, Dx u]⟩; and its derivative."""
         x = below[0]
-        inverse, _ = self._over(here, x)
+        inverse, _ = self.over_interval(here, x)
         weight, blocks, norm = self._weight(here, above, x), x.blocks[:, None], x.norm[:, None]
         matrix = weight[..., None, None] * blocks[..., :, None] * blocks[..., None, :]
         third = above.norm * self._bend(inverse)[:, None] * norm.square()
         largest = torch.minimum(above.size, here.measured["set"] + above.reach(here.radius))
-        third = third + _THIRD / self.entries * (inverse**3)[:, None] * largest * norm**3
+        third = third + THIRD / self.entries * (inverse**3)[:, None] * largest * norm**3
         return Form(up(matrix), up(third + 2 * weight * norm * x.second[:, None]))
 
     def bent(self, adjoint: Tensor, tangents: tuple[Tensor, ...], below: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -166,9 +165,9 @@ class Normalise(Node):
     def spread(self, here: Here, above: Behind, below: list[Ahead], tangents: list[Tangent]) -> Tensor:
         """N moves with λ and with x."""
         x, m, root = below[0], self.entries, math.sqrt(self.entries)
-        inverse, _ = self._over(here, x)
+        inverse, _ = self.over_interval(here, x)
         largest = torch.minimum(above.size, here.measured["set"] + above.reach(here.radius)) + above.error
-        change = _THIRD / m * inverse**3 * x.reach(here.radius)
+        change = THIRD / m * inverse**3 * x.reach(here.radius)
         moved = self._bend(inverse)[:, None] * above.reach(here.radius) + change[:, None] * largest
         wrong = self._fresh(x, inverse) + root * (2 * self._relative(x, inverse) + gamma(4 * m + 64, torch.float64))
         rounding = (32 / m * inverse.square() * wrong)[:, None] * largest

@@ -312,7 +312,7 @@ def _attribute(build: Builder, x: Any, name: str) -> Any:
     return size_of(build, x)
 
 
-def _item(build: Builder, x: Any, index: Any) -> Any:
+def item(build: Builder, x: Any, index: Any) -> Any:
     if isinstance(x, Learnt) and _covers(index, x.shape):
         return x
     if isinstance(x, (Place, Learnt)):
@@ -388,7 +388,7 @@ CALLS: dict[Any, Callable[..., Any]] = {
     torch.permute: permute,
     "size": size_of,
     getattr: _attribute,
-    operator.getitem: _item,
+    operator.getitem: item,
 }
 
 

@@ -21,13 +21,13 @@ from lplr_cli.certificate.graph.weighted import Weighted
 from lplr_cli.certificate.norms import operator_norms
 
 # Bytes of tangents that are held at a time.
-_MEMORY = 256 << 20
+MEMORY = 256 << 20
 # Bytes of the blocks of one sample beyond which they are not formed.
-_MOST = 512 << 20
+MOST = 512 << 20
 
 
 @dataclass(frozen=True)
-class _Tangents:
+class Tangents:
     """Derivatives along some directions at one place, (n, D, …), and ≥ the Frobenius norm of their rounding, (n,)."""
 
     moved: Tensor
@@ -35,7 +35,7 @@ class _Tangents:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class Chunk:
     """Some samples: which, their places, and the adjoints of these."""
 
     rows: slice
@@ -55,23 +55,23 @@ class Pusher:
     """
 
     def __init__(self, network: GraphNetwork, x: Tensor, directions: int, full: list[Ahead], here: list[Here]) -> None:
-        self._network, self._x, self._full, self._here = network, x, full, here
+        self._network, self._x, self.full, self.here = network, x, full, here
         sizes = [t.shape[1:].numel() for t in network.forward(x[:1])]
         self._outputs = sizes[-1]
-        self._layers = [
+        self.layers = [
             (k, node) for k, node in enumerate(network.nodes) if isinstance(node, Weighted) and node.block is not None
         ]
-        pushed = sum(min(directions, network.values[layer.weight].numel()) for _, layer in self._layers)
-        chunk = max(1, _MEMORY // (8 * pushed * (sizes[-1] * pushed + 6 * max(sizes))))
+        pushed = sum(min(directions, network.values[layer.weight].numel()) for _, layer in self.layers)
+        chunk = max(1, MEMORY // (8 * pushed * (sizes[-1] * pushed + 6 * max(sizes))))
         self._chunks = [slice(i, min(i + chunk, len(x))) for i in range(0, len(x), chunk)]
-        self._cored = 8 * sizes[-1] * pushed**2 <= _MOST
-        self._of_block = {layer.block: k for k, layer in self._layers}
-        self._leading: dict[int, Tensor] = {}
-        self._rests: dict[int, Measured] = {}
-        for k, layer in self._layers:
+        self._cored = 8 * sizes[-1] * pushed**2 <= MOST
+        self.of_block = {layer.block: k for k, layer in self.layers}
+        self.leading: dict[int, Tensor] = {}
+        self.rests_of: dict[int, Measured] = {}
+        for k, layer in self.layers:
             parts = [self._split(layer, network.forward(x[rows])[layer.inputs[0]], directions) for rows in self._chunks]
-            self._leading[k] = torch.cat([v for v, _ in parts])
-            self._rests[k] = {key: torch.cat([rest[key] for _, rest in parts]) for key in parts[0][1]}
+            self.leading[k] = torch.cat([v for v, _ in parts])
+            self.rests_of[k] = {key: torch.cat([rest[key] for _, rest in parts]) for key in parts[0][1]}
 
     @staticmethod
     def _split(layer: Weighted, x: Tensor, directions: int) -> tuple[Tensor, Measured]:
@@ -80,7 +80,7 @@ class Pusher:
 
     def rests(self) -> list[Measured]:
         """What is measured of each node, that of a layer being what its leading directions leave."""
-        return [{**here.measured, **self._rests.get(k, {})} for k, here in enumerate(self._here)]
+        return [{**here.measured, **self.rests_of.get(k, {})} for k, here in enumerate(self.here)]
 
     def push(self, rest: list[Ahead]) -> Pushed:
         """Everything.
@@ -95,24 +95,24 @@ class Pusher:
             return torch.zeros((n, *shape), dtype=torch.float64)
 
         def everywhere() -> list[Tensor]:
-            return [empty(blocks) for _ in self._full]
+            return [empty(blocks) for _ in self.full]
 
         leans = {k: empty(outputs, blocks) for k, node in enumerate(nodes) if isinstance(node, Activation)}
-        tangents = [Tangent(empty(blocks), empty(blocks), empty(blocks)) for _ in self._full]
+        tangents = [Tangent(empty(blocks), empty(blocks), empty(blocks)) for _ in self.full]
         out = Pushed(everywhere(), everywhere(), leans, tangents, empty(outputs, blocks, blocks))
         for part in self._chunks:
-            self._sweep(_Chunk(part, *passes(self._network, self._x[part])), rest, out)
+            self._sweep(Chunk(part, *passes(self._network, self._x[part])), rest, out)
         return Pushed(
             [up(t) for t in out.blocks], [up(t) for t in out.rows], {k: up(t) for k, t in leans.items()},
             [Tangent(up(t.size), up(t.frobenius), up(t.rest)) for t in tangents], up(out.core),
         )  # fmt: skip
 
-    def _sweep(self, chunk: _Chunk, rest: list[Ahead], out: Pushed) -> None:
+    def _sweep(self, chunk: Chunk, rest: list[Ahead], out: Pushed) -> None:
         """The derivatives by the parameters of all layers, from the input up."""
         nodes, n = self._network.nodes, len(chunk.places[0])
         core = Core(n, self._outputs, self._network.blocks, len(nodes))
         last = {place: k for k, node in enumerate(nodes) for place in node.inputs}
-        held: dict[int, dict[int, _Tangents]] = {0: {}}
+        held: dict[int, dict[int, Tangents]] = {0: {}}
         for k, node in enumerate(nodes):
             given = [held[place] for place in node.inputs]
             below = [chunk.places[place] for place in node.inputs]
@@ -120,37 +120,37 @@ class Pusher:
                 core.add(node, chunk.adjoints[k], [{p: t.moved for p, t in g.items()} for g in given], below)
             if isinstance(node, Activation):
                 for p, t in given[0].items():
-                    out.leans[k][chunk.rows, :, p] = self._lean(k, node, chunk, t, rest[node.inputs[0]], p)
+                    out.leans[k][chunk.rows, :, p] = self.lean(k, node, chunk, t, rest[node.inputs[0]], p)
             arrived = self._arrived(k, node, chunk, given)
             for p, t in arrived.items():
-                self._measure(k + 1, p, t, chunk.rows, rest[k + 1], out)
+                self.measure(k + 1, p, t, chunk.rows, rest[k + 1], out)
             held[k + 1] = arrived
             for place in set(node.inputs):
                 if last[place] == k:
                     del held[place]
-        out.core[chunk.rows] = self._stretched(core, chunk.rows) if self._cored else torch.inf
+        out.core[chunk.rows] = self.stretched(core, chunk.rows) if self._cored else torch.inf
 
-    def _arrived(self, k: int, node: Node, chunk: _Chunk, given: list[dict[int, _Tangents]]) -> dict[int, _Tangents]:
+    def _arrived(self, k: int, node: Node, chunk: Chunk, given: list[dict[int, Tangents]]) -> dict[int, Tangents]:
         """What is behind node k of the parameters of each block below it, and of its own."""
-        arrived = {p: self._through(k, chunk, [g.get(p) for g in given]) for p in sorted(set().union(*given))}
+        arrived = {p: self.through(k, chunk, [g.get(p) for g in given]) for p in sorted(set().union(*given))}
         if isinstance(node, Weighted) and node.block is not None:
-            arrived[node.block] = self._begun(k, node, chunk)
+            arrived[node.block] = self.begun(k, node, chunk)
         return arrived
 
-    def _stretched(self, core: Core, rows: slice) -> Tensor:
+    def stretched(self, core: Core, rows: slice) -> Tensor:
         # V is orthonormal to within its skew, on both sides.
         found = core.norms()
         stretch = torch.ones((len(found), self._network.blocks), dtype=torch.float64)
-        for k, layer in self._layers:
+        for k, layer in self.layers:
             stretch[:, layer.block] += self._skew(k, rows)
         return found * (stretch[:, :, None] * stretch[:, None])[:, None]
 
     def _skew(self, layer: int, rows: slice) -> Tensor:
-        return 2 * self._rests[layer]["skew"][rows]
+        return 2 * self.rests_of[layer]["skew"][rows]
 
-    def _measure(self, place: int, p: int, arrived: _Tangents, rows: slice, rest: Ahead, out: Pushed) -> None:
+    def measure(self, place: int, p: int, arrived: Tangents, rows: slice, rest: Ahead, out: Pushed) -> None:
         """Norms of what arrives at a place from the parameters of block p, and of what is left of these."""
-        full, skew = self._full[place], self._skew(self._of_block[p], rows)
+        full, skew = self.full[place], self._skew(self.of_block[p], rows)
         flat = arrived.moved.flatten(2)
         line = flat.square().sum(dim=1).amax(dim=1).sqrt()
         size = up(operator_norms(flat))
@@ -167,19 +167,19 @@ class Pusher:
         tangent.frobenius[rows, p] = (1 + skew) * up(flat.square().sum(dim=(1, 2)).sqrt())
         tangent.rest[rows, p] = (1 + skew) * arrived.error + rest.blocks[rows, p]
 
-    def _begun(self, start: int, layer: Weighted, chunk: _Chunk) -> _Tangents:
+    def begun(self, start: int, layer: Weighted, chunk: Chunk) -> Tangents:
         """Where the parameters enter."""
         place = layer.inputs[0]
-        v = self._leading[start][chunk.rows]
+        v = self.leading[start][chunk.rows]
         moved, error = layer.directions(chunk.places[place], v, chunk.places[start + 1].shape[1:])
-        met = layer.overlap_root * self._full[place].error[chunk.rows] * moved.shape[1] ** 0.5
-        return _Tangents(moved, up(error + met))
+        met = layer.overlap_root * self.full[place].error[chunk.rows] * moved.shape[1] ** 0.5
+        return Tangents(moved, up(error + met))
 
-    def _lean(self, k: int, node: Activation, chunk: _Chunk, arrived: _Tangents, rest: Ahead, p: int) -> Tensor:
+    def lean(self, k: int, node: Activation, chunk: Chunk, arrived: Tangents, rest: Ahead, p: int) -> Tensor:
         """≥ ||√ŵ ∘ ∂z/∂θ_p|| for each output, (n, C), from the tangents and what they lack."""
         place, flat = node.inputs[0], arrived.moved.flatten(2)
-        skew, left = self._skew(self._of_block[p], chunk.rows), rest.blocks[chunk.rows, p]
-        error = arrived.error + skew * self._full[place].blocks[chunk.rows, p]
+        skew, left = self._skew(self.of_block[p], chunk.rows), rest.blocks[chunk.rows, p]
+        error = arrived.error + skew * self.full[place].blocks[chunk.rows, p]
         weights = node.weights(chunk.adjoints[k], chunk.places[place])
         heaviest = weights.amax(dim=2).sqrt()
         columns = []
@@ -188,7 +188,7 @@ class Pusher:
             columns.append(torch.hypot(near, heaviest[:, c] * left))
         return torch.stack(columns, dim=1)
 
-    def _through(self, k: int, chunk: _Chunk, given: list[_Tangents | None]) -> _Tangents:
+    def through(self, k: int, chunk: Chunk, given: list[Tangents | None]) -> Tangents:
         """Behind node k."""
         node = self._network.nodes[k]
         known = [g for g in given if g is not None]
@@ -196,10 +196,10 @@ class Pusher:
         moved = node.push(self._network.values, tuple(None if g is None else g.moved for g in given), below)
         size = torch.stack([g.moved.flatten(1).norm(dim=1) for g in known]).sum(dim=0)
         error = torch.stack([g.error for g in known]).sum(dim=0)
-        here = self._here[k]
+        here = self.here[k]
         part = Here(0.0, {key: v[chunk.rows] for key, v in here.measured.items()}, here.constants)
-        bounds = [_some(self._full[i], chunk.rows) for i in node.inputs]
-        return _Tangents(moved, node.push_error(part, up(size), error, *bounds))
+        bounds = [_some(self.full[i], chunk.rows) for i in node.inputs]
+        return Tangents(moved, node.push_error(part, up(size), error, *bounds))
 
 
 def _some(at: Ahead, rows: slice) -> Ahead:

@@ -28,7 +28,7 @@ class Times(Node):
         """``top``: the largest |λ̂_j|."""
         return {"top": adjoint.flatten(2).abs().amax(dim=2)}
 
-    def _over(self, here: Here, a: Ahead, b: Ahead) -> tuple[Tensor, Tensor]:
+    def over_interval(self, here: Here, a: Ahead, b: Ahead) -> tuple[Tensor, Tensor]:
         """sup |a_j| and sup |b_j|, also of values as computed anywhere on the ball, (n,)."""
         left = here.measured["left"] + a.entry_reach(here.radius) + a.error
         return up(left), up(here.measured["right"] + b.entry_reach(here.radius) + b.error)
@@ -40,7 +40,7 @@ class Times(Node):
     def ahead(self, here: Here, *below: Ahead) -> Ahead:
         """The product rule, one factor at its largest."""
         a, b = below
-        left, right = self._over(here, a, b)
+        left, right = self.over_interval(here, a, b)
         size = torch.minimum(left * b.size, right * a.size)
         error = right * a.error + left * b.error + EPS * (size + right * a.error + left * b.error)
         blocks, rows = (right[:, None] * x + left[:, None] * y for x, y in ((a.blocks, b.blocks), (a.rows, b.rows)))
@@ -52,7 +52,7 @@ class Times(Node):
     def behind(self, here: Here, above: Behind, *below: Ahead) -> tuple[tuple[Tensor, Tensor], ...]:
         """λ_a = b λ and λ_b = a λ."""
         a, b = below
-        left, right = self._over(here, a, b)
+        left, right = self.over_interval(here, a, b)
         top, found = self._top(here, above)[:, :, None], []
         for gain, other in ((right, b), (left, a)):
             turn = torch.minimum(top * other.blocks[:, None], above.size[:, :, None] * other.rows[:, None])
@@ -62,7 +62,7 @@ class Times(Node):
     def errors(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> tuple[Tensor, ...]:
         """Both factors err, and the product is rounded."""
         a, b = below
-        left, right = self._over(here, a, b)
+        left, right = self.over_interval(here, a, b)
         return tuple(
             up(gain[:, None] * error + (other.error + EPS * gain)[:, None] * (size + error))
             for gain, other in ((right, b), (left, a))
@@ -76,7 +76,7 @@ class Times(Node):
     def push_error(self, here: Here, size: Tensor, error: Tensor, *below: Ahead) -> Tensor:
         """As of the values, both parts together."""
         a, b = below
-        left, right = self._over(here, a, b)
+        left, right = self.over_interval(here, a, b)
         return up((left + right) * error + (a.error + b.error + 4 * EPS * (left + right)) * (size + error))
 
     def form(self, here: Here, above: Behind, *below: Ahead) -> Form:

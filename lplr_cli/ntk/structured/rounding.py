@@ -34,12 +34,12 @@ class Rounding:
     magnitude: float = 0.0
     reach: float = 1.0
     # The longest chain behind what each term adds to K.
-    _chains: dict[Key | Form | None, int] = field(default_factory=dict)
+    chains: dict[Key | Form | None, int] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
         """Roundings behind an entry of K: the longest chain, an addition for each term, the division."""
-        return max(self._chains.values(), default=0) + len(self._chains) + 1
+        return max(self.chains.values(), default=0) + len(self.chains) + 1
 
     @property
     def products(self) -> int:
@@ -48,21 +48,21 @@ class Rounding:
         A sum of y products, each of them of two sums of at most x products, has a chain of at least x + y, and
         (x + y)² ≥ y (x + 1).
         """
-        return sum(chain**2 for chain in self._chains.values())
+        return sum(chain**2 for chain in self.chains.values())
 
     def add(self, terms: Mapping[Form, list[Term]]) -> None:
         """Account for all terms of some parameters on some samples, each sample once."""
         for form, chosen in terms.items():
             self.magnitude += sum(_magnitude(term) for term in chosen)
-            self.reach = max([self.reach, *(_reach(part) for term in chosen for part in term.parts)])
+            self.reach = max([self.reach, *(reach_of(part) for term in chosen for part in term.parts)])
             if form is Form.ROWS and chosen:
                 # One product for all of them: its sum runs over the columns of each.
                 chain = 2 * max(term.depth for term in chosen) + sum(term.columns for term in chosen)
-                self._note(form, chain)
+                self.note(form, chain)
                 continue
             for term in chosen:
                 explicit = form is Form.EXPLICIT
-                self._note(term.key, 2 * term.depth + term.columns if explicit else term.pair_length(form))
+                self.note(term.key, 2 * term.depth + term.columns if explicit else term.pair_length(form))
 
     def add_jacobian(self, diagonal: Tensor, parameters: int) -> None:
         """Account for J Jᵀ of so many parameters, formed from J itself, with the diagonal that it has.
@@ -70,14 +70,14 @@ class Rounding:
         However J is cut into blocks, a product passes at most one addition more than there are columns.
         """
         self.magnitude += float(diagonal.double().sum())
-        self._note(None, parameters)
+        self.note(None, parameters)
 
     def join(self, other: Rounding) -> None:
         """Take in what was accounted for on other samples."""
         self.magnitude += other.magnitude
         self.reach = max(self.reach, other.reach)
-        for what, chain in other._chains.items():
-            self._note(what, chain)
+        for what, chain in other.chains.items():
+            self.note(what, chain)
 
     def formation_error(self, rows: int, dtype: torch.dtype, samples: int) -> float:
         """Bound of the rounding of K = J Jᵀ/``samples`` (rows, rows) in operator norm, what underflows included.
@@ -88,11 +88,11 @@ class Rounding:
         bound = gamma(self.length, dtype) * self.magnitude / samples * 1.001
         return bound + rows * max(1, self.products) * (torch.finfo(dtype).smallest_normal * self.reach)
 
-    def _note(self, what: Key | Form | None, chain: int) -> None:
-        self._chains[what] = max(chain, self._chains.get(what, 0))
+    def note(self, what: Key | Form | None, chain: int) -> None:
+        self.chains[what] = max(chain, self.chains.get(what, 0))
 
 
-def _reach(part: Part) -> float:
+def reach_of(part: Part) -> float:
     """1 + max_i ||a_i||² + max_i ||b_i||², from the largest entries, whose squares are exact enough at any size.
 
     By Cauchy's inequality no a·a' (to which a fused bias adds one), no b·b' and no entry of a gradient is above it.

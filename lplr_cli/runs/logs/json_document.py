@@ -16,7 +16,7 @@ from lplr_cli.runs.logs.place import Place
 from lplr_cli.runs.logs.reader import Reader, Rows, flatten, number
 
 # A document is parsed whole, at up to twenty times its size.
-_MOST_BYTES = 128 << 20
+MOST_BYTES = 128 << 20
 # How a list of JSON begins, and a line such as "[2024-01-01] step 1" does not.
 _LIST = re.compile(rb'\[\s*(?:\{\s*["}]|\[|(?:-?\d[\d.eE+-]*|NaN|null|-?Infinity)\s*(?:,|\]\s*$)|\]\s*$)')
 _PAIRS = {2: ("step", "loss"), 3: ("wall_time", "step", "value")}
@@ -41,7 +41,7 @@ class JsonDocument(Reader):
     def read(self, place: Place, choice: Choice) -> Table:
         """Parsed whole."""
         try:
-            document = json.loads(place.whole(_MOST_BYTES).decode("utf-8-sig"))
+            document = json.loads(place.whole(MOST_BYTES).decode("utf-8-sig"))
             table = _from_list(document, choice) if isinstance(document, list) else _from_object(document, choice)
         except (ValueError, RecursionError) as error:
             raise InputError(

@@ -24,7 +24,7 @@ _MOST_ROWS = 50_000_000
 _MOST_NAMES = 10_000
 # Instructions of SQLite's machine, in all and for a byte of the file: pages that name each other may have more rows
 # than anything counts, whether they are given out or not.
-_INSTRUCTIONS, _A_BYTE, _AT_ONCE = 50_000_000, 64, 1_000_000
+INSTRUCTIONS, _A_BYTE, _AT_ONCE = 50_000_000, 64, 1_000_000
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_PRAGMA}
 _FUNCTIONS = {"min", "max", "count"}
 
@@ -136,7 +136,7 @@ def _connected(place: Place) -> Iterator[sqlite3.Connection]:
             database.execute("PRAGMA cell_size_check = ON")
             database.text_factory = lambda raw: raw.decode("utf-8", "replace")
             database.set_authorizer(_authorise)
-            left = iter(range((_INSTRUCTIONS + _A_BYTE * path.stat().st_size) // _AT_ONCE))
+            left = iter(range((INSTRUCTIONS + _A_BYTE * path.stat().st_size) // _AT_ONCE))
             database.set_progress_handler(lambda: int(next(left, None) is None), _AT_ONCE)
             yield database
     except (sqlite3.Error, ValueError, TypeError, OverflowError, RecursionError) as error:

@@ -256,7 +256,7 @@ def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(place, "UNPACKED", 1 << 20)
     with pytest.raises(InputError, match="holds more than"):
         read_foreign_log(written(gzip.compress(b"0" * (3 << 20)))(tmp_path))
-    monkeypatch.setattr(json_document, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(json_document, "MOST_BYTES", 1000)
     with pytest.raises(InputError, match="in one document"):
         read_foreign_log(written(json.dumps({"loss": decay(400)["loss"]}))(tmp_path))
 
