@@ -13,7 +13,7 @@ from lplr_cli.diagnostics.answer import RateFit, answer
 from lplr_cli.diagnostics.clock import Clock, changes_of, lr_clock, step_clock
 from lplr_cli.diagnostics.effective import effective_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
-from lplr_cli.diagnostics.fits import MIN_POINTS, REJECTED, CurveFit, fit_all, scaled
+from lplr_cli.diagnostics.fits import MIN_POINTS, REJECTED, CurveFit, fit_all, fit_plain, scaled
 from lplr_cli.diagnostics.laws import EVIDENCE
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.pl import envelope, pl_ratio
@@ -249,7 +249,8 @@ def _sensitivity(reading: Reading, series: LossSeries, window: Window, clock: Cl
             continue
         inside = np.flatnonzero(kept[rows]) + rows.start
         if len(inside) >= MIN_POINTS:
-            found[name] = _focus(fit_all(scaled(steps[inside], series.loss[inside]), (curve,))[curve.name])
+            plain = fit_plain(scaled(steps[inside], series.loss[inside]), [curve])
+            found[name] = _focus(fit_all(plain)[curve.name])
     return found
 
 

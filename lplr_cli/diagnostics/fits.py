@@ -36,6 +36,9 @@ _SMALL, _HOPELESS = 0.5, 1e-12
 _THINNED = 150
 # Part of the loss below which a curve has vanished.
 _VANISHED = 1e-3
+# A descent ends where a step lowers the cost by less: of a start, of a fit under a noise that is not the last, of one
+# under the last.
+_ROUGH, _NEAR, _SHARP = 1e-3, 1e-7, 1e-13
 # Steps of the solver on a profile; many more where so many parameters make up for each other.
 _ITERATIONS, _MANY = 40, 7
 # Level shifts that the free curve may have.
@@ -324,7 +327,7 @@ def _root(f: Callable[[float], float], inner: tuple[float, float], outer: tuple[
     return x
 
 
-def _fit(curve: Curve, data: Data, noise: Noise, start: Array | None) -> CurveFit:
+def _fit(curve: Curve, data: Data, noise: Noise, start: Array | None, fall: float = _SHARP) -> CurveFit:
     """The most likely parameters under ``noise``, from ``start`` or from the curve's own starts."""
     n = len(data.s)
     lower, upper = curve.box(n, data.ceiling)
@@ -333,10 +336,10 @@ def _fit(curve: Curve, data: Data, noise: Noise, start: Array | None) -> CurveFi
         keep[np.unique(np.linspace(0, n - 1, min(n, _THINNED)).round().astype(int))] = True
         thin = CurveFit(curve, np.empty(0), data.rows(keep), replace(noise.rows(keep), phi=0.0, theta=0.0), 0.0)
         starts = curve.starts(thin.data.s, np.exp(thin.data.log_y))
-        rough = [minimise(thin.residual, one, lower, upper, 15) for one in starts]
+        rough = [minimise(thin.residual, one, lower, upper, 15, _ROUGH) for one in starts]
         start = min(rough, key=lambda found: found.cost).p
     fit = CurveFit(curve, start, data, noise, 0.0)
-    found = minimise(fit.residual, start, lower, upper)
+    found = minimise(fit.residual, start, lower, upper, fall=fall)
     p = curve.ordered(found.p) if isinstance(curve, Exponentials) else found.p
     return replace(fit, p=p, cost=found.cost)
 
@@ -346,15 +349,23 @@ def fit_one(curve: Curve, data: Data, noise: Noise) -> CurveFit:
     return _fit(curve, data, noise, None)
 
 
-def fit_all(data: Data, curves: tuple[Curve, ...] = CURVES) -> dict[str, CurveFit]:
+def fit_plain(data: Data, curves: Sequence[Curve] = CURVES) -> dict[str, CurveFit]:
+    """Fit every curve by itself, all rows alike: where :func:`fit_all` begins."""
+    plain = Noise(np.ones(len(data.s)))
+    return {curve.name: _fit(curve, data, plain, None, _NEAR) for curve in curves}
+
+
+def fit_all(fits: dict[str, CurveFit]) -> dict[str, CurveFit]:
     """Fit every curve under one noise, which is estimated beside the best of them; a periodic pattern is taken off.
 
     Where the best misfits, slow noise that the free curve has absorbed is tried as the explanation: it is one when what
     it explains is small beside the fast noise, and no more than some rows could show by chance. Beside a curve that
     leaves less than :data:`NEGLIGIBLE` there is no noise to estimate: all rows count alike.
+
+    Args:
+        fits: of :func:`fit_plain`.
     """
-    plain = Noise(np.ones(len(data.s)))
-    fits = {curve.name: _fit(curve, data, plain, None) for curve in curves}
+    data = _best(fits).data
     if _best(fits).sigma <= NEGLIGIBLE:
         # Its differences are the bends of the curve, then rounding: as scales they silence the rows that decay.
         return fits
@@ -367,7 +378,7 @@ def fit_all(data: Data, curves: tuple[Curve, ...] = CURVES) -> dict[str, CurveFi
             if data.period:
                 scale = local_scale(data.log_y)
                 noise = _noise_beside(replace(best, data=data), scale)
-        fits = _refit(fits, data, noise)
+        fits = _refit(fits, data, noise, _SHARP if attempt else _NEAR)
     best = _best(fits)
     if _HOPELESS < best.misfit() < REJECTED and best.excess() < _SMALL:
         again = _refit(fits, data, _noise_beside(best, scale, free=False))
@@ -380,8 +391,8 @@ def _best(fits: dict[str, CurveFit]) -> CurveFit:
     return min(fits.values(), key=lambda fit: fit.bic)
 
 
-def _refit(fits: dict[str, CurveFit], data: Data, noise: Noise) -> dict[str, CurveFit]:
-    return {name: _fit(fit.curve, data, noise, fit.p) for name, fit in fits.items()}
+def _refit(fits: dict[str, CurveFit], data: Data, noise: Noise, fall: float = _SHARP) -> dict[str, CurveFit]:
+    return {name: _fit(fit.curve, data, noise, fit.p, fall) for name, fit in fits.items()}
 
 
 def _without_pattern(fit: CurveFit) -> Data:

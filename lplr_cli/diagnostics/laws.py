@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from lplr_cli.diagnostics.decay import (
     COSINE,
-    CURVES,
     LABELS,
     LAWS,
     LINEAR,
@@ -28,7 +28,17 @@ from lplr_cli.diagnostics.decay import (
     TWO_RATE,
     Curve,
 )
-from lplr_cli.diagnostics.fits import NEGLIGIBLE, REJECTED, RESOLUTION, CurveFit, Data, fit_all, fit_one, price, scaled
+from lplr_cli.diagnostics.fits import (
+    NEGLIGIBLE,
+    REJECTED,
+    RESOLUTION,
+    CurveFit,
+    fit_all,
+    fit_one,
+    fit_plain,
+    price,
+    scaled,
+)
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import MAX_CORRELATION, Noise, whiten
 
@@ -84,26 +94,29 @@ def weigh(
         changes: rows where something is known to change: a law must hold across them.
         more: whether more than two rates are tried where nothing fits.
     """
-    data = scaled(steps, loss, grain, changes)
-    found = _weighed(fit_all(data))
+    plain = fit_plain(scaled(steps, loss, grain, changes))
+    found = _weighed(fit_all(plain))
     if not more or found.verdict != "none" or found.label is not None or _rises(found.chosen):
         return found
-    return _of_more_rates(data) or found
+    return _of_more_rates(plain) or found
 
 
-def _of_more_rates(data: Data) -> Weighed | None:
+def _of_more_rates(plain: dict[str, CurveFit]) -> Weighed | None:
     """The linear law with the fewest rates beyond two that fits; None where they do not better each other or fail.
 
     A further rate is fitted, too: what it does to the rate at the end is room around it.
     """
-    for count in range(1, len(MORE_RATES)):
-        if len(data.s) < ROWS_EACH * len(MORE_RATES[count - 1].parameters):
+    data = plain[LINEAR.name].data
+    plain = plain | fit_plain(data, [SHIFTED])
+    for last, further in pairwise(MORE_RATES):
+        if len(data.s) < ROWS_EACH * len(last.parameters):
             return None
-        again = _weighed(fit_all(data, (*CURVES, SHIFTED, *MORE_RATES[:count])))
-        chosen, further = again.chosen, MORE_RATES[count]
+        plain = plain | fit_plain(data, [last])
+        again = _weighed(fit_all(plain))
+        chosen = again.chosen
         if again.label is not None:
             return again
-        if chosen.curve is not MORE_RATES[count - 1]:
+        if chosen.curve is not last:
             return None
         if again.verdict == LINEAR.name and again.misfit >= ACCEPTED:
             fits = again.fits | {further.name: fit_one(further, chosen.data, chosen.noise)}

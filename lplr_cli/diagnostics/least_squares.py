@@ -7,6 +7,7 @@ by orthogonal factorisation, never the normal equations, so that nearly dependen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,15 +38,23 @@ class Solution:
     cost: float
 
 
-def minimise(residual: Residual, start: Array, lower: Array, upper: Array, max_iterations: int = 100) -> Solution:
+def minimise(
+    residual: Residual, start: Array, lower: Array, upper: Array, max_iterations: int = 100, fall: float = 1e-13
+) -> Solution:
     """Minimise ||residual(p)||² over the box from ``start``.
 
-    Parameters whose bounds coincide stay fixed.
+    Parameters whose bounds coincide stay fixed. The end is where a step lowers the cost by a share of less than
+    ``fall`` and moves the parameters by less than 10⁴ times that.
     """
+    with np.errstate(all="ignore"):
+        return _minimise(residual, start, lower, upper, max_iterations, fall)
+
+
+def _minimise(residual: Residual, start: Array, lower: Array, upper: Array, iterations: int, fall: float) -> Solution:
     here = _at(residual, np.clip(np.asarray(start, dtype=np.float64), lower, upper))
     damping = _Damping()
-    for _ in range(max_iterations):
-        if not np.isfinite(here.cost) or here.cost <= 1e-31 * len(here.residual):
+    for _ in range(iterations):
+        if not math.isfinite(here.cost) or here.cost <= 1e-31 * len(here.residual):
             break
         tangent = _Tangent.of(here, lower, upper)
         there = None if tangent is None else _descend(residual, here, tangent, damping, lower, upper)
@@ -54,15 +63,14 @@ def minimise(residual: Residual, start: Array, lower: Array, upper: Array, max_i
         moved = np.abs(there.p - here.p).max() / (1 + np.abs(here.p).max())
         fell = (here.cost - there.cost) / here.cost
         here = there
-        if fell < 1e-13 and moved < 1e-9:
+        if fell < fall and moved < 1e4 * fall:
             break
     return here
 
 
 def _at(residual: Residual, p: Array) -> Solution:
-    with np.errstate(all="ignore"):
-        r, jac = residual(p)
-        return Solution(p, r, jac, float(r @ r))
+    r, jac = residual(p)
+    return Solution(p, r, jac, float(r @ r))
 
 
 class _Damping:
@@ -87,12 +95,14 @@ class _Tangent:
 
     Attributes:
         index: parameters that may move, shape (k,). scale: lengths of their columns of the Jacobian, shape (k,).
-        factor: R of the orthogonal factorisation QR of the scaled columns, shape (k, k). reduced: Qᵀ residual.
+        singular: values of the scaled columns, shape (k,), with the right vectors as rows of ``right``, shape (k, k).
+        reduced: the residual along the left vectors, shape (k,).
     """
 
     index: NDArray[np.intp]
     scale: Array
-    factor: Array
+    singular: Array
+    right: Array
     reduced: Array
 
     @classmethod
@@ -101,29 +111,31 @@ class _Tangent:
         p, r, jac = here.p, here.residual, here.jacobian
         gradient = jac.T @ r
         free = (upper > lower) & ~((p <= lower) & (gradient > 0)) & ~((p >= upper) & (gradient < 0))
-        with np.errstate(over="ignore"):
-            scale = np.sqrt((jac[:, free] ** 2).sum(axis=0))
-        alive = (scale > 0) & np.isfinite(scale)
-        index = np.flatnonzero(free)[alive]
+        scale = np.sqrt(np.einsum("ij,ij->j", jac, jac))
+        index = np.flatnonzero(free & (scale > 0) & np.isfinite(scale))
         if len(index) == 0:
             return None
-        columns = jac[:, index] / scale[alive]
+        scale, k = scale[index], len(index)
         # The angle between residual and tangent space: nothing to gain below rounding.
-        if np.abs(columns.T @ r).max() <= 1e-14 * np.sqrt(here.cost):
+        if np.abs(gradient[index] / scale).max() <= 1e-14 * math.sqrt(here.cost):
             return None
-        q_factor, r_factor = np.linalg.qr(columns)
-        return cls(index, scale[alive], r_factor, q_factor.T @ r)
+        both = np.empty((len(r), k + 1))
+        np.divide(jac[:, index], scale, out=both[:, :k])
+        both[:, k] = r
+        # R of the residual beside the columns holds Qᵀ residual, without Q.
+        factor: Array = np.asarray(np.linalg.qr(both, mode="r"))[:k]
+        left, singular, right = np.linalg.svd(factor[:, :k])
+        return cls(index, scale, singular, right, left.T @ factor[:, k])
 
     def step(self, damping: float) -> Array:
         """The damped step of the scaled parameters, shape (k,)."""
-        stacked = np.vstack([self.factor, np.sqrt(damping) * np.eye(len(self.index))])
-        wanted = np.concatenate([self.reduced, np.zeros(len(self.index))])
-        step: Array = -np.linalg.lstsq(stacked, wanted, rcond=None)[0]
+        step: Array = -(self.singular / (self.singular**2 + damping) * self.reduced) @ self.right
         return step
 
-    def predicted(self, step: Array) -> float:
-        """By how much a step would lower the cost if the residual were linear."""
-        return float(self.reduced @ self.reduced - ((self.reduced + self.factor @ step) ** 2).sum())
+    def predicted(self, damping: float) -> float:
+        """By how much that step would lower the cost if the residual were linear."""
+        left = damping / (self.singular**2 + damping)
+        return float((self.reduced**2 * (1 - left**2)).sum())
 
 
 def _descend(
@@ -135,8 +147,8 @@ def _descend(
         trial = here.p.copy()
         trial[tangent.index] += step / tangent.scale
         there = _at(residual, np.clip(trial, lower, upper))
-        if np.isfinite(there.cost) and there.cost < here.cost:
-            predicted = tangent.predicted(step)
+        if math.isfinite(there.cost) and there.cost < here.cost:
+            predicted = tangent.predicted(damping.value)
             damping.accept((here.cost - there.cost) / predicted if predicted > 0 else 1.0)
             return there
         damping.refuse()
