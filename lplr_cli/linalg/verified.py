@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lplr_cli.linalg import scratch
 from lplr_cli.linalg.cholesky import Solve, cholesky
+from lplr_cli.linalg.precision import full_precision
 from lplr_cli.linalg.tiled import TiledMatrix
 
 # Additions to N in the index of γ. Blocked kernels may multiply by reciprocals of the diagonal instead of dividing,
@@ -139,7 +140,7 @@ def shifted_bound(
         use: called with the solver, where there is one.
     """
     applied = float(torch.tensor(shift, dtype=kernel.dtype))
-    with cholesky(kernel, applied) as solve:
+    with full_precision(), cholesky(kernel, applied) as solve:
         succeeded = solve is not None
         if solve is not None and use is not None:
             use(solve)

@@ -26,6 +26,7 @@ from torch import Tensor
 from lplr_cli.errors import InputError
 from lplr_cli.linalg import scratch
 from lplr_cli.linalg.lanczos import Ritz, lanczos
+from lplr_cli.linalg.precision import full_precision
 from lplr_cli.linalg.rayleigh import lowest
 from lplr_cli.linalg.tasks import Tasks
 from lplr_cli.linalg.verified import unit_roundoff
@@ -180,6 +181,7 @@ def empirical_ntk(
     return _form(_task(network, inputs, engine, outputs), memory, bound_rounding)
 
 
+@full_precision()
 def _form(task: Task, memory: int, bound_rounding: bool) -> Kernel:
     network, x, outputs = task.network, task.x, task.outputs
     if memory < task.needed:

@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 
 from lplr_cli.errors import InputError
 from lplr_cli.linalg.cholesky import mirror
+from lplr_cli.linalg.precision import full_precision
 from lplr_cli.linalg.tasks import Tasks
 from lplr_cli.linalg.tiled import TiledMatrix
 from lplr_cli.ntk.network import Network
@@ -161,6 +162,7 @@ def _tensor(a: Array) -> Tensor:
         return torch.from_numpy(a)
 
 
+@full_precision()
 def _tile(left: list[_Packed], right: list[_Packed], is_diagonal: bool, q: int, n: int, budget: int) -> Array:
     """Rows of one block, columns of another."""
     rows = _unpacked(left)

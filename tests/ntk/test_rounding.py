@@ -167,3 +167,17 @@ def test_the_formation_error_is_its_formula() -> None:
     far.note(Form.ROWS, 3)
     far.note(Form.PRODUCT, 4)
     assert far.formation_error(6, torch.float64, 8) == pytest.approx(150 * float(tiny * Fraction(1e300)), rel=1e-15)
+
+
+@pytest.mark.parametrize("count", [1 << 16, 1 << 20, 3 << 20])
+def test_a_magnitude_of_long_chains_may_itself_be_too_small(count: int) -> None:
+    """trace(K) ≤ trace(K̂)/(1 - γ) in float32, where γ of a million products is 7 %."""
+    found = structured.Rounding()
+    found.add_jacobian(torch.tensor([8.0]), count)
+    grown = Fraction(gamma(count, torch.float32))
+    assert Fraction(found.formation_error(1, torch.float32, 1)) >= 8 * grown / (1 - grown)
+    if count < 1 << 20:
+        assert found.formation_error(1, torch.float32, 1) <= 8.1 * float(grown)
+    far = structured.Rounding()
+    far.add_jacobian(torch.tensor([8.0]), 1 << 22)
+    assert far.formation_error(1, torch.float32, 1) == math.inf

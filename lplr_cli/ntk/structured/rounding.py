@@ -84,8 +84,12 @@ class Rounding:
 
         Each of the products that underflow loses at most the smallest normal number, times what it is multiplied with.
         """
-        # The magnitude is itself computed in floating point, to far better than a part in a thousand.
-        bound = gamma(self.length, dtype) * self.magnitude / samples * 1.001
+        # The magnitude is itself computed in floating point: with fewer roundings than two chains have, and sums in
+        # float64 besides, which are far better than a part in a thousand.
+        lost = gamma(2 * self.length + 64, dtype)
+        if lost >= 1:
+            return math.inf
+        bound = gamma(self.length, dtype) * self.magnitude / (1 - lost) / samples * 1.001
         return bound + rows * max(1, self.products) * (torch.finfo(dtype).smallest_normal * self.reach)
 
     def note(self, what: Key | Form | None, chain: int) -> None:
