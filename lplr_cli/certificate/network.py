@@ -27,7 +27,6 @@ SMALLEST, LARGEST = 1e-60, 1e60
 # Sharpness of softplus up to which the accuracy assumed of φ'' holds (docs/theory.md, section 7).
 _SHARPEST = 1e24
 _PROBES = 4
-_CONTAINERS = (MLP, nn.Sequential, nn.ModuleList)
 _SILENT = (nn.Dropout, nn.Identity)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -283,14 +282,10 @@ def _sequential(module: nn.Module) -> _Parts:
     names = {id(child): name for name, child in module.named_children()}
     linears: dict[str, nn.Linear] = {}
     between: list[tuple[str, float]] = []
-    for child in module:  # a module that is used twice comes twice
+    for child in module:
         if type(child) in _SILENT or (type(child) is nn.Flatten and not linears):
             continue
         if type(child) is nn.Linear and len(between) == len(linears):
-            if names[id(child)] in linears:
-                raise NoCertificateError(
-                    "no certificate for shared weights", "bounds are proved for layers of their own"
-                )
             linears[names[id(child)]] = _as_linear(child)
         elif len(between) + 1 == len(linears):
             between.append(activation_name(child))

@@ -433,6 +433,7 @@ def test_norms_of_what_arrives() -> None:
 
 
 def test_what_is_pushed_begins_and_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    enlarge(monkeypatch)
     draws, (found, point) = Draws(7), pusher()
     found.full = [enlarged(at, draws) for at in found.full]
     places, adjoints = passes(point.network, point.x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
 from lplr_cli.certificate import BallBounds, NoCertificateError, SmoothMLP, certify
-from lplr_cli.certificate.network import check_magnitude
+from lplr_cli.certificate.network import check_magnitude, in_double
 from lplr_cli.models import MLP, ModelSpec, build_model
 from lplr_cli.ntk import Network
 
@@ -258,6 +258,48 @@ def test_a_sequential_is_the_mlp_of_its_layers(activation: str, module: Callable
     assert not found_layers[0].bias.any()
 
 
+class Backwards(nn.ModuleList):
+    def __iter__(self) -> Iterator[nn.Module]:
+        return reversed(list(super().__iter__()))
+
+
+def another_list(module: MLP) -> None:
+    module.layers = Backwards(module.layers)
+
+
+def another_part(module: MLP) -> None:
+    module.add_module("more", nn.Linear(5, 5))
+
+
+def no_layers(module: MLP) -> None:
+    module.layers, module.scales = nn.ModuleList(), []
+
+
+@pytest.mark.parametrize("change", [another_list, another_part, no_layers])
+def test_an_mlp_of_other_parts_is_refused_before_it_is_run(change: Callable[[MLP], None]) -> None:
+    module = mlp()
+    change(module)
+    with pytest.raises(NoCertificateError, match="an MLP of other parts"):
+        SmoothMLP.from_module(module)
+
+
+@pytest.mark.parametrize(
+    ("children", "match"),
+    [
+        ([nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 1)], "this Sequential; "),
+        ([nn.Linear(5, 4), nn.Tanh()], "this Sequential; "),
+        ([], "this Sequential; "),
+        ([nn.Linear(5, 4), nn.GELU("tanh"), nn.Linear(4, 1)], "GELU with approximate=tanh"),
+        ([nn.Linear(5, 4), nn.Tanh(), nn.Flatten(), nn.Linear(4, 1)], "Flatten at this place"),
+        ([nn.Linear(5, 4), nn.Flatten(), nn.Linear(4, 1)], "Flatten"),
+    ],
+)
+def test_what_a_sequential_is_made_of_is_read_before_it_is_run(children: list[nn.Module], match: str) -> None:
+    """Outputs are compared afterwards, which is no proof."""
+    with pytest.raises(NoCertificateError, match=f"no certificate for {match}"):
+        SmoothMLP.from_module(nn.Sequential(*children))
+
+
 @pytest.mark.parametrize(
     "children",
     [
@@ -286,6 +328,9 @@ def test_a_sequential_of_used_parts() -> None:
     for module in (nn.Sequential(square, tanh, other, square), nn.Sequential(square, tanh, square)):
         with pytest.raises(NoCertificateError, match="no certificate for"):
             SmoothMLP.from_module(module)
+    # As many layers and activations as one after another would have.
+    with pytest.raises(NoCertificateError, match="no certificate for shared weights"):
+        SmoothMLP.from_module(nn.Sequential(square, tanh, square, other))
     assert len(SmoothMLP.from_module(nn.Sequential(square, tanh, other, tanh, nn.Linear(5, 1))).layers) == 3
 
 
@@ -333,6 +378,18 @@ def test_magnitudes_are_looked_at_everywhere(scales: dict[str, float], match: st
     x = torch.ones(2, 5, dtype=torch.float64) * scales.get("x", 1.0)
     with pytest.raises(NoCertificateError, match=f"no certificate for {match} of magnitude"):
         replace(network, layers=tuple(layers)).passes(x)
+
+
+def test_what_is_read_is_double() -> None:
+    assert in_double(torch.ones(2)).dtype == torch.float64
+    assert in_double(torch.ones(2, dtype=torch.float64)).dtype == torch.float64
+    assert in_double(torch.ones(2, dtype=torch.int64)).dtype == torch.int64
+
+
+@pytest.mark.parametrize("beta", [1.01e-24, 0.5, 1e24])
+def test_softplus_of_any_other_sharpness_is_read(beta: float) -> None:
+    module = nn.Sequential(nn.Linear(3, 2), nn.Softplus(beta, threshold=50.0), nn.Linear(2, 1))
+    assert SmoothMLP.from_module(module).activation.name == f"softplus({beta:g})"
 
 
 def test_what_holds_no_number_has_every_magnitude() -> None:
