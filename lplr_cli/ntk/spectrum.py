@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from lplr_cli.errors import NumericalError
@@ -194,15 +194,18 @@ def _lanczos_vectors(k: int, count: int) -> int:
 
 def _largest(kernel: Tensor | TiledMatrix, k: int) -> NDArray[np.float64]:
     count = len(kernel)
-    values: NDArray[np.float64] = eigsh(
-        LinearOperator(kernel.shape, matvec=lambda v: _product(kernel, v), dtype=np.float64),
-        k=k,
-        which="LA",
-        v0=start_vector(count),
-        ncv=_lanczos_vectors(k, count),
-        tol=1e-10,
-        return_eigenvectors=False,
-    )
+    try:
+        values: NDArray[np.float64] = eigsh(
+            LinearOperator(kernel.shape, matvec=lambda v: _product(kernel, v), dtype=np.float64),
+            k=k,
+            which="LA",
+            v0=start_vector(count),
+            ncv=_lanczos_vectors(k, count),
+            tol=1e-10,
+            return_eigenvectors=False,
+        )
+    except ArpackError as error:
+        raise NumericalError("Lanczos did not converge", "check the checkpoint and the data") from error
     return np.sort(values)
 
 
@@ -238,7 +241,7 @@ def _bottom(solve: Solve, like: Tensor | TiledMatrix, k: int, tolerance: float) 
             ncv=_lanczos_vectors(k, count),
             tol=tolerance,
         )
-    except ArpackNoConvergence as error:
+    except ArpackError as error:
         raise NumericalError("inverse Lanczos did not converge", "ask for fewer eigenvalues") from error
     unit: NDArray[np.float64] = vectors / np.linalg.norm(vectors, axis=0)
     return unit

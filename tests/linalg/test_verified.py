@@ -129,6 +129,17 @@ def test_differences_are_rounded_downwards(error: float) -> None:
         assert exact * (1 - Fraction(1, 2**50)) < Fraction(found.value) < exact
 
 
+@pytest.mark.parametrize("share", [0.97, 30.0])
+def test_each_of_two_differences_is_rounded_downwards(share: float) -> None:
+    """Where the second leaves little, the last bit of the first counts; where it is large, its own does."""
+    kernel = nearly_singular(5, 3) + torch.eye(5, dtype=torch.float64)
+    for k in range(1, 60):
+        error = share * lambda_min_lower(kernel, k / 61.0).shift
+        found = lambda_min_lower(kernel, k / 61.0, formation_error=error)
+        exact = Fraction(found.shift) - Fraction(found.factorisation_error) - Fraction(error)
+        assert Fraction(found.value) <= exact
+
+
 def test_what_underflows_in_a_matrix_of_zeros() -> None:
     slack, _ = shifted_bound(torch.diag(torch.full((3,), 5e-324, dtype=torch.float64)) * 2**60, 0.0)
     assert slack is not None
@@ -150,6 +161,9 @@ def test_the_margin_doubles_until_a_factorisation_succeeds() -> None:
     assert found.attempts == 5
     assert found.shift == pytest.approx(1.1 * truth * (1 - 0.16), rel=1e-12)
     assert found.value <= truth
+    used: list[Tensor] = []
+    assert found == lambda_min_lower(kernel, 1.1 * truth, attempts=5, use=lambda solve: used.append(solve(kernel)))
+    assert len(used) == 1
     failed = lambda_min_lower(kernel, 1.1 * truth, attempts=4, formation_error=2.0)
     assert failed == LowerBound(-math.inf, -math.inf, math.inf, 2.0, 4)
     # Around zero the margin is of the size of the rounding.

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lplr_cli import ntk
+from lplr_cli import linalg, ntk
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec, build_model
 from lplr_cli.ntk import Network
@@ -141,6 +144,28 @@ class Mixing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layer(x - x.mean(dim=0))
         return out
+
+
+@pytest.mark.parametrize("engine", ["auto", "structured", "jacobian"])
+@pytest.mark.parametrize("outputs", ["full", "trace", 2])
+def test_a_verified_spectrum_subtracts_the_rounding_of_its_kernel(engine: str, outputs: str | int) -> None:
+    network, x = make("mlp-ntk-gelu-3")
+    options: dict[str, Any] = {"engine": engine, "outputs": outputs}
+    kernel = ntk.empirical_ntk(network, x, bound_rounding=True, **options)
+    found = ntk.kernel_spectrum(network, x, verify=True, **options)
+    plain = ntk.kernel_spectrum(network, x, **options)
+    assert ntk.empirical_ntk(network, x, **options).formation_error is None
+    assert kernel.formation_error is not None
+    assert kernel.formation_error >= 2.0**-53 * float(kernel.matrix.trace())
+    assert plain.spectrum.lower is None
+    assert found.spectrum.lower == linalg.lambda_min_lower(
+        kernel.matrix, found.spectrum.lambda_min, formation_error=kernel.formation_error
+    )
+    assert np.array_equal(found.spectrum.eigenvalues, plain.spectrum.eigenvalues)
+    assert np.allclose(found.spectrum.eigenvalues, torch.linalg.eigvalsh(kernel.matrix).numpy(), rtol=1e-9)
+    for said in (found, plain, kernel):
+        assert (said.n, said.outputs_per_sample, said.outputs, said.fallback) == (len(x), 3, outputs, ())
+        assert said.engine == ("jacobian" if engine == "jacobian" else "structured")
 
 
 def test_bad_input_is_refused() -> None:

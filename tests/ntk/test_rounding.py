@@ -181,3 +181,17 @@ def test_a_magnitude_of_long_chains_may_itself_be_too_small(count: int) -> None:
     far = structured.Rounding()
     far.add_jacobian(torch.tensor([8.0]), 1 << 22)
     assert far.formation_error(1, torch.float32, 1) == math.inf
+
+
+@pytest.mark.parametrize("length", [2, 52, 467])
+def test_the_rounding_of_the_magnitude_is_that_of_two_chains_and_some(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = structured.Rounding(magnitude=40.0)
+    found.note(None, length - 2)
+    monkeypatch.setattr("lplr_cli.ntk.structured.rounding.gamma", lambda count, dtype: count / 1000)
+    exact = length / 1000 * 40 / (1 - (2 * length + 64) / 1000) / 8 * 1.001
+    assert found.formation_error(6, torch.float64, 8) == pytest.approx(exact, rel=1e-12)
+    # 2 · 468 + 64 = 1,000: nothing is known of the magnitude.
+    found.note(None, 466)
+    assert found.formation_error(6, torch.float64, 8) == math.inf

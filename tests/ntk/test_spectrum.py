@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -47,9 +49,92 @@ def test_singular_and_indefinite_matrices_are_found_so() -> None:
     assert ntk.spectrum(with_spectrum(values)).condition_number is None
 
 
-def test_nan_is_a_numerical_failure() -> None:
-    with pytest.raises(NumericalError):
-        ntk.spectrum(torch.full((3, 3), float("nan"), dtype=torch.float64))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("place", "full_limit"), [((1, 1), 9), ((0, 2), 9), ((1, 1), 2), ((4, 4), 2)])
+def test_nan_is_a_numerical_failure(value: float, place: tuple[int, int], full_limit: int) -> None:
+    matrix = torch.eye(5, dtype=torch.float64)
+    matrix[place] = value
+    with pytest.raises(NumericalError, match="the kernel holds NaN or infinity"):
+        ntk.spectrum(matrix, full_limit=full_limit)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_beside_the_diagonal_of_a_large_kernel_is_one_too(value: float) -> None:
+    matrix = torch.eye(9, dtype=torch.float64)
+    matrix[0, 3] = matrix[3, 0] = value
+    with pytest.raises(NumericalError, match="Lanczos did not converge"):
+        ntk.spectrum(matrix, full_limit=2, formation_error=0.0)
+
+
+@pytest.mark.parametrize("full_limit", [9, 2])
+def test_what_is_said_of_a_spectrum(full_limit: int) -> None:
+    values = torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0, 8.0], dtype=torch.float64)
+    matrix = with_spectrum(values)
+    before = matrix.clone()
+    found = ntk.spectrum(matrix, full_limit=full_limit, extremal=2)
+    assert (found.size, found.complete, found.dtype) == (6, full_limit == 9, "float64")
+    assert np.allclose(found.eigenvalues, values.numpy() if found.complete else [0.5, 1.0, 4.0, 8.0], rtol=1e-9)
+    assert (found.lambda_min, found.lambda_max) == pytest.approx((0.5, 8.0), rel=1e-9)
+    assert found.resolution == pytest.approx(6 * 2.0**-53 * 8, rel=1e-9)
+    assert found.trace == pytest.approx(18.5)
+    assert found.effective_rank == pytest.approx(18.5 / 8)
+    assert found.condition_number == pytest.approx(16.0)
+    assert found.digits == pytest.approx(math.log10(0.5 / found.resolution))
+    assert found.residual is None if found.complete else 0 <= found.residual < 1e-5
+    assert found.lower is found.lambda_min_lower is None
+    least = ntk.spectrum(matrix, full_limit=full_limit)
+    assert found.complete or np.allclose(least.eigenvalues, [0.5, 8.0])
+    for error in (0.0, 0.125):
+        bounded = ntk.spectrum(matrix, full_limit=full_limit, extremal=2, formation_error=error)
+        assert bounded.lower is not None
+        assert bounded.lower.formation_error == error
+        assert bounded.lambda_min_lower == bounded.lower.value
+        assert 0.98 * 0.5 - error < bounded.lower.value < 0.5 - error
+        assert np.allclose(bounded.eigenvalues, found.eigenvalues, rtol=1e-9)
+    nothing = ntk.spectrum(matrix, full_limit=full_limit, formation_error=math.inf)
+    assert nothing.lambda_min_lower is None
+    assert torch.equal(matrix, before)
+
+
+def test_figures_of_a_spectrum_at_its_edges() -> None:
+    found = ntk.spectrum(with_spectrum(torch.tensor([-8.0, 0.5, 1.0], dtype=torch.float64)))
+    assert found.resolution == pytest.approx(3 * 2.0**-53 * 8)
+    assert found.condition_number is None
+    assert found.digits == pytest.approx(math.log10(8 / found.resolution))
+    small = replace(found, lambda_min=1e-20)
+    assert small.digits == 0
+    assert replace(found, lambda_min=0.0).digits == replace(found, resolution=0.0).digits == 0
+    assert replace(found, lambda_min=0.0).condition_number is None
+    assert replace(found, lambda_max=0.0).effective_rank is replace(found, lambda_max=-1.0).effective_rank is None
+    # Two rows are too few for Lanczos, and three have one eigenvalue at each end.
+    two = ntk.spectrum(torch.eye(2, dtype=torch.float64), full_limit=0)
+    assert (two.complete, two.lambda_min) == (True, 1.0)
+    three = ntk.spectrum(with_spectrum(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)), full_limit=0, extremal=7)
+    assert np.allclose(three.eigenvalues, [1.0, 4.0])
+    with pytest.raises(NumericalError, match="far from positive semidefinite"):
+        ntk.spectrum(-torch.eye(9, dtype=torch.float64), full_limit=2)
+
+
+def test_the_bound_of_extremal_eigenvalues_is_of_a_close_shift() -> None:
+    """Its estimate is rough, and its margin one part in a hundred of it."""
+    values = torch.logspace(-3, 2, 60, dtype=torch.float64)
+    matrix = with_spectrum(values)
+    found = ntk.spectrum(matrix, full_limit=10, extremal=2, formation_error=0.0)
+    assert found.lambda_min_lower is not None
+    assert 0.97e-3 < found.lambda_min_lower < 1e-3
+    assert found.lambda_min == pytest.approx(1e-3, rel=1e-9)
+    # Nothing is proved of a matrix that is indefinite, and its eigenvalues are found all the same.
+    values[0] = -1.0
+    below = ntk.spectrum(with_spectrum(values), full_limit=10, formation_error=0.0)
+    assert below.lambda_min_lower is not None
+    assert below.lambda_min_lower < below.lambda_min == pytest.approx(-1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("full_limit", [9, 2])
+def test_operator_norms_are_of_either_sign(full_limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.tensor([-5.0, 1.0, 3.0, 4.0], dtype=torch.float64)
+    monkeypatch.setattr(importlib.import_module("lplr_cli.ntk.spectrum"), "FULL_LIMIT", full_limit)
+    assert ntk.operator_norm(with_spectrum(values)) == pytest.approx(5.0, rel=1e-9)
 
 
 def test_gamma_bounds_its_definition() -> None:

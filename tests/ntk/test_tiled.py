@@ -38,6 +38,22 @@ def test_tiles_are_the_kernel(name: str, outputs: str | int) -> None:
     assert np.allclose(formed.matrix.product(v), truth.numpy() @ v, atol=1e-12 * float(truth.abs().max()))
 
 
+@pytest.mark.parametrize("outputs", ["full", "trace"])
+@pytest.mark.parametrize("name", ["mlp-ntk-gelu-3", "convnet", "lookups", "shared"])
+def test_magnitudes_are_those_of_all_samples_together(
+    name: str, outputs: str | int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums over samples, whatever block they came in: with one γ for all lengths nothing else is in the bound."""
+    network, x = make(name)
+    monkeypatch.setattr("lplr_cli.ntk.structured.rounding.gamma", lambda k, dtype: 0.5)
+    whole = ntk.empirical_ntk(network, x, outputs=outputs, bound_rounding=True)
+    plan = structured.plan_for(network, x)
+    for samples in (2, len(x)):
+        formed = tiled_kernel(network, x, plan, Here(), outputs, 1 << 30, True, samples=samples)
+        assert formed.formation_error == pytest.approx(whole.formation_error, rel=1e-12)
+    assert tiled_kernel(network, x, plan, Here(), outputs, 1 << 30, False).formation_error is None
+
+
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("name", ["mlp-softplus", "mlp-ntk-gelu-3"])
 def test_the_spectrum_by_tasks_is_that_of_one_process(name: str, verify: bool) -> None:
@@ -49,7 +65,11 @@ def test_the_spectrum_by_tasks_is_that_of_one_process(name: str, verify: bool) -
     assert found.lambda_min == pytest.approx(alone.lambda_min, rel=1e-9)
     assert found.lambda_max == pytest.approx(alone.lambda_max, rel=1e-12)
     assert found.trace == pytest.approx(alone.trace, rel=1e-13)
+    assert (found.lower is None) == (alone.lower is None) == (not verify)
     if verify:
+        assert found.lower is not None
+        formed = tiled_kernel(network, x, structured.plan_for(network, x), Here(), "full", 1 << 30, True)
+        assert found.lower.formation_error == formed.formation_error
         assert alone.lambda_min_lower is not None
         assert found.lambda_min_lower is not None
         assert 0.9 * alone.lambda_min < found.lambda_min_lower < alone.lambda_min
