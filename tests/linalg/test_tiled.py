@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lplr_cli.linalg.cholesky import cholesky
 from lplr_cli.linalg.tasks import Here
-from lplr_cli.linalg.tiled import TiledMatrix
+from lplr_cli.linalg.tiled import TiledMatrix, gemm, potrf, trsm
 from lplr_cli.linalg.verified import lambda_min_lower, shifted_bound
 from tests.exact import is_semidefinite, rational, shifted
 from tests.linalg.test_verified import nearly_singular
@@ -57,6 +57,24 @@ def test_solves_are_those_of_the_dense_matrix(size: int, step: int, dtype: torch
     matrix[size // 2, size // 2] = torch.nan
     with cholesky(tiled(matrix, step), 0.0) as none:
         assert none is None
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_tiles_keep_their_dtype(dtype: type[np.floating[Any]]) -> None:
+    """Twice the bytes would not fit into the memory of a task."""
+    a = np.asfortranarray(np.diag([4.0, 9.0, 16.0]).astype(dtype))
+    r = potrf(a)
+    assert r is not None
+    assert np.array_equal(r, np.diag([2.0, 3.0, 4.0]))
+    solved, updated = trsm(r, a), gemm(a, r, r)
+    assert solved is not None
+    assert updated is not None
+    assert np.array_equal(solved, r)
+    assert not updated.any()
+    assert r.dtype == solved.dtype == updated.dtype == dtype
+    with cholesky(tiled(torch.from_numpy(a), 2)) as solve:
+        assert solve is not None
+        assert solve(torch.ones(3, 1, dtype=torch.float64)).numpy().dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

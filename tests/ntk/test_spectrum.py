@@ -80,8 +80,10 @@ def test_what_is_said_of_a_spectrum(full_limit: int) -> None:
     assert found.effective_rank == pytest.approx(18.5 / 8)
     assert found.condition_number == pytest.approx(16.0)
     assert found.digits == pytest.approx(math.log10(0.5 / found.resolution))
-    assert found.residual is None if found.complete else 0 <= found.residual < 1e-5
-    assert found.lower is found.lambda_min_lower is None
+    assert found.complete == (found.residual is None)
+    assert 0 <= (found.residual or 0) < 1e-5
+    assert found.lower is None
+    assert found.lambda_min_lower is None
     least = ntk.spectrum(matrix, full_limit=full_limit)
     assert found.complete or np.allclose(least.eigenvalues, [0.5, 8.0])
     for error in (0.0, 0.125):
