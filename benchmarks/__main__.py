@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +43,13 @@ def _report(name: str) -> Callable[[], str]:
     return found
 
 
+def _processor() -> str:
+    """Cores and their name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)$", info.read_text(), flags=re.MULTILINE) if info.exists() else []
+    return f"{os.cpu_count()} cores, {names[0].strip() if names else platform.machine()}"
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -53,7 +62,7 @@ def main() -> None:
     unknown = [name for name in chosen if name not in SECTIONS]
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; choose from {', '.join(SECTIONS)}")
-    machine = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
+    machine = f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     print(f"{machine}\n")
     results: dict[str, Any] = {"machine": machine, "sections": {}}
     begun = time.perf_counter()

@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
+
+from lplr_cli.ntk import Network, jacobian, structured
+from lplr_cli.ntk.structured import collect
 
 aten = torch.ops.aten
 
@@ -128,7 +132,8 @@ def times(counter: RoundingCounter, a: Any, b: Any, *_: Any, **__: Any) -> Tenso
 
 
 def plus(counter: RoundingCounter, a: Tensor, b: Any, **_: Any) -> Tensor:
-    assert isinstance(b, Tensor)
+    if not isinstance(b, Tensor):
+        return counter.depth(a) + (a != 0)
     return torch.maximum(counter.depth(a), counter.depth(b)) + ((a != 0) & (b != 0))
 
 
@@ -147,3 +152,25 @@ RULES: dict[Any, Callable[..., Tensor]] = {
     aten.div: times, aten.div_: times, aten.add: plus, aten.add_: plus, aten.sub: plus, aten.addcmul_: addcmul,
     aten.sum: total,
 }  # fmt: skip
+
+
+def counted(
+    network: Network, x: Tensor, monkeypatch: pytest.MonkeyPatch, outputs: str | int, budget: int
+) -> tuple[int, int]:
+    """(longest chain behind an entry of K, length that the engine states); activations and gradients count as exact."""
+    counter = RoundingCounter()
+    plan = structured.plan_for(network, x)
+    with monkeypatch.context() as patch:
+        exact = (
+            (Network, "forward"),
+            (collect, "backward"),
+            (jacobian, "jacobian_block"),
+            (structured.Rounding, "add"),
+        )
+        for owner, name in exact:
+            patch.setattr(owner, name, counter.pausing(getattr(owner, name)))
+        with counter:
+            formed = structured.gram(network, x, None, outputs=outputs, budget=budget, plan=plan, bound_rounding=True)
+            formed.matrix.div_(len(x))
+        assert formed.rounding is not None
+        return int(counter.depth(formed.matrix).max()), formed.rounding.length

@@ -12,34 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.linalg import gamma
-from lplr_cli.ntk import Network, jacobian, structured
-from lplr_cli.ntk.structured import collect
+from lplr_cli.ntk import Network, structured
 from lplr_cli.ntk.structured.factors import Form
 from lplr_cli.ntk.structured.rounding import reach_of
 from tests.cases import CASES, make
-from tests.ntk.roundings import RoundingCounter
-
-
-def counted(
-    network: Network, x: Tensor, monkeypatch: pytest.MonkeyPatch, outputs: str | int, budget: int
-) -> tuple[int, int]:
-    """(longest chain behind an entry of K, length that the engine states); activations and gradients count as exact."""
-    counter = RoundingCounter()
-    plan = structured.plan_for(network, x)
-    with monkeypatch.context() as patch:
-        exact = (
-            (Network, "forward"),
-            (collect, "backward"),
-            (jacobian, "jacobian_block"),
-            (structured.Rounding, "add"),
-        )
-        for owner, name in exact:
-            patch.setattr(owner, name, counter.pausing(getattr(owner, name)))
-        with counter:
-            formed = structured.gram(network, x, None, outputs=outputs, budget=budget, plan=plan, bound_rounding=True)
-            formed.matrix.div_(len(x))
-        assert formed.rounding is not None
-        return int(counter.depth(formed.matrix).max()), formed.rounding.length
+from tests.ntk.roundings import counted
 
 
 @pytest.mark.parametrize("budget", [1 << 30, 40_000])

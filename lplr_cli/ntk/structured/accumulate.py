@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +16,8 @@ from lplr_cli.ntk.structured.rules.linear import OuterTerm
 
 # A panel of K is at most this high and wide: its two buffers stay in the last-level cache.
 PANEL = (512, 1024)
+# Bytes a thread of what a panel of pairs of positions moves at a time: what a second-level cache holds, or little more.
+_MOVED = 3 << 19
 Pair = tuple[Term, Term]
 
 
@@ -119,16 +122,34 @@ class _Accumulator:
                     tile.add_(bb)
 
     def add_pairwise(self, one: Term, two: Term) -> None:
-        """A term with several positions: Σ_{t,t'} (a_t·a'_t')(b_t·b'_t')."""
-        step = max(1, PANEL[0] // one.positions)
-        for i, j, tile in self.panels(step, step):
+        """A term with several positions: Σ_{t,t'} (a_t·a'_t')(b_t·b'_t').
+
+        With several rows a sample, the a·a' are applied to b once for all of them: t'·t numbers then meet q rows, not
+        q² pairs of rows.
+        """
+        q, (height, width) = self.q, self._pairwise_panels(one)
+        for i, j, tile in self.panels(height, width):
             meet, b, b2 = one.meet(i, two, j)
-            q = self.q
             target = tile.view(b.shape[0], q, b2.shape[0], q)
-            for c in range(q):
-                for d in range(q):
-                    back = torch.einsum("msgto,ksguo->gmtku", b[:, c], b2[:, d])
-                    target[:, c, :, d] += (meet * back).sum(dim=(0, 2, 4))
+            if q == 1:
+                back = torch.einsum("msgto,ksguo->gmtku", b[:, 0], b2[:, 0])
+                target[:, 0, :, 0] += back.mul_(meet).sum(dim=(0, 2, 4))
+                continue
+            left, right = (x.permute(3, 0, 1, 2, 5, 4).flatten(2, 4) for x in (b, b2))  # (g, m, q·s·o, t)
+            right = right.reshape(*right.shape[:2], q, -1)
+            moved = self._room(0, left.shape[1] * left.shape[2] * meet.shape[4])
+            moved = moved.view(left.shape[1], left.shape[2], meet.shape[4])
+            for group, k in itertools.product(range(meet.shape[0]), range(meet.shape[3])):
+                torch.bmm(left[group], meet[group, :, :, k], out=moved)
+                target[:, :, k] += (moved.view(left.shape[1] * q, -1) @ right[group, k].T).view(-1, q, q)
+
+    def _pairwise_panels(self, one: Term) -> tuple[int, int]:
+        """Samples of a panel: as many positions as a panel has rows, and of those that are moved what a cache holds."""
+        step, b = max(1, PANEL[0] // one.positions), one.parts[0].b
+        room = self.budget // 4
+        if b.device.type == "cpu":
+            room = min(room, _MOVED * torch.get_num_threads())
+        return min(step, max(1, room // max(1, b[0].numel() * b.element_size()))), step
 
     def add_rows(self, pairs: list[Pair]) -> None:
         """Terms whose gradients are at hand: one product of them all."""

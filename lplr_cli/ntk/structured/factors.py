@@ -6,6 +6,7 @@ g groups, t positions, d what a position brings in, o what comes back to it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -264,6 +265,18 @@ class Mixed(Term):
     def columns(self) -> int:
         """As in :class:`Term`."""
         return self.lead[1] * torch.Size(self.shape).numel()
+
+
+def pairs_length(q: int, g: int, t: int, d: int, o: int) -> int:
+    """Roundings behind what pairs of t positions in g groups add to an entry of K, a·a' of length d, b·b' of length o.
+
+    With one row a sample the two inner products meet at g·t² pairs; with more, Σ_t (a_t·a'_t') b_t passes d and t
+    roundings, its product with b' then o·t', and groups follow one another. Its square is at least the number of
+    products (see :attr:`lplr_cli.ntk.structured.rounding.Rounding.products`).
+    """
+    if q == 1:
+        return d + o + g * t * t
+    return max(d + t + o * t + g, math.isqrt(g * (t * t * (d + o) + t * o)) + 1)
 
 
 def term_of(key: Key, parts: list[Part]) -> Term:

@@ -16,6 +16,9 @@ from lplr_cli.ntk.structured.factors import Part, met, weighted
 from lplr_cli.ntk.structured.rules.channelwise import Bias
 from lplr_cli.ntk.structured.rules.linear import Linear
 
+# Multiplications of a matrix product that take as long as one addition of parts of arrays.
+_ADDITION = 8
+
 
 @rule(F.conv2d)
 def _conv2d(capture: Capture, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -69,6 +72,61 @@ class Convolution(Linear):
         """As in :class:`Linear`."""
         m, q, s, channels = b.shape[:4]
         return b.reshape(m, q, s, self.groups, channels // self.groups, -1).transpose(4, 5)
+
+    def inner(self, a: Tensor, other: Tensor) -> Tensor:
+        """As in :class:`Linear`: patches meet as their pixels do, whose products many of them share."""
+        if not self._by_pixels(a):
+            return super().inner(a, other)
+        sides = [x.reshape(len(x), self.groups, -1, a.shape[2] * a.shape[3]) for x in (a, other)]
+        pixels = torch.einsum("mgcx,kgcy->gmxky", *sides)
+        met = pixels.view(self.groups, len(a), *a.shape[2:], len(other), *a.shape[2:])
+        for axis in range(2):
+            met = self._along(met, axis)
+        return met.flatten(5, 6).flatten(2, 3)
+
+    def _along(self, met: Tensor, axis: int) -> Tensor:
+        """Σ over the taps along one axis of the image of what is at them, (g, m, h, w, k, h', w') with one size new."""
+        taps, stride = self.kernel[axis], self.stride[axis]
+        size, count = met.shape[2 + axis], self._counts(met.shape[2:4])[axis]
+        shape = list(met.shape)
+        shape[2 + axis] = shape[5 + axis] = count
+        total = met.new_zeros(shape)
+        for tap in range(taps):
+            offset = tap * self.dilation[axis] - self.padding[axis]
+            first, last = max(0, -(offset // stride)), min(count - 1, (size - 1 - offset) // stride)
+            if first > last:
+                continue
+            there = slice(first * stride + offset, last * stride + offset + 1, stride)
+            here = slice(first, last + 1)
+            whole = [slice(None)] * 7
+            whole[2 + axis] = whole[5 + axis] = here
+            part = [slice(None)] * 7
+            part[2 + axis] = part[5 + axis] = there
+            total[tuple(whole)] += met[tuple(part)]
+        return total
+
+    def _counts(self, image: Sequence[int]) -> tuple[int, int]:
+        """Positions along both axes."""
+        rows, columns = (
+            (int(image[i]) + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in range(2)
+        )
+        return rows, columns
+
+    def _costs(self, a: Tensor) -> tuple[int, int]:
+        """Of :meth:`inner` for two samples, by pixels and by patches; an addition is as dear as some products."""
+        (h, w), (rows, columns) = a.shape[2:], self._counts(a.shape[2:])
+        additions = self.groups * (self.kernel[0] * (rows * w) ** 2 + self.kernel[1] * (rows * columns) ** 2)
+        pixels = a.shape[1] * (h * w) ** 2 + _ADDITION * additions
+        return pixels, a.shape[1] * self.kernel[0] * self.kernel[1] * (rows * columns) ** 2
+
+    def _by_pixels(self, a: Tensor) -> bool:
+        pixels, patches = self._costs(a)
+        return pixels < patches
+
+    def inner_cost(self, a: Tensor) -> int:
+        """As in :class:`Linear`."""
+        return min(self._costs(a))
 
     def pull(self, part: Part, v: Tensor) -> Tensor:
         """By the convolution's own derivative: patches would take nine times the room."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lplr_cli.ntk.structured.capture import Capture, arguments, rule
-from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term, met, weighted
+from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term, met, pairs_length, weighted
 
 
 @rule(F.embedding)
@@ -83,7 +83,7 @@ class LookupTerm(Term):
         """As in :class:`Term`."""
         q, s = self.lead
         t, (rows, o) = self.positions, self.shape
-        pairwise = samples * t * t * (1 + q * q * (s * o + 2))
+        pairwise = samples * t * (t * (q * s * o + 3) + q * q * s * o)
         explicit = samples * q * q * s * rows * o + q * s * (rows * o + t * o)
         return Form.PAIRWISE if pairwise < explicit else Form.EXPLICIT
 
@@ -106,8 +106,9 @@ class LookupTerm(Term):
         return self.lead[1] * min(rows, self.positions) * o
 
     def pair_length(self, form: Form) -> int:
-        """A dot product, and the sum over pairs of positions."""
-        return self.lead[1] * self.shape[1] + self.positions**2
+        """As in :func:`pairs_length`, with a·a' that is 0 or 1."""
+        q, s = self.lead
+        return pairs_length(q, 1, self.positions, 0, s * self.shape[1])
 
 
 def _rows(tokens: Tensor, b: Tensor, first: int, last: int) -> Tensor:

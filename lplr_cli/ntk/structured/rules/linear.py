@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lplr_cli.ntk.structured.capture import Capture, arguments, rule
-from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term, met, weighted
+from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term, met, pairs_length, weighted
 from lplr_cli.ntk.structured.rules.channelwise import Bias
 
 
@@ -47,6 +47,15 @@ class Linear(Kind):
         """What comes back, (m, q, s, …), as (m, q, s, g, t, o)."""
         m, q, s = b.shape[:3]
         return b.reshape(m, q, s, 1, -1, b.shape[-1])
+
+    def inner(self, a: Tensor, other: Tensor) -> Tensor:
+        """a_t·a'_t' of what goes in, (m, …) and (k, …), as (g, m, t, k, t')."""
+        return torch.einsum("mgtd,kgud->gmtku", self.left(a), self.left(other))
+
+    def inner_cost(self, a: Tensor) -> int:
+        """Multiplications of :meth:`inner` for two samples."""
+        g, t, d = self.left(a[:1]).shape[1:]
+        return g * t * t * d
 
     def term(self, key: Key, parts: list[Part]) -> Term:
         """As in :class:`Kind`."""
@@ -175,20 +184,33 @@ class OuterTerm(Term):
         """As in :class:`Term`."""
         q, s = self.lead
         g, t, d, o = self._sizes()
-        pairwise = samples * t * t * g * (d + q * q * (s * o + 2))
+        pairwise = samples * (self._inner_cost() + g * t * (t * (q * s * o + 2) + q * q * s * o))
+        if t == 1:
+            pairwise = samples * g * (d + q * q * (s * o + 2))
         if pairwise >= samples * q * q * s * g * d * o + 2 * q * s * g * t * d * o:
             return Form.EXPLICIT
         return Form.PRODUCT if t == 1 and g == 1 else Form.PAIRWISE
+
+    def _inner_cost(self) -> int:
+        """Of two samples; patches of several uses meet each other."""
+        if len(self.parts) == 1 and (a := self.parts[0].a) is not None:
+            return self._kind.inner_cost(a)
+        g, t, d, _ = self._sizes()
+        return g * t * t * d
 
     def workspace(self) -> int:
         """The patches."""
         return self.left(slice(0, 1)).numel()
 
     def meet(self, rows: slice, other: Term, columns: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """As in :class:`Term`."""
+        """As in :class:`Term`; a fused bias meets 1 · 1 at every pair of positions."""
         assert isinstance(other, OuterTerm)
-        met = torch.einsum("mgtd,kgud->gmtku", self.left(rows), other.left(columns))
-        return met, self.right(rows), other.right(columns)
+        a, a2 = self.parts[0].a, other.parts[0].a
+        if len(self.parts) == 1 and a is not None and a2 is not None:
+            met = self._kind.inner(a[rows], a2[columns])
+        else:
+            met = torch.einsum("mgtd,kgud->gmtku", self.weight_left(rows), other.weight_left(columns))
+        return met if self.bias is None else met.add_(1), self.right(rows), other.right(columns)
 
     def absolute(self, rows: slice) -> Tensor:
         """Σ_t ||a_t|| ||b_t||, (m, q, s, g), the fused bias counted as an input of 1."""
@@ -210,6 +232,6 @@ class OuterTerm(Term):
         return self.lead[1] * g * d * o
 
     def pair_length(self, form: Form) -> int:
-        """Two dot products, their product, and the sum over groups and pairs of positions."""
+        """As in :func:`pairs_length`."""
         g, t, d, o = self._sizes()
-        return d + self.lead[1] * o + g * t * t
+        return pairs_length(self.lead[0], g, t, d, self.lead[1] * o)
