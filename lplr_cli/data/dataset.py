@@ -24,6 +24,9 @@ TARGETS = ("pm1", "01", "onehot", "raw")
 
 _CLASSES = {"mnist": (3, 8), "cifar10": (0, 1, 2, 3, 4)}
 IMAGES = tuple(_CLASSES)
+_NAMES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
 
 # Channel statistics of the CIFAR-10 training set, on the scale 0 to 1 (Krizhevsky 2009).
 _CIFAR_MEAN = np.array([0.4914, 0.4822, 0.4465])
@@ -215,9 +218,7 @@ def _load_images(spec: DataSpec, fetch: bool) -> Dataset:
     else:
         reader = sources.read_mnist if spec.source == "mnist" else sources.read_cifar10
         source = reader(Path(spec.data_dir))
-    classes = tuple(c for c in spec.classes or _CLASSES[spec.source] if isinstance(c, int))
-    if spec.classes is not None and len(classes) < len(spec.classes):
-        raise InputError(f"--classes {spec.classes} of {spec.source} are no numbers", "give numbers, such as 3,8")
+    classes = tuple(_numbered(c, spec.source) for c in spec.classes or _CLASSES[spec.source])
     order = sources.balanced_order(source.labels, classes, spec.samples)
     scaled = source.images[order].astype(np.float64) / 255.0
     if spec.source == "mnist":
@@ -227,6 +228,17 @@ def _load_images(spec: DataSpec, fetch: bool) -> Dataset:
     kind = spec.targets or ("01" if len(classes) == 2 else "onehot")
     targets = encode_targets(source.labels[order], kind, classes)
     return _finish(inputs, targets, spec, source.origin)
+
+
+def _numbered(label: int | str, source: str) -> int:
+    """The number of a class, which CIFAR-10 has names for."""
+    if isinstance(label, int):
+        return label
+    names = _NAMES.get(source, ())
+    if label.strip().lower() in names:
+        return names.index(label.strip().lower())
+    known = f"from {', '.join(names)} or their numbers" if names else "numbers, such as 3,8"
+    raise InputError(f"{source} has no class {label!r}", f"choose --classes {known}")
 
 
 def _load_user(spec: DataSpec) -> Dataset:

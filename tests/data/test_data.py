@@ -59,6 +59,17 @@ def test_embedded_subsets() -> None:
     assert abs(pictures.inputs.std() - 1) < 0.1
 
 
+def test_classes_of_pictures_have_names() -> None:
+    """Those of the file batches.meta, in the order of their numbers; digits have none."""
+    named = load_dataset(DataSpec("cifar10", classes=("Cat", "deer"), samples=20))
+    numbered = load_dataset(DataSpec("cifar10", classes=(3, 4), samples=20))
+    assert named.fingerprint == numbered.fingerprint
+    with pytest.raises(InputError, match=r"no class 'dragon'.*choose --classes from airplane, automobile"):
+        load_dataset(DataSpec("cifar10", classes=("dragon", "cat")))
+    with pytest.raises(InputError, match=r"mnist has no class 'three'.*numbers"):
+        load_dataset(DataSpec("mnist", classes=("three", "8")))
+
+
 def test_prefixes_are_balanced_and_nested() -> None:
     whole, part = load_dataset(DataSpec("mnist")), load_dataset(DataSpec("mnist", samples=101))
     assert np.array_equal(part.inputs, whole.inputs[:101])
