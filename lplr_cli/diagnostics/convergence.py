@@ -13,7 +13,7 @@ from lplr_cli.diagnostics.answer import RateFit, answer
 from lplr_cli.diagnostics.clock import Clock, changes_of, lr_clock, step_clock
 from lplr_cli.diagnostics.effective import effective_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
-from lplr_cli.diagnostics.fits import MIN_POINTS, REJECTED, CurveFit, fit_all, fit_plain, scaled
+from lplr_cli.diagnostics.fits import DOUBTED, MIN_POINTS, REJECTED, CurveFit, fit_all, fit_plain, scaled
 from lplr_cli.diagnostics.laws import EVIDENCE
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.pl import envelope, pl_ratio
@@ -32,8 +32,6 @@ MODEL = (
 )
 # A start that settles later than this share of the rows is a part of the log, not its window.
 _EARLY = 0.1
-# Correct laws are doubted at this level.
-DOUBTED = 0.05
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,18 @@ long memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from lplr_cli.diagnostics.decay import CURVES, Curve, Exponentials
+from lplr_cli.diagnostics.decay import CURVES, LABELS, SHIFTED, Curve, Exponentials
 from lplr_cli.diagnostics.faults import shifts
 from lplr_cli.diagnostics.least_squares import Array, minimise
-from lplr_cli.diagnostics.noise import Noise, local_scale, orthonormal, restricted_correlation
+from lplr_cli.diagnostics.noise import MAX_CORRELATION, Noise, local_scale, orthonormal, restricted_correlation
+from lplr_cli.diagnostics.profile import crossing, standard_error
 
 # A fit with fewer rows than this says nothing about its own uncertainty.
 MIN_POINTS = 8
@@ -30,9 +31,11 @@ RESOLUTION = 1e-13
 REJECTED = 1e-3
 # Errors below this relative size do not matter to a fit, however regular they are.
 NEGLIGIBLE = 1e-9
-# Slow noise may explain what a free curve betters when that is less than this share of the noise's variance, and not
-# more certain than this.
-_SMALL, _HOPELESS = 0.5, 1e-12
+# Laws that fit less well than this are doubted: one in twenty of those that are right.
+DOUBTED = 0.05
+# Slow noise may explain what a free curve betters when its memory fits so often into the rows. What a wrong law leaves
+# over lasts as long as they do: such noise must explain all that is doubted, and be less than this share of the rest.
+_SPELLS, _SMALL = 4.0, 0.5
 _THINNED = 150
 # Part of the loss below which a curve has vanished.
 _VANISHED = 1e-3
@@ -195,10 +198,10 @@ class CurveFit:
             return math.sqrt(max(found.cost - best.cost, 0.0)) / sigma - reach
 
         centre = float(best.p[focus])
-        width = reach * min(max(sigma * _standard_error(best.jacobian, focus), 1e-13), 0.5)
+        width = reach * min(max(sigma * standard_error(best.jacobian, focus), 1e-13), 0.5)
         return (
-            _crossing(excess, centre, -width, float(lower[focus]), reach),
-            _crossing(excess, centre, width, float(upper[focus]), reach),
+            crossing(excess, centre, -width, float(lower[focus]), reach),
+            crossing(excess, centre, width, float(upper[focus]), reach),
         )
 
     def misfit(self) -> float:
@@ -285,48 +288,6 @@ def smooth_columns(s: Array, steps: NDArray[np.intp], changes: NDArray[np.intp])
     return np.column_stack(waves) if waves else np.empty((n, 0))
 
 
-def _crossing(excess: Callable[[float], float], centre: float, width: float, limit: float, reach: float) -> float:
-    """Where the profile crosses its threshold on the side of ``width``; infinite when it does not before ``limit``."""
-    inner = (centre, -reach)
-    for _ in range(12):
-        x = max(centre + width, limit) if width < 0 else min(centre + width, limit)
-        outer = (x, excess(x))
-        if outer[1] >= 0:
-            return _root(excess, inner, outer)
-        if x == limit:
-            break
-        inner, width = outer, 1.7 * width
-    return math.copysign(math.inf, width)
-
-
-def _standard_error(jacobian: Array, focus: int) -> float:
-    scale = np.sqrt((jacobian**2).sum(axis=0))
-    if scale[focus] == 0:
-        return math.inf
-    _, r = np.linalg.qr(jacobian[:, scale > 0] / scale[scale > 0])
-    position = int((scale[:focus] > 0).sum())
-    unit = np.zeros(r.shape[0])
-    unit[position] = 1.0
-    return float(np.linalg.norm(np.linalg.lstsq(r.T, unit, rcond=1e-12)[0]) / scale[focus])
-
-
-def _root(f: Callable[[float], float], inner: tuple[float, float], outer: tuple[float, float]) -> float:
-    """Zero of a nearly linear increasing function between two points (Illinois variant of regula falsi)."""
-    (a, fa), (b, fb) = inner, outer
-    for _ in range(20):
-        x = b - fb * (b - a) / (fb - fa) if fb != fa else 0.5 * (a + b)
-        fx = f(x)
-        if abs(fx) < 5e-3 or abs(b - a) < 1e-12 * (1 + abs(a)):
-            return x
-        if fx > 0:
-            b, fb = x, fx
-            fa *= 0.5
-        else:
-            a, fa = x, fx
-            fb *= 0.5
-    return x
-
-
 def _fit(curve: Curve, data: Data, noise: Noise, start: Array | None, fall: float = _SHARP) -> CurveFit:
     """The most likely parameters under ``noise``, from ``start`` or from the curve's own starts."""
     n = len(data.s)
@@ -358,9 +319,9 @@ def fit_plain(data: Data, curves: Sequence[Curve] = CURVES) -> dict[str, CurveFi
 def fit_all(fits: dict[str, CurveFit]) -> dict[str, CurveFit]:
     """Fit every curve under one noise, which is estimated beside the best of them; a periodic pattern is taken off.
 
-    Where the best misfits, slow noise that the free curve has absorbed is tried as the explanation: it is one when what
-    it explains is small beside the fast noise, and no more than some rows could show by chance. Beside a curve that
-    leaves less than :data:`NEGLIGIBLE` there is no noise to estimate: all rows count alike.
+    Where the best misfits, slow noise that the free curve has absorbed is tried as the explanation: it is one when the
+    curve fits with it, and when it forgets several times within the rows (:data:`_SPELLS`) or is small. Beside a curve
+    that leaves less than :data:`NEGLIGIBLE` there is no noise to estimate: all rows count alike.
 
     Args:
         fits: of :func:`fit_plain`.
@@ -379,12 +340,22 @@ def fit_all(fits: dict[str, CurveFit]) -> dict[str, CurveFit]:
                 scale = local_scale(data.log_y)
                 noise = _noise_beside(replace(best, data=data), scale)
         fits = _refit(fits, data, noise, _SHARP if attempt else _NEAR)
-    best = _best(fits)
-    if _HOPELESS < best.misfit() < REJECTED and best.excess() < _SMALL:
-        again = _refit(fits, data, _noise_beside(best, scale, free=False))
-        if _best(again).misfit() >= REJECTED:
+    return _under_slow_noise(fits, scale) or fits
+
+
+def _under_slow_noise(fits: dict[str, CurveFit], scale: Array) -> dict[str, CurveFit] | None:
+    """The fits under the noise beside the best curve or the best law alone, where that explains why it is refuted."""
+    laws = {name: fit for name, fit in fits.items() if fit.curve not in (*LABELS, SHIFTED)}
+    for best in (_best(fits), _best(laws)):
+        if best.misfit() >= REJECTED:
+            continue
+        noise = _noise_beside(best, scale, free=False)
+        again = _refit(fits, best.data, noise)
+        lasting = noise.phi >= MAX_CORRELATION or (1 - noise.phi) * len(best.data.s) < _SPELLS
+        asked = DOUBTED if lasting else REJECTED
+        if (not lasting or best.excess() < _SMALL) and again[best.curve.name].misfit() >= asked:
             return again
-    return fits
+    return None
 
 
 def _best(fits: dict[str, CurveFit]) -> CurveFit:

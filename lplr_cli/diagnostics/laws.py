@@ -49,7 +49,7 @@ GAP = 2.0
 # A stretched exponential whose exponent is this near to 1 is an exponential, and so is one under a step size that is
 # annealed by less than this depth.
 NEARLY_ONE, DEEP = 0.15, 0.3
-# Of more than two rates, which resemble much, a better fit is asked for, and this many rows a parameter.
+# Of more than two rates, which resemble much, a better fit is looked for, and this many rows a parameter.
 ACCEPTED, ROWS_EACH = 0.01, 10
 # Errors that correlate more than this from row to row are held against a random walk.
 LONG = 0.9
@@ -102,26 +102,29 @@ def weigh(
 
 
 def _of_more_rates(plain: dict[str, CurveFit]) -> Weighed | None:
-    """The linear law with the fewest rates beyond two that fits; None where they do not better each other or fail.
+    """The linear law with the fewest rates beyond two that fits well, or as well as more of them; None where they fail.
 
     A further rate is fitted, too: what it does to the rate at the end is room around it.
     """
     data = plain[LINEAR.name].data
+    found: Weighed | None = None
     plain = plain | fit_plain(data, [SHIFTED])
     for last, further in pairwise(MORE_RATES):
         if len(data.s) < ROWS_EACH * len(last.parameters):
-            return None
+            break
         plain = plain | fit_plain(data, [last])
         again = _weighed(fit_all(plain))
         chosen = again.chosen
         if again.label is not None:
             return again
         if chosen.curve is not last:
-            return None
-        if again.verdict == LINEAR.name and again.misfit >= ACCEPTED:
+            break
+        if again.verdict == LINEAR.name:
             fits = again.fits | {further.name: fit_one(further, chosen.data, chosen.noise)}
-            return replace(again, fits=fits)
-    return None
+            found = replace(again, fits=fits)
+            if again.misfit >= ACCEPTED:
+                break
+    return found
 
 
 def _weighed(fits: dict[str, CurveFit]) -> Weighed:

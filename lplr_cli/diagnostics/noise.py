@@ -25,6 +25,8 @@ Array = NDArray[np.float64]
 MAX_CORRELATION = 0.995
 _PHI = np.concatenate([np.linspace(-0.95, 0.95, 96), 1 - np.geomspace(0.045, 1 - MAX_CORRELATION, 24)])
 _THETA = (-0.95, -0.9, -0.85, -0.8, -0.75, -0.7, -0.6, -0.5, -0.4, -0.3, -0.2, 0.2, 0.4, 0.6)
+# Standard deviation of long means, at least, in units of that of means of the innovations.
+_LASTING = 0.5
 # A second correlation must earn this much of −2 log likelihood a log row count.
 _PRICE = 0.5
 
@@ -175,8 +177,10 @@ def _profile(residual: Array, basis: Array, theta: float) -> tuple[Array, Array]
         determinant = np.zeros(len(phi))
     rest = np.maximum(c, 1e-300)
     criterion = (n - p) * np.log(rest) - np.log1p(-(phi**2)) + determinant
-    # A root of the one that nearly cancels the other's leaves white noise with a wild memory.
-    criterion = np.where(np.abs(phi + theta) < 0.1 * bool(theta), np.inf, criterion)
+    # A root of the one that nearly cancels the other's leaves white noise with a wild memory. Noise does not average
+    # out much faster than white noise, as what a free curve leaves does.
+    wild = (np.abs(phi + theta) < 0.1 * bool(theta)) | (1 + theta < _LASTING * (1 - phi))
+    criterion = np.where(wild, np.inf, criterion)
     return criterion, rest
 
 

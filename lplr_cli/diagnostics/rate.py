@@ -146,8 +146,10 @@ def _read_anew(steps: Array, loss: Array, changes: Sequence[int], smoothing: flo
         return _read(steps, loss, changes, kept, whole, grain)
     if kept.all():
         factors = recognise(steps, loss, min(whole.fits.values(), key=lambda fit: fit.bic))
-        if factors:
-            return _of_average(steps, loss, changes, factors)
+        behind = _of_average(steps, loss, changes, factors) if factors else None
+        # A likelihood under laws that are refuted is no evidence for the average.
+        if behind is not None and behind.verdict != "none":
+            return behind
     return _read(steps, loss, changes, kept, whole)
 
 

@@ -268,6 +268,32 @@ def test_white_noise_on_a_slow_process_is_an_arma() -> None:
     assert found.theta < -0.5
 
 
+def test_slow_noise_that_forgets_within_the_rows_is_noise() -> None:
+    """A free curve takes off half of what it adds to white noise; a trend that lasts as long as the rows is misfit."""
+    found = next(c for c in CASES if (c.group, c.name) == ("two rates", "white + AR(0.95)"))
+    sample = sample_of(found, 200, 1)
+    fit = analyse_rate(clean_series(log_of(sample))).fit
+    assert (fit.verdict, fit.part) == ("two_rate", None)
+    assert fit.noise["phi"] == pytest.approx(0.95, abs=0.03)
+    assert sample.rate is not None
+    assert fit.rate_low is not None
+    assert fit.rate_high is not None
+    assert fit.rate_low <= np.exp(-sample.rate) <= fit.rate_high
+    assert verdict("grows slowly at the end").fit.verdict == "none"
+
+
+@pytest.mark.slow
+def test_many_rates_are_no_moving_average() -> None:
+    """Six rates beside AR(0.8) noise: four describe them, and a fifth betters nothing."""
+    found = next(c for c in CASES if c.name == "6 rates, AR(0.8) of 0.1%")
+    sample = sample_of(found, 1000, 1)
+    fit = analyse_rate(clean_series(log_of(sample))).fit
+    assert (fit.verdict, fit.part, fit.smoothing) == ("linear", None, None)
+    assert fit.rate is not None
+    assert sample.rate is not None
+    assert -np.log(fit.rate) == pytest.approx(sample.rate, rel=0.05)
+
+
 def test_stretches_of_a_broken_line() -> None:
     t = np.arange(300.0)
     log = np.where(t < 100, 0.0, np.where(t < 200, -0.03 * (t - 100), -3 + 0.02 * (t - 200)))
