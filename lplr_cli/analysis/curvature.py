@@ -32,6 +32,8 @@ from lplr_cli.losses import Loss
 from lplr_cli.ntk import DEFAULT_MEMORY, NTKOperator
 from lplr_cli.runs import RunDirectory
 
+_AS_ADAM = "Adam steps against the curvature that it sees itself"
+
 
 def probe_hessian(
     path: Path,
@@ -148,6 +150,8 @@ def _stability(case: Case, top: float, residual: float) -> Stability:
     """λ_max beside the threshold of the run's optimiser, or of the file's."""
     rule = rule_of_run(case.run, case.subject.step)
     name = rule_name(case.run)
+    if case.run is None:
+        name = f"unknown: {case.state if isinstance(case.state, str) else _AS_ADAM}"
     if isinstance(rule, str) and not isinstance(case.state, str) and not case.state.rule.adaptive:
         rule, name = case.state.rule, formula(case.state.rule)
     if isinstance(rule, str):

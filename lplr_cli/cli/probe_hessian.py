@@ -244,6 +244,8 @@ def _stability_rows(probe: HessianProbe) -> list[list[str]]:
     if adam is not None and adam.ratio is not None:
         meaning = f"Adam is stable up to {known(adam.threshold)} = {adam.rule}; an indicator, as P moves"
         rows.append(["the same / stable", known(adam.ratio), "estimate", meaning])
+        if at.ratio is None:
+            return rows
     if at.ratio is None:
         return [*rows, ["λ_max / stable", "–", "unknown", at.rule.removeprefix("unknown: ")]]
     meaning = f"stable up to {known(at.threshold)} = {at.rule}; above 1: the edge of stability"

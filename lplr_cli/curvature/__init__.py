@@ -2,7 +2,7 @@
 
 from lplr_cli.curvature.density import Interval, Quadrature, SpectralDensity, spectral_density
 from lplr_cli.curvature.noise import EPOCHS, OWN_BATCH, STEPS, GradientNoise, NoiseSpectrum, excess
-from lplr_cli.curvature.optimizer_state import OptimizerState, optimizer_state, stepping_state
+from lplr_cli.curvature.optimizer_state import OptimizerState, optimizer_state, stepping_state, unwrapped_optimizer
 from lplr_cli.curvature.products import LossCurvature, PerSample
 from lplr_cli.curvature.sharpness import (
     Sharpness,
@@ -48,5 +48,6 @@ __all__ = [
     "start_vector",
     "stepping_state",
     "survey",
+    "unwrapped_optimizer",
     "xtrace",
 ]

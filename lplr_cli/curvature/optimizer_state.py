@@ -50,6 +50,8 @@ def optimizer_state(record: Any, module: nn.Module) -> OptimizerState | str:
     groups = found["param_groups"]
     if len(groups) != 1 or not isinstance(groups[0], Mapping):
         return "its optimiser has several groups of parameters"
+    if groups[0].get("lr") == 0:
+        return "the step size of its optimiser is 0, as at the end of a schedule"
     try:
         # Relatives of Adam have betas as well, and step otherwise.
         if "betas" in groups[0] and "amsgrad" in groups[0]:
@@ -107,16 +109,18 @@ def _adam(group: Mapping[str, Any], state: Mapping[Any, Any], module: nn.Module)
 
 
 def stepping_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> OptimizerState | None:
-    """An optimiser between two of its steps; None where it is no SGD, Adam or AdamW, or has not stepped all parameters.
+    """An optimiser between two of its steps; None where it is no SGD, Adam or AdamW, or does not step all parameters.
 
-    Groups of parameters may differ in their weight decay, of which the largest counts; in nothing else.
+    Groups of parameters may differ in their weight decay, of which the largest counts; in nothing else. A step size of
+    zero, as at the end of many schedules, bears any curvature and is no step.
 
     Args:
-        optimizer: torch's.
+        optimizer: torch's, or a trainer's wrapper of it.
         parameters: whose curvature it is held against, in their order.
     """
+    optimizer = unwrapped_optimizer(optimizer)
     group = _common(optimizer.param_groups)
-    if group is None:
+    if group is None or not float(group["lr"]) > 0:
         return None
     if type(optimizer) is torch.optim.SGD:
         return _sgd(group)
@@ -128,6 +132,13 @@ def stepping_state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor
     decoupled = bool(group.get("decoupled_weight_decay", type(optimizer) is torch.optim.AdamW))
     moments = [_corrected(state[name], state["step"], group) for state in kept]
     return _adam_state(group, np.concatenate(moments), decoupled=decoupled)
+
+
+def unwrapped_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser inside the wrappers of trainers (Accelerate, Lightning)."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def _common(groups: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lplr_cli.curvature import unwrapped_optimizer
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.factories import is_factory_reference
@@ -117,6 +118,7 @@ def optimizer_facts(optimizer: torch.optim.Optimizer, given: OptimizerFacts | No
 
     That batches are all data (``gd``), and the schedule, is the user's to say; the rest is the optimiser's.
     """
+    optimizer = unwrapped_optimizer(optimizer)
     group = optimizer.param_groups[0]
     name = type(optimizer).__name__.lower()
     plain = name == "sgd" and not group.get("dampening") and not group.get("maximize")

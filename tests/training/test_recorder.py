@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lplr_cli.analysis import OWN, Source, open_subject, probe_checkpoints, read_log, recompute_gradients
 from lplr_cli.audit.run import audit
+from lplr_cli.curvature import optimizer_state
 from lplr_cli.data import DataSpec
 from lplr_cli.diagnostics import analyse_pl_ratio, batch_noise
 from lplr_cli.errors import InputError
@@ -448,6 +449,7 @@ def by_hand(tmp_path: Path) -> pd.DataFrame:
 def test_hugging_face_trainer(tmp_path: Path, options: dict[str, Any]) -> None:
     """Loss in every row and gradient norm beside it, at any logging_steps: as a loop of one's own has them."""
     frame, ours = hugging_face(tmp_path, **options), by_hand(tmp_path)
+    assert RunDirectory.open(tmp_path / "r").manifest().optimizer.name == "sgd"  # inside Accelerate's wrapper
     assert frame["step"].tolist() == list(range(12))
     assert frame["loss"].to_numpy() == pytest.approx(ours["loss"].to_numpy(), rel=1e-9)
     norms = frame[frame["grad_norm_sq"].notna()]
@@ -590,3 +592,24 @@ def test_the_curvature_that_adam_sees(kind: Any, tmp_path: Path) -> None:
     assert row.value == pytest.approx(ratio)
     assert row.holds is bool(ratio < 1)
     assert "as Adam sees it" in row.reason
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_schedule_that_ends_at_zero(kind: Any, tmp_path: Path) -> None:
+    """The last probe finds a step size of zero: no threshold there, and the run goes on."""
+    module = net()
+    optimizer = kind(module.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    with Recorder(module, tmp_path / "r", probe_every=2, data=(X.double(), Y.double()), loss_scale=1.0) as recorder:
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = loss_of(module)
+            loss.backward()  # type: ignore[no-untyped-call]
+            recorder.record(loss, optimizer)
+            optimizer.step()
+            schedule.step()
+    probes = RunDirectory.open(tmp_path / "r").probes()
+    assert probes["stable_curvature"].notna().tolist() == [kind is torch.optim.SGD, True, False]
+    assert probes["sharpness"].notna().all()
+    found = optimizer_state({"optimizer_state_dict": optimizer.state_dict()}, module)
+    assert found == "the step size of its optimiser is 0, as at the end of a schedule"
