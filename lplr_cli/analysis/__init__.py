@@ -18,10 +18,11 @@ from lplr_cli.analysis.offline import probe_checkpoints
 from lplr_cli.analysis.path import PathCertificate, certify_path
 from lplr_cli.analysis.path_figures import PathFigures, keep, kept_path, kept_rows
 from lplr_cli.analysis.recompute import recompute_gradients
+from lplr_cli.analysis.replay import why_no_path
 from lplr_cli.analysis.spectrum import KernelProbe, probe_checkpoint
 from lplr_cli.analysis.step_rule import unit_rule
 from lplr_cli.analysis.subject import OWN, Source, Subject, find_checkpoint, open_subject
-from lplr_cli.analysis.summary import Certified, Summary, run_facts, summarize, summary_of
+from lplr_cli.analysis.summary import Certified, Summary, probe_pairs, run_facts, summarize, summary_of
 from lplr_cli.analysis.trajectory import plain_step, trajectory_of
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "probe_checkpoint",
     "probe_checkpoints",
     "probe_hessian",
+    "probe_pairs",
     "read_log",
     "recompute_gradients",
     "run_facts",
@@ -69,4 +71,5 @@ __all__ = [
     "summary_of",
     "trajectory_of",
     "unit_rule",
+    "why_no_path",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lplr_cli.analysis.subject import OWN, Source, Subject, open_subject
 from lplr_cli.errors import InputError
+from lplr_cli.losses import LOSSES
 from lplr_cli.models import DTYPES
 from lplr_cli.runs import Manifest, RunDirectory
 from lplr_cli.runs.iterates import IterateFile
@@ -76,6 +77,22 @@ class Agreement:
 
 # Called with step, θ (P,), L, ∇L (P,) and η of a plain gradient step from there, None for any other; all in float64.
 Visit = Callable[[int, Tensor, float, Tensor, float | None], None]
+
+
+def why_no_path(run: RunDirectory) -> str:
+    """Why nothing can be proved along the path of a run, as its record tells; empty where nothing speaks against it."""
+    manifest = run.manifest()
+    loss = manifest.loss
+    if loss.name is None:
+        return "the loss is not known: tell the Recorder loss or loss_fn"
+    if loss.known is None:
+        if loss.name in LOSSES:
+            return "the scale of the loss is not known: tell the Recorder loss_scale"
+        return f"no region is known of {loss.label}"
+    steps = set(run.checkpoint_steps())
+    if not manifest.recorded or IterateFile.there(run.path) or steps >= set(range(max(steps, default=1))):
+        return ""
+    return "the path between its checkpoints is not known: record with keep_path=True"
 
 
 class Iterates:

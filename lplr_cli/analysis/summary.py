@@ -285,7 +285,7 @@ def summarize(run: RunDirectory, certified: Certified | None = None, path_reason
     facts = RunFacts(
         loss_scale=manifest.loss.squared_scale,
         exact=manifest.exact,
-        sharpness=_pairs(probes, "sharpness"),
+        sharpness=probe_pairs(probes, "sharpness"),
         **_noise_facts(manifest, floor),
     )
     ratio, rate = _diagnosed(series, facts)
@@ -346,10 +346,10 @@ def run_facts(run: RunDirectory, summary: Summary) -> RunFacts:
         mu_certified_reason=summary.certified.reason,
         certified_radius=summary.certified.radius,
         **_path_facts(run, summary),
-        sharpness=_pairs(probes, "sharpness"),
+        sharpness=probe_pairs(probes, "sharpness"),
         # The identities hold for the kernel of all samples and outputs.
-        residual_rayleigh=[] if summary.probe.subset else _pairs(probes, "residual_rayleigh"),
-        kernel_gradient=[] if summary.probe.subset else _pairs(probes, KERNEL_GRADIENT),
+        residual_rayleigh=[] if summary.probe.subset else probe_pairs(probes, "residual_rayleigh"),
+        kernel_gradient=[] if summary.probe.subset else probe_pairs(probes, KERNEL_GRADIENT),
         eta=eta,
         momentum=manifest.optimizer.momentum,
         **_noise_facts(manifest, summary.noise_floor),
@@ -398,7 +398,8 @@ def _value(frame: pd.DataFrame, column: str, row: int) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
-def _pairs(probes: pd.DataFrame, column: str) -> list[tuple[float, float]]:
+def probe_pairs(probes: pd.DataFrame, column: str) -> list[tuple[float, float]]:
+    """(step, value) of each probe that has one."""
     if probes.empty or column not in probes.columns:
         return []
     known = probes[["step", column]].dropna()

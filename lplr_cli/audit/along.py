@@ -33,12 +33,17 @@ class Along:
     share: float | None = None
 
 
+def _nothing(e: Evidence) -> str:
+    """Why there is no certificate along the path, with what to do."""
+    return e.why_no_path or _NONE
+
+
 def smooth_along(e: Evidence) -> Finding:
     """P1."""
     p = e.path
     if p is None or p.eta_beta_max is None:
         return Finding(
-            "P1", Status.UNKNOWN, None, 2.0, _NONE if p is None else p.rate_reason or "no step size is known"
+            "P1", Status.UNKNOWN, None, 2.0, _nothing(e) if p is None else p.rate_reason or "no step size is known"
         )
     if p.eta_beta_max < 2:
         return Finding("P1", _status(p), p.eta_beta_max, 2.0, f"η β ≤ {p.eta_beta_max:.4g} on every step")
@@ -53,7 +58,7 @@ def local_pl_along(e: Evidence) -> Finding:
     """P2."""
     p = e.path
     if p is None:
-        return Finding("P2", Status.UNKNOWN, None, 0.0, _NONE)
+        return Finding("P2", Status.UNKNOWN, None, 0.0, _nothing(e))
     mu = p.mu_path if p.certified else p.mu_path_estimated
     if mu is None:
         return Finding("P2", Status.UNKNOWN, None, 0.0, "no step of the path has a region")
@@ -70,7 +75,7 @@ def rate_along(e: Evidence) -> Finding:
     """P3."""
     p = e.path
     if p is None:
-        return Finding("P3", Status.UNKNOWN, None, 1.0, _NONE)
+        return Finding("P3", Status.UNKNOWN, None, 1.0, _nothing(e))
     rate = p.rate_proved if p.certified else p.rate_estimated
     if rate is None or p.rate_from_step is None:
         return Finding("P3", Status.UNKNOWN, None, 1.0, p.rate_reason or "not proved")
@@ -84,7 +89,7 @@ def along_of(e: Evidence, finding: Finding) -> Along:
     """The verdict along the run, from P2."""
     p = e.path
     if p is None:
-        return Along(Verdict.UNDETERMINED, e.scope.no_path or e.scope.no_network or _NONE)
+        return Along(Verdict.UNDETERMINED, e.scope.no_path or e.scope.no_network or _nothing(e))
     mu, star = (p.mu_path, p.mu_path_star) if p.certified else (p.mu_path_estimated, p.mu_path_star_estimated)
     figures = (p.kind, mu, star, p.share)
     if finding.status is Status.VERIFIED:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,10 @@ from lplr_cli.analysis import (
     plain_step,
     predict_run,
     probe_checkpoints,
+    probe_pairs,
     recompute_gradients,
     trajectory_of,
+    why_no_path,
 )
 from lplr_cli.audit.scope import Scope, scope_of
 from lplr_cli.certificate import (
@@ -55,7 +57,7 @@ from lplr_cli.errors import InputError, LplrError, NumericalError
 from lplr_cli.factories import UnnamedCodeError
 from lplr_cli.linalg.tasks import Tasks
 from lplr_cli.ntk import DEFAULT_MEMORY
-from lplr_cli.runs import PRECONDITIONED, STABLE, Manifest, RunDirectory
+from lplr_cli.runs import KERNEL_GRADIENT, PRECONDITIONED, STABLE, Manifest, RunDirectory
 
 # Parts of the names of losses with kinks: absolute values and hinges.
 _KINKS = ("l1", "hinge", "margin", "absolute")
@@ -159,7 +161,7 @@ class Evidence:
         scale: s of the squared loss.
         exact: whether losses and gradient norms are those of all data; None for a log, which does not tell.
         why_singular: why K of all samples must be singular; empty where nothing says so.
-        path: what was proved along the path, as the run keeps it.
+        path: what was proved along the path, as the run keeps it; why_no_path: why nothing can be.
         noise: of mini-batch gradients. noise_floor: what they keep the loss above L*.
         prediction: the loss that the kernel at the start predicts; no_prediction: why there is none.
     """
@@ -180,6 +182,7 @@ class Evidence:
     exact: bool | None
     why_singular: str
     path: PathFigures | None
+    why_no_path: str
     noise: BatchNoise | None
     noise_floor: float | None
     prediction: LazyPrediction | None
@@ -218,6 +221,8 @@ def gather(log: LogInput, how: Examination) -> Evidence:
     estimates = None
     if run is not None and "drift" in log.log:
         estimates = estimate_constants(log.log, probes.table, scale)
+    if how.offline:
+        facts = _as_probed(facts, probes, estimates)
     return Evidence(
         manifest,
         scope_of(manifest, eta, why),
@@ -235,6 +240,7 @@ def gather(log: LogInput, how: Examination) -> Evidence:
         exact,
         _why_singular(run, manifest, how.foreign) if probes.full else "",
         None if run is None else kept_path(run),
+        "" if run is None else why_no_path(run),
         batch_noise(series, facts),
         facts.noise_floor,
         *_prediction(run, how),
@@ -252,6 +258,18 @@ def _series(log: LogInput, manifest: Manifest | None, how: Examination) -> tuple
     if not how.offline or series.has_gradients or manifest.loss.known is None:
         return series, manifest.exact
     return clean_series(recompute_gradients(log.run, source=how.foreign)), True
+
+
+def _as_probed(facts: RunFacts, probes: Probes, estimates: Estimates | None) -> RunFacts:
+    """What is known beside the log with probes of the checkpoints, as the run would know it that had logged them."""
+    full = probes.table if probes.full else pd.DataFrame()
+    return replace(
+        facts,
+        mu_estimated=facts.mu_estimated if estimates is None else estimates.mu_kernel,
+        sharpness=probe_pairs(probes.table, "sharpness"),
+        residual_rayleigh=probe_pairs(full, "residual_rayleigh"),
+        kernel_gradient=probe_pairs(full, KERNEL_GRADIENT),
+    )
 
 
 def _ratio(series: LossSeries, facts: RunFacts, how: Examination) -> PLRatio | None:

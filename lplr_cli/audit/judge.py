@@ -161,7 +161,7 @@ def local_pl(e: Evidence) -> Finding:
     """C1."""
     lowest, star = _measured(e)
     if e.scope.unknown_loss:
-        return Finding("C1", UNKNOWN, star, 0.0, f"μ is not known, as {e.scope.unknown_loss}{_seen(star)}")
+        return Finding("C1", UNKNOWN, star, 0.0, f"μ is not known, as {e.scope.unknown_loss}{_seen(e, star)}")
     at = _ball(e)
     if e.proof is not None and not e.proof.why_not and at is not None and at.mu_jacobian is not None:
         return _proved_pl(e.proof, at.mu_jacobian)
@@ -169,10 +169,10 @@ def local_pl(e: Evidence) -> Finding:
     if mu is not None and mu > 0:
         if lowest is not None and lowest < mu * (1 - 1e-9):
             return Finding("C1", FAILS, lowest, mu, f"the PL ratio falls to {lowest:.4g}, below μ = {mu:.4g}")
-        reason = f"μ = 2s(λ0 − L_K R) = {mu:.4g} with L_K from probes{_seen(star)}"
+        reason = f"μ = 2s(λ0 − L_K R) = {mu:.4g} with L_K from probes{_seen(e, star)}"
         return Finding("C1", ESTIMATED, mu, 0.0, reason)
     why = "does not follow, as H3 fails" if compatibility(e).holds is False else "μ is not known"
-    return Finding("C1", UNKNOWN, star, 0.0, f"{why}{_seen(star)}")
+    return Finding("C1", UNKNOWN, star, 0.0, f"{why}{_seen(e, star)}")
 
 
 def _proved_pl(proof: Proof, mu: float) -> Finding:
@@ -190,8 +190,11 @@ def _measured(e: Evidence) -> tuple[float | None, float | None]:
     return e.ratio.pl_ratio.min, e.ratio.pl_ratio_star.min
 
 
-def _seen(star: float | None) -> str:
-    return "" if star is None else f"; along the run ½‖∇L‖²/L is at least {star:.4g}"
+def _seen(e: Evidence, star: float | None) -> str:
+    if star is None:
+        return ""
+    where = "along the run" if e.exact else "where the rows of the log are of all data,"
+    return f"; {where} ½‖∇L‖²/L is at least {star:.4g}"
 
 
 def linear_rate(e: Evidence) -> Finding:
@@ -204,7 +207,9 @@ def linear_rate(e: Evidence) -> Finding:
         return Finding("C2", VERIFIED, None, None, f"proved, and {check.steps:,} logged steps obey it")
     if e.rate is None:
         return Finding("C2", UNKNOWN, None, None, "too few rows to fit a rate")
-    fit = e.rate.fit
+    fit, lost = e.rate.fit, e.series.lost_from
+    if lost is not None:
+        return Finding("C2", UNKNOWN, None, None, f"the log ends without a finite loss, from step {lost:g} on")
     if fit.verdict in ("linear", "two_rate"):
         predicted = max(e.rate.theory.rates, default=None)
         beside = "" if predicted is None else f"; 1 − ημ = {predicted:.6g} with the smallest known μ"

@@ -60,6 +60,7 @@ def gather_point(path: Path, how: Examination, loss: Loss | None) -> Evidence:
         exact=True,
         why_singular=equal_inputs(subject.dataset),
         path=None,
+        why_no_path=_NO_PATH,
         noise=None,
         noise_floor=None,
         prediction=None,

@@ -90,10 +90,13 @@ def descent(e: Evidence) -> Finding | None:
     """No step raises the loss; None for losses of mini-batches, which rise with the batch."""
     if e.exact is False or e.scope.no_path:
         return None
-    loss = e.series.loss
+    loss, lost = e.series.loss, e.series.lost_from
     rises = int((np.diff(loss) > 0).sum())
     status = Status.ESTIMATED if rises == 0 else Status.FAILS
     reason = f"{rises:,} of {max(len(loss) - 1, 0):,} logged steps raise the loss"
+    if lost is not None:
+        reason += f"; the log ends without a finite loss, from step {lost:g} on"
+        status = status if rises else Status.UNKNOWN
     return Finding("descent", status, float(rises), 0.0, reason)
 
 

@@ -113,6 +113,10 @@ def audit(
     for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"no directory {path.parent} for {option}", "create it first")
+    for target in to or []:
+        from lplr_cli.reporting.trackers import check_tracker
+
+        check_tracker(target)
     source = said.source()
     check_executor(executor, ray_address)
     from lplr_cli.audit.run import audit as examine

@@ -48,7 +48,7 @@ Require = Annotated[
 ]
 
 Plot = Annotated[
-    bool, typer.Option("--plot", help="Draw charts below the table (needs 'lplr[plot]').", rich_help_panel="Output")
+    bool, typer.Option("--plot", help="Draw charts below the table (needs the extra 'plot').", rich_help_panel="Output")
 ]
 FigureFile = Annotated[
     Path | None,

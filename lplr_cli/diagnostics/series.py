@@ -15,6 +15,12 @@ CLEANING = (
     "was logged before, the log was restarted and the earlier rows from that step on are superseded; other rows are "
     "put in the order of their steps"
 )
+# A loss below zero by more than this share of the largest is no rounding of a zero.
+_ROUNDING = 1e-6
+# So many rows below zero, or one in so many, are scatter.
+_FEW, _ONE_IN = 2, 50
+# Rows without a loss at the end of a log are no gap when they are so many times those of its longest gap.
+_GAPS = 3
 # What a row may have beside its loss.
 _EXTRAS = ("grad_norm_sq", "lr", "drift", "update_norm", "noise_trace", "grad_noise_sq")
 
@@ -34,6 +40,9 @@ class LossSeries:
         batch_noise: variance of the row's own mini-batch gradient, likewise.
         dropped: rows left out, by reason (missing, infinite, not_positive, superseded, repeated_step).
         reordered: rows whose step is smaller than an earlier one, put in order.
+        lost_from: step from which on the log goes on without a finite loss, as one that diverged; None where it ends
+            with one.
+        began_again: whether a restart went back to the first step.
     """
 
     steps: NDArray[np.float64]
@@ -46,6 +55,8 @@ class LossSeries:
     batch_noise: NDArray[np.float64]
     dropped: dict[str, int]
     reordered: int
+    lost_from: float | None = None
+    began_again: bool = False
 
     @property
     def has_gradients(self) -> bool:
@@ -63,6 +74,10 @@ class LossSeries:
         }
         parts = [f"{self.dropped[k]:,} {v}" for k, v in names.items() if self.dropped[k]]
         text = f"Rows left out: {', '.join(parts)}." if parts else ""
+        if self.began_again:
+            text += " The steps begin again at the first one: where these are several runs, only the last is read."
+        if self.lost_from is not None:
+            text += f" The log ends without a finite loss, from step {self.lost_from:g} on."
         if self.reordered:
             text += f"{' ' if text else ''}Rows out of order, sorted: {self.reordered:,}."
         return text
@@ -75,7 +90,7 @@ def clean_series(log: pd.DataFrame) -> LossSeries:
     its own, are merged; of two losses the later counts.
 
     Raises:
-        InputError: no step or loss column, or no row left.
+        InputError: no step or loss column, no row left, or a loss that goes below zero.
     """
     for column in ("step", "loss"):
         if column not in log.columns:
@@ -97,9 +112,11 @@ def clean_series(log: pd.DataFrame) -> LossSeries:
         "infinite": int(infinite.sum()),
         "not_positive": int((~missing & ~infinite & ~usable).sum()),
     }
+    _refuse_negative(step, loss)
     rows = np.flatnonzero(usable)
     superseded = _superseded(step[rows])
     dropped["superseded"] = int(superseded.sum())
+    began_again = bool(superseded[:1].any())
     rows = rows[~superseded]
     reordered = int((step[rows] < np.maximum.accumulate(step[rows])).sum()) if len(rows) else 0
     order = rows[np.lexsort((rows, step[rows]))]
@@ -120,7 +137,40 @@ def clean_series(log: pd.DataFrame) -> LossSeries:
         kept["grad_noise_sq"],
         dropped,
         reordered,
+        _lost_from(step, loss),
+        began_again,
     )
+
+
+def _refuse_negative(step: NDArray[np.float64], loss: NDArray[np.float64]) -> None:
+    """A loss that is not bounded below by zero has another law than its positive rows.
+
+    A few rows below zero, as an estimate of a small loss has them, are left out.
+
+    Raises:
+        InputError: more than two rows and than one in fifty are below zero, or the last one is.
+    """
+    known = np.flatnonzero(np.isfinite(loss))
+    values = loss[known]
+    below = values < -_ROUNDING * np.abs(values).max(initial=0.0)
+    if below.sum() > max(_FEW, len(values) / _ONE_IN) or below[-1:].any():
+        first = f"{step[known[below.argmax()]]:g}"
+        raise InputError(
+            f"the loss is below zero in {int(below.sum()):,} of {len(values):,} rows, first at step {first}",
+            "rates and PL ratios are of losses of at least 0: log it plus a constant that keeps it above",
+        )
+
+
+def _lost_from(step: NDArray[np.float64], loss: NDArray[np.float64]) -> float | None:
+    """Where the rows begin that end a log without a finite loss; None for a gap as it has others, and for one row."""
+    there = np.flatnonzero(np.isfinite(loss))
+    if not len(there):
+        return None
+    last = int(there[-1])
+    behind = last + 1 + np.flatnonzero(step[last + 1 :] > step[last])
+    gap = int(np.diff(there).max(initial=1)) - 1
+    infinite = bool(np.isinf(loss[behind]).any())
+    return float(step[behind[0]]) if infinite or len(behind) > max(1, _GAPS * gap) else None
 
 
 def _column(table: pd.DataFrame, name: str) -> NDArray[np.float64]:

@@ -43,6 +43,17 @@ class Entry:
         return cls(escape.line(str(record["source"])), figures, texts)
 
 
+def check_tracker(target: str) -> None:
+    """Refuse what :func:`send` would, before there is anything to send.
+
+    Raises:
+        InputError: no such tracker.
+    """
+    kind = target.partition(":")[0]
+    if kind not in TRACKERS:
+        raise InputError(f"--to {kind!r} is unknown", f"choose from {', '.join(TRACKERS)}")
+
+
 def send(target: str, record: dict[str, Any]) -> None:
     """Log an audit.
 
@@ -55,9 +66,8 @@ def send(target: str, record: dict[str, Any]) -> None:
         InputError: no such tracker, or one that is not installed.
         OutputError: it does not take the figures.
     """
+    check_tracker(target)
     kind, _, name = target.partition(":")
-    if kind not in TRACKERS:
-        raise InputError(f"--to {kind!r} is unknown", f"choose from {', '.join(TRACKERS)}")
     entry = Entry.of(record)
     try:
         # Some say on stdout what they do, where the result alone belongs.

@@ -13,7 +13,17 @@ import torch
 from torch import nn
 
 from lplr_cli import audit
-from lplr_cli.analysis import PathFigures, Source, certify_path, conclude, keep, kept_path, run_facts, summarize
+from lplr_cli.analysis import (
+    PathFigures,
+    Source,
+    certify_path,
+    conclude,
+    keep,
+    kept_path,
+    run_facts,
+    summarize,
+    why_no_path,
+)
 from lplr_cli.certificate import CertifiedCurvature
 from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
@@ -231,6 +241,11 @@ def test_recorded_runs_need_every_step(tmp_path: Path) -> None:
     recorded(tmp_path / "some", 2)
     with pytest.raises(InputError, match="between checkpoints is not known"):
         certify_path(RunDirectory.open(tmp_path / "some"), source=tanh)
+    # What an audit says before anybody tries.
+    recorded(tmp_path / "kept", 2, keep=True)
+    assert "keep_path=True" in why_no_path(RunDirectory.open(tmp_path / "some"))
+    for name in ("every", "kept"):
+        assert not why_no_path(RunDirectory.open(tmp_path / name))
 
 
 def test_a_recorded_path_in_one_file_is_that_of_the_checkpoints(tmp_path: Path) -> None:

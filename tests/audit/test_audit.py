@@ -175,8 +175,8 @@ def test_offline_probes_fill_what_the_log_lacks(tmp_path: Path) -> None:
         ModelSpec(width=8, depth=1),
         steps=30,
         lr=0.02,
-        probe_every=10,
-        checkpoint_every=10,
+        probe_every=5,
+        checkpoint_every=5,
     )
     train(config, tmp_path / "r")
     logged = audit(str(tmp_path / "r"), certificate=False)
@@ -184,9 +184,17 @@ def test_offline_probes_fill_what_the_log_lacks(tmp_path: Path) -> None:
     (tmp_path / "r" / "probes.parquet").unlink()
     bare = audit(str(tmp_path / "r"), certificate=False)
     assert bare["H3"].status == UNKNOWN
+    assert bare.ratio != logged.ratio  # whose window begins where the sharpness has jumped
     offline = audit(str(tmp_path / "r"), certificate=False, offline_probe=True)
     assert statuses(offline) == statuses(logged)
     assert offline["H3"].value == pytest.approx(logged["H3"].value, rel=1e-6)
+    for which in (offline, logged):
+        assert which.ratio is not None
+        assert which.ratio.window is not None
+        assert "jump of the sharpness" in which.ratio.window.explanation
+    assert [f.reason for f in offline.sanity if f.key == "window"] == [
+        f.reason for f in logged.sanity if f.key == "window"
+    ]
     with pytest.raises(InputError, match="needs a run directory"):
         audit(log_of(tmp_path, "l.csv", 0.98**STEPS), offline_probe=True)
 

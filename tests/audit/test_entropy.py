@@ -94,7 +94,9 @@ def test_findings_that_apply_come_first_and_one_reason_is_said_once(tmp_path: Pa
     assert " ".join(lines[:2]).count("H1, CE1, CE2, P2 can be asked; H2, H3, H4, H5, C1, C2,") == 1
     assert [line for line in lines if line.startswith("H1 unknown: no probe, and no certificate (not asked for)")]
     assert [line for line in lines if line.startswith("H2, H3, H4, H5, C1, C2 not asked:")]
-    assert [line for line in lines if line.startswith("P2 unknown: no certificate")]
+    assert [
+        line for line in lines if line.startswith("P2 unknown: the scale of the loss is not known: tell the Recorder")
+    ]
 
 
 @pytest.mark.parametrize(

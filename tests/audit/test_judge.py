@@ -46,6 +46,7 @@ def evidence(rows: list[dict[str, Any]] | None = None, **changes: Any) -> Eviden
         "proof": None, "probes": Probes(pd.DataFrame([ROW] if rows is None else rows), full, own), "estimates": None,
         "no_proof": "none was asked for", "why_singular": "", "scope": Scope("gd", "squared", "exact"), "lr": 0.1,
         "eta": 0.1, "drift": 2.0, "ratio": None, "exact": True, "rate": None, "path": None, "manifest": None,
+        "why_no_path": "", "series": SimpleNamespace(lost_from=None),
     }  # fmt: skip
     return cast(Evidence, SimpleNamespace(**{**made, **changes}))
 
@@ -78,6 +79,7 @@ OTHER_STEPS = Scope("gd", "squared", "exact", other_steps="momentum", unknown_st
 RESOLUTION = 10 * 2.0**-52 * 9.0 * math.sqrt(8.0)
 Case = tuple[str, Evidence, Status, float | None, float | None]
 CASES: list[Case] = [
+    ("linear_rate", evidence(rate=fit("linear"), series=SimpleNamespace(lost_from=7.0)), UNKNOWN, None, None),
     ("positivity", evidence(proof=proof()), YES, 0.3, 0.0),
     ("positivity", evidence(proof=UNCONFIRMED), SEEN, 0.3, 0.0),
     ("positivity", evidence(proof=proof(low=0.0)), YES, 0.4, 0.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,11 @@ for _known, _spellings in ALIASES.items():
 # What diagnostics read.
 KNOWN = tuple(name for name in ALIASES if name != "epoch")
 _DECORATIONS = ("metrics_", "logs_", "log_", "history_", "scalars_", "average_", "avg_", "mean_", "current_")
+# Columns that tell the runs of one table apart, in the same spelling.
+_RUNS = frozenset(("run", "run_id", "run_name", "run_uuid", "experiment", "experiment_name", "trial", "trial_id"))
+_RUNS |= {"seed", "job_id", "config_id"}
+# Names of what is better the larger it is: nobody's loss, though it be the only column.
+_SCORES = re.compile(r"(\w*_)?(acc|accuracy|f1|auc|auroc|precision|recall|bleu|score|reward|return)(_\w*)?")
 # Ends of the names of the bands that a chart export of W&B has beside each line.
 _BANDS = ("__MIN", "__MAX")
 _SHOWN = 40
@@ -137,7 +142,11 @@ class Choice:
     def wants(self, name: str) -> bool:
         """Whether a column may be needed."""
         meanings = _MEANINGS.get(normal(name), {})
-        return name in self.columns.values() or any(self._rank(known, name) is not None for known in meanings)
+        return (
+            name in self.columns.values()
+            or normal(name) in _RUNS
+            or any(self._rank(known, name) is not None for known in meanings)
+        )
 
     def pick(self, present: Sequence[str]) -> list[str]:
         """The columns to load; where no name tells the loss and one column is left over, that one too."""
@@ -156,7 +165,9 @@ class Choice:
             InputError: a column named by the user, or the loss, is missing, listing those present; or several runs.
         """
         notes = list(table.notes)
+        table = self._of_one_run(table, origin)
         loss = self._loss(table, origin, notes)
+        notes += _of_no_numbers(table.frame[loss])
         filled = np.isfinite(_numbers(table.frame[loss]))
         chosen = {"loss": table.frame[loss]}
         for known in KNOWN:
@@ -180,7 +191,27 @@ class Choice:
         if "loss" in self.columns or any(self._rank("loss", name) is not None for name in present):
             return None
         rest = [name for name in present if normal(name) and not self.wants(name)]
-        return rest[0] if len(rest) == 1 else None
+        return rest[0] if len(rest) == 1 and not _SCORES.fullmatch(normal(rest[0])) else None
+
+    def _of_one_run(self, table: Table, origin: str) -> Table:
+        """The rows of one run where a column names several that have steps in common.
+
+        Raises:
+            InputError: several runs and none chosen, or one that is not there.
+        """
+        if not table.frame.columns.is_unique:
+            return table
+        for name in filter(lambda name: normal(str(name)) in _RUNS, table.frame.columns):
+            runs = table.frame[name]
+            if runs.nunique() < 2:
+                continue
+            steps = next(iter(self._candidates("step", table) or self._candidates("epoch", table)), None)
+            if steps is not None and self.run is None and _is_one_run(runs, table.frame[steps]):
+                continue
+            told = runs.map(_spelled)
+            one = pick_run({key: key for key in told.dropna().unique()}, self, origin)
+            return replace(table, frame=table.frame[told == one].reset_index(drop=True))
+        return table
 
     def _candidates(self, known: str, table: Table) -> list[str]:
         """Loaded columns that could be meant, the likeliest first, empty ones last."""
@@ -273,6 +304,30 @@ def _numbers(column: pd.Series | pd.DataFrame) -> NDArray[np.float64]:
     if isinstance(column, pd.DataFrame):
         raise InputError(f"the log has several columns {column.columns[0]!r}", "rename all but one")
     return numbers(column)
+
+
+def _spelled(run: object) -> str | None:
+    """A run's name as it was written: whole numbers beside empty cells have become floats."""
+    if isinstance(run, float):
+        return None if run != run else f"{run:.15g}"
+    return str(run)
+
+
+def _is_one_run(runs: pd.Series, steps: pd.Series) -> bool:
+    """Whether no step is in two runs: one that was resumed under other names."""
+    told = pd.DataFrame({"run": runs, "step": _numbers(steps)}).dropna().drop_duplicates()
+    return not told["step"].duplicated().any()
+
+
+def _of_no_numbers(column: pd.Series | pd.DataFrame) -> tuple[str, ...]:
+    """How many cells of the loss have text instead of a number, with one of them."""
+    if isinstance(column, pd.DataFrame) or pd.api.types.is_numeric_dtype(column):
+        return ()
+    wrong = column[np.isnan(_numbers(column)) & column.notna().to_numpy()]
+    wrong = wrong[wrong.astype(str).str.strip() != ""]
+    if not len(wrong):
+        return ()
+    return (f"{len(wrong):,} rows of {column.name!r} hold no number, such as {str(wrong.iloc[0])[:40]!r}",)
 
 
 def _within_epochs(steps: NDArray[np.float64], epochs: NDArray[np.float64]) -> bool:

@@ -19,6 +19,9 @@ from lplr_cli.runs.tables import exact_floats
 _SAMPLE = 50
 _SPACES = r"\s+"
 _NUMBER = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eEdD][-+]?\d+)?|[-+]?(?:nan|inf|infinity)", re.IGNORECASE)
+# Digits in groups of three; the second tells it from a decimal comma without looking at other cells.
+_GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?")
+_SURELY_GROUPED = re.compile(r"[^,.]*,\d{3}(?:,.*|\..*)")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _UNREADABLE = "give CSV, Parquet, JSON lines or events"
 
@@ -77,7 +80,25 @@ class Delimited(Reader):
             )
         except (ValueError, OverflowError, pd.errors.ParserError, MemoryError) as error:
             raise InputError(f"cannot read {place.name} ({first_line(error)})", _UNREADABLE) from error
-        return Table(frame, present, (how.note,) if how.note else ())
+        notes = [how.note] if how.note else []
+        return Table(_without_groups(frame, notes), present, tuple(notes))
+
+
+def _without_groups(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Columns of numbers such as 12,345.6 as numbers, where no cell says that the comma is a decimal one; noted."""
+    for name in frame.columns:
+        if pd.api.types.is_numeric_dtype(frame[name]):
+            continue
+        cells = frame[name].dropna().astype(str).str.strip()
+        commas = cells[cells.str.contains(",", regex=False)]
+        if not len(commas) or not commas.str.fullmatch(_GROUPED).all():
+            continue
+        plain = cells[~cells.index.isin(commas.index)]
+        # A number below a thousand beside them has no decimal comma.
+        if commas.str.fullmatch(_SURELY_GROUPED).any() or plain.map(_is_number).any():
+            frame[name] = frame[name].astype(str).str.replace(",", "", regex=False).str.strip()
+            notes.append(f"commas in {name!r} are taken as those between thousands")
+    return frame
 
 
 def layout(place: Place) -> Layout | None:

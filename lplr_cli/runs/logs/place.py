@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -161,8 +162,15 @@ def _zstandard(raw: IO[bytes]) -> Any:
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
 
 
+def _utf16(raw: IO[bytes]) -> Any:
+    """As UTF-8: what PowerShell writes with ``>``."""
+    return nullcontext(codecs.EncodedFile(raw, "utf-8", "utf-16", errors="replace"))
+
+
 _PACKED: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
     b"BZh": bz2.BZ2File,
     b"\x28\xb5\x2f\xfd": _zstandard,
+    codecs.BOM_UTF16_LE: _utf16,
+    codecs.BOM_UTF16_BE: _utf16,
 }

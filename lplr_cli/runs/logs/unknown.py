@@ -21,8 +21,6 @@ _SIGNATURES = (
     (b"\xfd7zXZ", "is compressed by xz", "unpack it first"),
     (b"7z\xbc\xaf", "is an archive", "unpack it first"),
     (b"Rar!", "is an archive", "unpack it first"),
-    (b"\xff\xfe", "is text in UTF-16", "write it in UTF-8"),
-    (b"\xfe\xff", "is text in UTF-16", "write it in UTF-8"),
 )
 
 

@@ -200,7 +200,6 @@ def pipe(folder: Path) -> Path:
         (pipe, "is no file"),
         (written(b"\x89HDF\r\n\x1a\n"), "HDF5"),
         (written(b"\x89PNG\r\n\x1a\n"), "is a picture"),
-        (written("step,loss\n1,2\n".encode("utf-16")), "UTF-16"),
         (written("<!DOCTYPE html><p>"), "markup"),
         (written("dear diary"), "nothing in it names a loss"),
     ],

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lplr_cli.diagnostics import clean_series
+from lplr_cli.diagnostics import clean_series, numbers
 from lplr_cli.errors import InputError
-from lplr_cli.runs.logs import parse_columns, read_foreign_log, read_stream
+from lplr_cli.runs.logs import Reading, parse_columns, read_foreign_log, read_stream
 
 FRAME = pd.DataFrame({"step": np.arange(20), "loss": 0.9 ** np.arange(20), "grad_norm": 0.8 ** np.arange(20)})
 LINES = "\n".join(json.dumps(row) for row in FRAME.to_dict("records"))
@@ -39,12 +39,13 @@ def parquet() -> bytes:
         FRAME.to_csv(index=False, sep=";"),
         b"\xef\xbb\xbf" + FRAME.to_csv(index=False).encode(),
         FRAME.to_csv(index=False).replace("\n", "\r\n"),
+        FRAME.to_csv(index=False).replace("\n", "\r\n").encode("utf-16"),
         LINES,
         LINES + "\n\n" + '{"step": 20, "lo',
         "[" + LINES.replace("\n", ",") + "]",
         parquet(),
     ],
-    ids=["csv", "tsv", "semicolons", "bom", "crlf", "jsonl", "torn jsonl", "json array", "parquet"],
+    ids=["csv", "tsv", "semicolons", "bom", "crlf", "utf-16", "jsonl", "torn jsonl", "json array", "parquet"],
 )
 def test_formats_are_sniffed(content: str | bytes, tmp_path: Path) -> None:
     # The name says nothing: what counts is the content.
@@ -65,6 +66,77 @@ def test_columns_are_renamed_and_missing_ones_listed() -> None:
         from_text(lines.replace("loss", "thing").replace("gn2", "other"))
     with pytest.raises(InputError, match=r"no column 'nope'.*it has step, loss, grad_norm"):
         from_text(FRAME.to_csv(index=False), {"loss": "nope"})
+
+
+def rows(*lines: str) -> str:
+    return "\n".join(("step,loss", *lines))
+
+
+def reading(text: str, run: str | None = None) -> Reading:
+    return read_stream(io.BytesIO(text.encode()), "log", run=run)
+
+
+def test_commas_between_thousands() -> None:
+    """Read where another cell says that they are no decimal commas; else no number is made up."""
+    for cell, value in (('"1,234.5"', 1234.5), ('"1,234,567"', 1234567.0), ('"-1,000"', -1000.0)):
+        found = reading(rows("0,7", f"1,{cell}"))
+        assert numbers(found.log["loss"]).tolist() == [7.0, value]
+        assert found.notes == ("commas in 'loss' are taken as those between thousands",)
+    steps = reading('step,loss\n"900",3\n"1,000",2\n"1,100",1\n').log["step"]
+    assert steps.tolist() == [900.0, 1000.0, 1100.0]
+    for cells in (('"0,123"', '"3,100"'), ('"2,987"', '"3,100"'), ('"1,23"', "7")):
+        assert np.isnan(numbers(reading(rows(*(f"{i},{c}" for i, c in enumerate(cells)))).log["loss"])[0])
+
+
+def test_cells_without_a_number_are_told() -> None:
+    found = reading(rows("0,7%", "1,6%", "2,", "3,4"))
+    assert found.notes == ("2 rows of 'loss' hold no number, such as '7%'",)
+    with pytest.raises(InputError, match="it has step, val_accuracy"):
+        reading("step,val_accuracy\n0,0.5\n1,0.6\n")
+
+
+def test_several_runs_in_one_table() -> None:
+    """A column names them; one that was resumed under another name is one run."""
+    table = "run,step,loss\na,0,3\na,1,2\nb,0,5\nb,1,4\n"
+    with pytest.raises(InputError, match="log holds 2 runs; choose one with --run: a, b"):
+        reading(table)
+    assert reading(table, "b").log["loss"].tolist() == [5.0, 4.0]
+    assert reading("seed,step,loss\n1,0,3\n,1,2\n2,0,5\n", "2").log["loss"].tolist() == [5.0]
+    assert reading("run_id,step,loss\na,0,3\na,1,2\nb,2,1\n").log["loss"].tolist() == [3.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("tail", "lost"),
+    [
+        (["20,nan", "21,nan"], 20.0),
+        (["20,inf"], 20.0),
+        (["20,nan"], None),  # may be a row of something else
+        (["20,inf", "21,1"], None),
+        (["19,", "19,"], None),  # rows of the last step that have something else
+        (["20,", "23,1", "24,", "25,"], None),  # no longer than three gaps as before
+        ([], None),
+    ],
+)
+def test_a_log_that_ends_without_a_finite_loss(tail: list[str], lost: float | None) -> None:
+    series = clean_series(from_text(rows(*(f"{i},{2.0**-i}" for i in range(20)), *tail)))
+    assert series.lost_from == lost
+    assert ("The log ends without a finite loss, from step 20 on." in series.counts()) == (lost is not None)
+
+
+def test_a_loss_that_goes_below_zero() -> None:
+    """Refused, as its positive rows have another law; a few rows of scatter about zero are left out."""
+    with pytest.raises(InputError, match=r"below zero in 6 of 10 rows, first at step 4; .* plus a constant"):
+        clean_series(from_text(rows(*(f"{i},{3.5 - i}" for i in range(10)))))
+    few = [f"{i},{-1e-3 if i == 7 else 2.0**-i}" for i in range(60)]
+    assert clean_series(from_text(rows(*few))).dropped["not_positive"] == 1
+    assert len(clean_series(from_text(rows(*(f"{i},{1.0 if i < 9 else -1e-9}" for i in range(18))))).loss) == 9
+
+
+def test_a_log_that_begins_again() -> None:
+    again = clean_series(from_text(rows(*(f"{i},{2.0**-i}" for i in [*range(9), *range(9)]))))
+    assert again.began_again
+    assert "where these are several runs, only the last is read" in again.counts()
+    assert not clean_series(from_text(rows(*(f"{i},{2.0**-i}" for i in [*range(9), *range(4, 12)])))).began_again
 
 
 def test_column_options() -> None:
@@ -91,7 +163,7 @@ def test_not_numbers_in_json_lines() -> None:
         (gzip.compress(FRAME.to_csv().encode())[:-20], "cannot unpack"),
         (b"PK\x03\x04" + b"a" * 50, "archive"),
         (b"PAR1" + b"\0" * 50, "no Parquet"),
-        (b"\xff\xfe\x00\x01garbage", "UTF-16"),
+        (b"\xff\xfe\x00\x01garbage", "no log that lplr knows|names a loss"),
         (b"\x00\x01garbage", "no log that lplr knows"),
         (b"{" * 5000, "cannot read|no JSON"),
         (b"[" * 100_000, "cannot read|no log"),
