@@ -11,6 +11,7 @@ from torch import Tensor
 from lplr_cli.analysis.subject import OWN, Source, open_subject
 from lplr_cli.errors import InputError
 from lplr_cli.linalg.tasks import Here, Tasks
+from lplr_cli.losses import Loss
 from lplr_cli.ntk import DEFAULT_MEMORY
 from lplr_cli.runs import RunDirectory
 from lplr_cli.training.probes import Prober, ProbeSettings, Row
@@ -21,18 +22,20 @@ def probe_checkpoints(
     *,
     size: int | None = None,
     source: Source = OWN,
+    loss: Loss | None = None,
     memory: int = DEFAULT_MEMORY,
     progress: Callable[[int, int], None] | None = None,
     tasks: Tasks | None = None,
 ) -> pd.DataFrame:
     """The probe log that the run would have, a row a checkpoint; the run directory is not changed.
 
-    The sharpness is that of the run's own loss, and missing where that is not known.
+    The sharpness is that of the run's own loss, and missing where nobody tells it.
 
     Args:
         run: with a checkpoint of its start.
         size: samples, the first ones; all by default.
         source: model and data of a run that does not tell them.
+        loss: of a run that does not tell it.
         memory: bytes for kernels, of each task.
         progress: called with (done, total) after each checkpoint.
         tasks: where probes run, a task a checkpoint; in this process by default.
@@ -53,7 +56,7 @@ def probe_checkpoints(
         {k: p.detach() for k, p in module.named_parameters()},
         inputs,
         targets,
-        ProbeSettings(count, loss=run.manifest().loss.known, memory=memory),
+        ProbeSettings(count, loss=run.manifest().loss.known or loss, memory=memory),
     )
     where = tasks or Here()
     # The kernel of the start is computed once.

@@ -23,6 +23,9 @@ def lojasiewicz(e: Evidence) -> Finding | None:
     if measured is None:
         return Finding("CE1", Status.UNKNOWN, None, None, "no gradient norms are logged")
     where = f"is {measured:.4g} here" if e.scope.no_path else f"is at least {measured:.4g} along the run"
+    if e.exact is None:
+        reason = f"½‖∇L‖²/L² {where}, where the rows of the log are of all data; c needs the network"
+        return Finding("CE1", Status.UNKNOWN, measured, None, reason)
     seen = f"½‖∇L‖²/L² {where}"
     if not e.exact:
         return Finding("CE1", Status.UNKNOWN, measured, None, f"{seen}: an estimate, biased upward by noise, no bound")
@@ -42,7 +45,9 @@ def law(e: Evidence) -> Finding | None:
         return None
     if e.rate is None:
         return Finding("CE2", Status.UNKNOWN, None, 1.0, "too few rows to fit a law")
-    fit = e.rate.fit
+    fit, lost = e.rate.fit, e.series.lost_from
+    if lost is not None:
+        return Finding("CE2", Status.UNKNOWN, None, 1.0, f"the log ends without a finite loss, from step {lost:g} on")
     about = f"; expected of gradient descent, and {e.scope.other_steps_short}" if e.scope.other_steps_short else ""
     if fit.verdict != "sublinear" or fit.alpha is None:
         return Finding("CE2", Status.UNKNOWN, fit.rate, 1.0, f"{fit.about}{about}")

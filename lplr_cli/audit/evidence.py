@@ -56,8 +56,9 @@ from lplr_cli.diagnostics import (
 from lplr_cli.errors import InputError, LplrError, NumericalError
 from lplr_cli.factories import UnnamedCodeError
 from lplr_cli.linalg.tasks import Tasks
+from lplr_cli.losses import Loss
 from lplr_cli.ntk import DEFAULT_MEMORY
-from lplr_cli.runs import KERNEL_GRADIENT, PRECONDITIONED, STABLE, Manifest, RunDirectory
+from lplr_cli.runs import KERNEL_GRADIENT, PRECONDITIONED, STABLE, LossFacts, Manifest, RunDirectory
 
 # Parts of the names of losses with kinks: absolute values and hinges.
 _KINKS = ("l1", "hinge", "margin", "absolute")
@@ -202,22 +203,29 @@ class Evidence:
         return float(known.max()) if len(known) else None
 
 
-def gather(log: LogInput, how: Examination) -> Evidence:
+def gather(log: LogInput, how: Examination, loss: Loss | None = None) -> Evidence:
     """Read, compute and prove what ``how`` asks for.
 
+    Args:
+        log: a run, or anybody's log.
+        how: what to read, compute and prove.
+        loss: of a run or log that does not tell it; nothing is proved for it.
+
     Raises:
-        InputError: a damaged run; checkpoints asked of a log that has none.
+        InputError: a damaged run; checkpoints asked of a log that has none; a loss that is not the one of the run.
         UnnamedCodeError: the certificate or an offline probe needs code that the user does not name.
     """
     run, facts = log.run, log.facts()
     if how.offline and run is None:
         raise InputError(f"{log.name} is a log without checkpoints", "--offline-probe needs a run directory")
-    manifest = None if run is None else run.manifest()
+    manifest, loss = _as_told(log, loss)
     series, exact = _series(log, manifest, how)
     probes = _probes(run, manifest, how)
     eta, why = (None, "the optimiser is not known") if manifest is None else plain_step(manifest, log.log)
     scale = None if manifest is None else manifest.loss.squared_scale
     proof, no_proof = _proof(run, how)
+    if loss is not None:
+        facts = replace(facts, loss_scale=scale, loss_name=loss.name)
     estimates = None
     if run is not None and "drift" in log.log:
         estimates = estimate_constants(log.log, probes.table, scale)
@@ -225,7 +233,7 @@ def gather(log: LogInput, how: Examination) -> Evidence:
         facts = _as_probed(facts, probes, estimates)
     return Evidence(
         manifest,
-        scope_of(manifest, eta, why),
+        scope_of(manifest, eta, why, loss),
         series,
         _ratio(series, facts, how),
         analyse_rate(series, window=how.window, facts=facts) if len(series.loss) >= MIN_POINTS else None,
@@ -247,6 +255,19 @@ def gather(log: LogInput, how: Examination) -> Evidence:
     )
 
 
+def _as_told(log: LogInput, loss: Loss | None) -> tuple[Manifest | None, Loss | None]:
+    """The manifest with the loss that the user tells, and that loss where the run does not tell it itself."""
+    manifest = None if log.run is None else log.run.manifest()
+    if manifest is None or loss is None:
+        return manifest, loss
+    known = manifest.loss
+    if known.known == loss:
+        return manifest, None
+    if known.name not in (None, loss.name) or known.scale not in (None, loss.scale):
+        raise InputError(f"{log.name} tells its own loss, {known.label}", "leave out --loss")
+    return replace(manifest, loss=LossFacts(loss.name, loss.formula, loss.scale, known.values)), loss
+
+
 def _series(log: LogInput, manifest: Manifest | None, how: Examination) -> tuple[LossSeries, bool | None]:
     """The log, and whether its values are of all data.
 
@@ -255,7 +276,7 @@ def _series(log: LogInput, manifest: Manifest | None, how: Examination) -> tuple
     series = log.series()
     if log.run is None or manifest is None:
         return series, None
-    if not how.offline or series.has_gradients or manifest.loss.known is None:
+    if not how.offline or series.has_gradients or log.run.manifest().loss.known is None:
         return series, manifest.exact
     return clean_series(recompute_gradients(log.run, source=how.foreign)), True
 
@@ -283,7 +304,14 @@ def _probes(run: RunDirectory | None, manifest: Manifest | None, how: Examinatio
         return Probes(pd.DataFrame(), False, False)
     table = run.probes()
     if table.empty and how.offline:
-        found = probe_checkpoints(run, size=how.probe_size, source=how.foreign, memory=how.memory, tasks=how.tasks)
+        found = probe_checkpoints(
+            run,
+            size=how.probe_size,
+            source=how.foreign,
+            loss=manifest.loss.known,
+            memory=how.memory,
+            tasks=how.tasks,
+        )
         n = manifest.data.n
         full = how.probe_size is None or (n is not None and how.probe_size >= n)
         return Probes(found.sort_values("step"), full, not manifest.recorded)

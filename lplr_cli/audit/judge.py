@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,7 +23,12 @@ VERIFIED, ESTIMATED, FAILS, UNKNOWN = Status.VERIFIED, Status.ESTIMATED, Status.
 
 
 def positivity(e: Evidence) -> Finding:
-    """H1."""
+    """H1; of a checkpoint alone it speaks of that point."""
+    found = _positive_at_start(e)
+    return replace(found, reason=f"{found.reason}, at this checkpoint") if e.scope.no_path else found
+
+
+def _positive_at_start(e: Evidence) -> Finding:
     if e.proof is not None and e.proof.certificate.lambda_0_lower > 0:
         low = e.proof.certificate.lambda_0_lower
         return _proved(e.proof, "H1", low, 0.0, f"λ0 ≥ {low:.4g} proved on all {e.proof.certificate.n:,} samples")
@@ -161,7 +167,9 @@ def local_pl(e: Evidence) -> Finding:
     """C1."""
     lowest, star = _measured(e)
     if e.scope.unknown_loss:
-        return Finding("C1", UNKNOWN, star, 0.0, f"μ is not known, as {e.scope.unknown_loss}{_seen(e, star)}")
+        return Finding(
+            "C1", UNKNOWN, star, 0.0, f"μ is not known, as {e.scope.unknown_loss}{_seen(e, star)}; see --loss"
+        )
     at = _ball(e)
     if e.proof is not None and not e.proof.why_not and at is not None and at.mu_jacobian is not None:
         return _proved_pl(e.proof, at.mu_jacobian)

@@ -18,7 +18,6 @@ from lplr_cli.audit.sanity import CHECKS
 from lplr_cli.audit.scope import ENTROPY, Scope
 from lplr_cli.audit.telling import checks, statements
 from lplr_cli.diagnostics import Convergence, PLRatio
-from lplr_cli.errors import InputError
 from lplr_cli.linalg.tasks import Tasks
 from lplr_cli.losses import Loss
 from lplr_cli.ntk import DEFAULT_MEMORY
@@ -144,11 +143,11 @@ def audit(
         pieces: checkpoints to predict the loss from, 0 for no prediction; by default the start alone, with the
             certificate.
         memory: bytes for kernels.
-        loss: of a checkpoint that does not tell it.
+        loss: of a checkpoint, run or log that does not tell it; nothing is verified for it.
         tasks: where offline probes run, a task a checkpoint; in this process by default.
 
     Raises:
-        InputError: what cannot be read.
+        InputError: what cannot be read; a loss that is not the one that the run tells.
         UnnamedCodeError: the certificate or an offline probe needs code that ``foreign`` does not name.
     """
     pieces = int(certificate) if pieces is None else pieces
@@ -157,9 +156,7 @@ def audit(
         evidence, name = gather_point(Path(source), how, loss), source
     else:
         log = source if isinstance(source, LogInput) else read_log(source, columns)
-        if loss is not None:
-            raise InputError(f"--loss is of a checkpoint; {log.name} is a run or log", "leave it out")
-        evidence, name = gather(log, how), log.name
+        evidence, name = gather(log, how, loss), log.name
     findings = findings_of(evidence)
     verdict, explanation = verdict_of(evidence, {f.key: f for f in findings})
     figures = figures_of(evidence)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lplr_cli.runs import Manifest
+from lplr_cli.losses import Loss
+from lplr_cli.runs import LossFacts, Manifest
 
 STATEMENTS = ("H1", "H2", "H3", "H4", "H5", "C1", "C2")
 ENTROPY = ("CE1", "CE2")
@@ -111,25 +112,24 @@ UNKNOWN_SCOPE = Scope(
 )
 
 
-def scope_of(manifest: Manifest | None, eta: float | None, why_no_eta: str) -> Scope:
-    """The scope of a run; of a log alone nothing is known.
+def scope_of(manifest: Manifest | None, eta: float | None, why_no_eta: str, told: Loss | None = None) -> Scope:
+    """The scope of a run; of a log alone nothing is known but what the user tells.
 
     Args:
         manifest: of the run; None for a log.
         eta: step size of plain full-batch gradient descent, else None.
         why_no_eta: what the run is instead, or what is not known.
+        told: the loss, by the user.
     """
     if manifest is None:
-        return UNKNOWN_SCOPE
+        return UNKNOWN_SCOPE if told is None else _of_log(LossFacts(told.name, told.formula, told.scale))
     loss, others = manifest.loss, _is_other_descent(manifest)
-    other_loss = unknown_loss = ""
-    if loss.name not in (None, "squared"):
-        other_loss = f"the theory of the ball is of the squared loss, this is {loss.label}"
-    elif loss.scale is None:
+    other_loss, unknown_loss = _other_loss(loss), ""
+    if not other_loss and loss.scale is None:
         unknown_loss = "the loss is not known" if loss.name is None else "the scale of the loss is not known"
     return Scope(
         _optimizer(manifest, eta),
-        loss.label,
+        loss.label if told is None else f"{loss.label}, as told",
         "exact values" if manifest.exact else "values of mini-batches",
         other_loss,
         unknown_loss,
@@ -140,6 +140,23 @@ def scope_of(manifest: Manifest | None, eta: float | None, why_no_eta: str) -> S
         why_no_eta if others else "",
         entropy=loss.name in ENTROPIES,
     )
+
+
+def _of_log(loss: LossFacts) -> Scope:
+    """Of a log whose loss the user tells."""
+    return replace(
+        UNKNOWN_SCOPE,
+        loss=f"{loss.label}, as told",
+        other_loss=_other_loss(loss),
+        unknown_loss="",
+        entropy=loss.name in ENTROPIES,
+    )
+
+
+def _other_loss(loss: LossFacts) -> str:
+    """That the theory of the ball is not of this loss; empty for the squared one, and for one that is not known."""
+    known = loss.name in (None, "squared")
+    return "" if known else f"the theory of the ball is of the squared loss, this is {loss.label}"
 
 
 def _optimizer(manifest: Manifest, eta: float | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +45,7 @@ def audit(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of a checkpoint that does not tell it: squared, cross-entropy, bce.",
+            help="Of a checkpoint, run or log that does not tell it: squared, cross-entropy, bce.",
             rich_help_panel="Input",
         ),
     ] = None,
@@ -113,10 +115,7 @@ def audit(
     for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"no directory {path.parent} for {option}", "create it first")
-    for target in to or []:
-        from lplr_cli.reporting.trackers import check_tracker
-
-        check_tracker(target)
+    trackers = _trackers(to)
     source = said.source()
     check_executor(executor, ray_address)
     from lplr_cli.audit.run import audit as examine
@@ -149,11 +148,17 @@ def audit(
         write_text(junit, junit_xml(result.source, _cases(result, fail_on, sink, failures)))
     if markdown is not None:
         _append(markdown, result, lines)
-    for target in to or []:
-        from lplr_cli.reporting.trackers import send
-
-        send(target, record)
+    for send in trackers:
+        send(record)
     sink.emit(out_.Result(record, result.to_frame(), _grids(result)), extra_failures=lines[len(failures) :])
+
+
+def _trackers(targets: list[str] | None) -> list[Callable[[dict[str, Any]], None]]:
+    """What logs the figures; a tracker that there is not is told before the audit takes its time."""
+    from lplr_cli.reporting.trackers import check_trackers, send
+
+    check_trackers(targets or [])
+    return [partial(send, target) for target in targets or []]
 
 
 def _failing(result: Audit, fail_on: str, failures: list[Failure]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,15 +43,16 @@ class Entry:
         return cls(escape.line(str(record["source"])), figures, texts)
 
 
-def check_tracker(target: str) -> None:
+def check_trackers(targets: Iterable[str]) -> None:
     """Refuse what :func:`send` would, before there is anything to send.
 
     Raises:
         InputError: no such tracker.
     """
-    kind = target.partition(":")[0]
-    if kind not in TRACKERS:
-        raise InputError(f"--to {kind!r} is unknown", f"choose from {', '.join(TRACKERS)}")
+    for target in targets:
+        kind = target.partition(":")[0]
+        if kind not in TRACKERS:
+            raise InputError(f"--to {kind!r} is unknown", f"choose from {', '.join(TRACKERS)}")
 
 
 def send(target: str, record: dict[str, Any]) -> None:
@@ -66,7 +67,7 @@ def send(target: str, record: dict[str, Any]) -> None:
         InputError: no such tracker, or one that is not installed.
         OutputError: it does not take the figures.
     """
-    check_tracker(target)
+    check_trackers([target])
     kind, _, name = target.partition(":")
     entry = Entry.of(record)
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -174,10 +175,71 @@ def test_a_checkpoint_alone(tmp_path: Path) -> None:
     assert unknown["loss"]["first"] is None
     assert unknown["CE1"] is None
     assert unknown.keys() == found.to_dict().keys()
-    with pytest.raises(InputError, match="is of a checkpoint"):
-        audit_of_a_log(tmp_path)
+    assert "at this checkpoint" in found["H1"].reason
 
 
-def audit_of_a_log(folder: Path) -> None:
-    (folder / "l.csv").write_text("step,loss\n0,1\n1,0.5\n")
-    audit(str(folder / "l.csv"), loss=Loss())
+def test_the_loss_of_a_log_as_the_user_tells_it(tmp_path: Path) -> None:
+    """Its own statements are asked, others are not, and nothing is verified."""
+    t = np.arange(1.0, 201.0)
+    pd.DataFrame({"step": t, "loss": 1 / t, "grad_norm": 0.3 / t}).to_csv(tmp_path / "l.csv", index=False)
+    path = str(tmp_path / "l.csv")
+    assert audit(path).to_dict()["CE1"] is None
+    found = audit(path, loss=Loss("cross-entropy"))
+    assert found.scope.loss == "cross-entropy, as told"
+    assert found.scope.asked == ["CE1", "CE2"]
+    assert found["CE1"].value == pytest.approx(0.5 * 0.3**2)
+    assert (found["CE1"].status, found["CE2"].status) == (Status.UNKNOWN, Status.ESTIMATED)
+    assert found["CE2"].value == pytest.approx(1.0, rel=0.05)
+    squared = audit(path, loss=Loss("squared", 0.5))
+    assert squared.scope.loss == "squared loss, s = 0.5, as told"
+    assert "see --loss" in audit(path)["C1"].reason
+    assert "see --loss" not in squared["C1"].reason
+
+
+def test_the_loss_of_a_run_as_the_user_tells_it(tmp_path: Path) -> None:
+    """One that the run tells is not overruled; offline probes measure its sharpness."""
+    x, y = points()
+    for name, told in (("r", None), ("told", Loss("cross-entropy"))):
+        torch.manual_seed(0)
+        module = nn.Linear(20, 3).double()
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        with Recorder(module, tmp_path / name, loss=told) as recorder:
+            for _ in range(9):
+                optimizer.zero_grad()
+                value = nn.functional.cross_entropy(module(x.double()), y)
+                value.backward()  # type: ignore[no-untyped-call]
+                recorder.record(value, optimizer)
+                optimizer.step()
+    source = Source(data=DataSpec("tests.audit.test_entropy:points"))
+    both = [
+        audit(str(tmp_path / name), foreign=source, loss=Loss("cross-entropy"), offline_probe=True)
+        for name in ("r", "told")
+    ]
+    assert [one.scope.loss for one in both] == ["cross-entropy, as told", "cross-entropy"]
+    assert both[0]["step_size"].value == pytest.approx(both[1]["step_size"].value)
+    assert both[0]["step_size"].value == pytest.approx(0.05 * cross_entropy_sharpness(x.double(), y), rel=1e-4)
+    assert not any(f.status is Status.VERIFIED for f in both[0].findings)
+    with pytest.raises(InputError, match="tells its own loss, cross-entropy"):
+        audit(str(tmp_path / "told"), loss=Loss("squared"))
+
+
+def cross_entropy_sharpness(x: torch.Tensor, y: torch.Tensor) -> float:
+    """λ_max of the Hessian at the start of that run, by plain autograd."""
+    torch.manual_seed(0)
+    module = nn.Linear(20, 3).double()
+
+    def loss(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(x @ weight.T + bias, y)
+
+    tops = []
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(10):
+        optimizer.zero_grad()
+        value = loss(module.weight, module.bias)
+        value.backward()  # type: ignore[no-untyped-call]
+        at = (module.weight.detach(), module.bias.detach())
+        blocks = torch.autograd.functional.hessian(loss, at)  # type: ignore[no-untyped-call]
+        rows = [torch.cat([b.reshape(n, -1) for b in row], 1) for row, n in zip(blocks, (60, 3), strict=True)]
+        tops.append(float(torch.linalg.eigvalsh(torch.cat(rows))[-1]))
+        optimizer.step()
+    return max(tops[0], tops[-1])
