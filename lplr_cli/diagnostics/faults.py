@@ -22,19 +22,25 @@ _MOST = 0.45
 _GOES_DOWN = 0.75
 
 
-def spikes(log_loss: Array) -> NDArray[np.bool_]:
+def spikes(log_loss: Array, noise: Array | None = None) -> NDArray[np.bool_]:
     """Rows that are faults, shape (T,): :func:`outliers`, and :func:`excursions` of what is left.
 
     With fewer than eight rows there are none.
+
+    Args:
+        log_loss: shape (T,).
+        noise: that each row has at least, shape (T,), for instance of its last digit.
     """
     count = len(log_loss)
     found = np.zeros(count, dtype=bool)
     if count < 8:
         return found
-    found = outliers(log_loss)
-    left = np.flatnonzero(~found)
-    found[left[excursions(log_loss[left])]] = True
-    return found if found.sum() <= _MOST * count else outliers(log_loss)
+    noise = np.zeros(count) if noise is None else noise
+    alone = outliers(log_loss, noise)
+    left = np.flatnonzero(~alone)
+    found[left[excursions(log_loss[left], noise[left])]] = True
+    found |= alone
+    return found if found.sum() <= _MOST * count else alone
 
 
 def noise_level(log_loss: Array) -> float:
@@ -43,14 +49,14 @@ def noise_level(log_loss: Array) -> float:
     return 1.4826 * float(np.median(np.abs(second - np.median(second)))) / math.sqrt(1.5) if len(second) else 0.0
 
 
-def outliers(log_loss: Array) -> NDArray[np.bool_]:
+def outliers(log_loss: Array, noise: Array | float = 0.0) -> NDArray[np.bool_]:
     """Rows that stand out from both sides, shape (T,).
 
     A row is one when it lies above (or below) all but one of its three neighbours on each side, by more than six
-    times the noise and 1 %. Monotone stretches have no such row, however steep.
+    times the noise and 1 %. Monotone stretches have no such row, however steep. ``noise`` as in :func:`spikes`.
     """
     count = len(log_loss)
-    threshold = max(_SIZE * noise_level(log_loss), _SHARE)
+    threshold = np.maximum(_SIZE * np.maximum(noise, noise_level(log_loss)), _SHARE)
 
     def outstanding(values: Array) -> NDArray[np.bool_]:
         padded = np.concatenate([np.full(3, np.inf), values, np.full(3, np.inf)])
@@ -62,23 +68,24 @@ def outliers(log_loss: Array) -> NDArray[np.bool_]:
     return outstanding(log_loss) | outstanding(-log_loss)
 
 
-def excursions(log_loss: Array) -> NDArray[np.bool_]:
+def excursions(log_loss: Array, noise: Array | float = 0.0) -> NDArray[np.bool_]:
     """Spikes over several rows, shape (T,): a sudden rise after which the loss is soon back.
 
     A spike starts where the loss rises within a row by more than six times the noise and 5 %, and ends where it is
     back at the median of the five rows before, plus twice the noise, which falls on at three quarters of the pace of
     the ten rows before; at that level alone where it does not come back so far. One and a half of its length is added
-    for its tail. One that is not back after a fifteenth of the rows, or twenty, is no spike.
+    for its tail. One that is not back after a fifteenth of the rows, or twenty, is no spike. ``noise`` as in
+    :func:`spikes`.
     """
     count = len(log_loss)
     found = np.zeros(count, dtype=bool)
-    level = noise_level(log_loss)
+    level = np.maximum(np.broadcast_to(noise, count), noise_level(log_loss))
     longest = max(3, min(round(_LONGEST * count), _LONGEST_ROWS))
     end = 0
-    for start in (np.flatnonzero(np.diff(log_loss) > max(_SIZE * level, 0.05)) + 1).tolist():
+    for start in (np.flatnonzero(np.diff(log_loss) > np.maximum(_SIZE * level[1:], 0.05)) + 1).tolist():
         if start < end or start < 5:
             continue
-        before = float(np.median(log_loss[max(start - 5, 0) : start])) + 2 * level
+        before = float(np.median(log_loss[max(start - 5, 0) : start])) + 2 * float(level[start])
         after = log_loss[start : start + longest + 1]
         pace = _GOES_DOWN * min(float(np.median(np.diff(log_loss[max(start - 11, 0) : start]))), 0.0)
         back = np.flatnonzero(after <= before + pace * np.arange(3, len(after) + 3))
@@ -97,19 +104,21 @@ def _decays(change: Array) -> bool:
     return bool(1 > follows[1] > follows[2] > _GOES_ON)
 
 
-def shifts(log_loss: Array, least: float = 0.05) -> NDArray[np.intp]:
+def shifts(log_loss: Array, least: float = 0.05, noise: Array | None = None) -> NDArray[np.intp]:
     """Rows at which the level changes at once and stays changed, largest change first; spikes must be gone.
 
     Row i is one when the step to it differs from the median of the ten steps around by more than ``least`` and
-    :data:`JUMP_FACTOR` times the noise, and the medians of the five rows before and after it, less that trend, differ
-    by six tenths of it. The first steps of a smooth decay are none: the next two go the same way, ever less, by a share
-    of :data:`_GOES_ON` at least.
+    :data:`JUMP_FACTOR` times the noise (at least ``noise``, as in :func:`spikes`), and the medians of the five rows
+    before and after it, less that trend, differ by six tenths of it. The first steps of a smooth decay are none: the
+    next two go the same way, ever less, by a share of :data:`_GOES_ON` at least.
     """
     count = len(log_loss)
     if count < 12:
         return np.zeros(0, dtype=np.intp)
     change = np.diff(log_loss)
-    threshold = max(least, JUMP_FACTOR * noise_level(log_loss))
+    level = noise_level(log_loss)
+    threshold = np.maximum(least, JUMP_FACTOR * (level if noise is None else np.maximum(noise, level)[1:]))
+    threshold = np.broadcast_to(threshold, len(change))
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(change, 5, mode="reflect"), 11)
     # Rows whose steps are small beside the threshold need no median.
     near = np.flatnonzero(np.abs(change) > 0.5 * threshold)
@@ -122,6 +131,6 @@ def shifts(log_loss: Array, least: float = 0.05) -> NDArray[np.intp]:
         stays = float(np.median(after) - np.median(before)) - trend * apart
         if i < _FIRST and _decays(change[i : i + 3]):
             continue
-        if abs(jump) > threshold and stays * jump > 0 and abs(stays) > 0.6 * abs(jump):
+        if abs(jump) > threshold[i] and stays * jump > 0 and abs(stays) > 0.6 * abs(jump):
             sizes.append((abs(jump), i + 1))
     return np.array([i for _, i in sorted(sizes, reverse=True)], dtype=np.intp)

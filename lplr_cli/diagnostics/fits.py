@@ -17,6 +17,7 @@ from scipy import special, stats
 
 from lplr_cli.diagnostics.decay import CURVES, LABELS, SHIFTED, Curve, Exponentials
 from lplr_cli.diagnostics.faults import shifts
+from lplr_cli.diagnostics.grain import rounding
 from lplr_cli.diagnostics.least_squares import Array, minimise
 from lplr_cli.diagnostics.noise import MAX_CORRELATION, Noise, local_scale, orthonormal, restricted_correlation
 from lplr_cli.diagnostics.profile import crossing, standard_error
@@ -41,7 +42,7 @@ _THINNED = 150
 _VANISHED = 1e-3
 # A descent ends where a step lowers the cost by less: of a start, of a fit under a noise that is not the last, of one
 # under the last.
-_ROUGH, _NEAR, _SHARP = 1e-3, 1e-7, 1e-13
+_ROUGH, NEAR, SHARP = 1e-3, 1e-7, 1e-13
 # Steps of the solver on a profile; many more where so many parameters make up for each other.
 _ITERATIONS, _MANY = 40, 7
 # Level shifts that the free curve may have.
@@ -59,6 +60,7 @@ class Data:
         free: columns of a free smooth curve on the logarithm, shape (n, K); see :func:`smooth_columns`.
         period: rows of a pattern that repeats and was taken off; 0 for none.
         grain: relative noise of each row where it is known, shape (n,); see :mod:`lplr_cli.diagnostics.grain`.
+        digit: rounding of each row, likewise; a part of its noise.
     """
 
     s: Array
@@ -70,11 +72,12 @@ class Data:
     free: Array
     period: int = 0
     grain: Array | None = None
+    digit: Array | None = None
 
     def rows(self, keep: NDArray[np.bool_]) -> Data:
         """The same scales on fewer rows."""
-        grain = None if self.grain is None else self.grain[keep]
-        return replace(self, s=self.s[keep], log_y=self.log_y[keep], free=self.free[keep], grain=grain)
+        grain, digit = (None if one is None else one[keep] for one in (self.grain, self.digit))
+        return replace(self, s=self.s[keep], log_y=self.log_y[keep], free=self.free[keep], grain=grain, digit=digit)
 
 
 def thinned(count: int) -> NDArray[np.intp]:
@@ -100,7 +103,8 @@ def scaled(steps: Array, loss: Array, grain: Array | None = None, changes: Seque
     ceiling = min(float(np.quantile(part, 0.75)) for part in stretches)
     s = (t - t[0]) / span
     known = np.searchsorted(keep, np.asarray(changes[:_STEPS], dtype=np.intp))
-    free = smooth_columns(s, shifts(log_y)[:_STEPS], known)
+    digit = rounding(loss[keep])
+    free = smooth_columns(s, shifts(log_y, noise=digit)[:_STEPS], known)
     return Data(
         s,
         log_y,
@@ -110,6 +114,7 @@ def scaled(steps: Array, loss: Array, grain: Array | None = None, changes: Seque
         math.exp(min(ceiling, 700.0)),
         free,
         grain=None if grain is None else grain[keep],
+        digit=digit,
     )
 
 
@@ -288,7 +293,7 @@ def smooth_columns(s: Array, steps: NDArray[np.intp], changes: NDArray[np.intp])
     return np.column_stack(waves) if waves else np.empty((n, 0))
 
 
-def _fit(curve: Curve, data: Data, noise: Noise, start: Array | None, fall: float = _SHARP) -> CurveFit:
+def _fit(curve: Curve, data: Data, noise: Noise, start: Array | None, fall: float = SHARP) -> CurveFit:
     """The most likely parameters under ``noise``, from ``start`` or from the curve's own starts."""
     n = len(data.s)
     lower, upper = curve.box(n, data.ceiling)
@@ -305,15 +310,15 @@ def _fit(curve: Curve, data: Data, noise: Noise, start: Array | None, fall: floa
     return replace(fit, p=p, cost=found.cost)
 
 
-def fit_one(curve: Curve, data: Data, noise: Noise) -> CurveFit:
-    """Fit one curve under a known noise."""
-    return _fit(curve, data, noise, None)
+def fit_one(curve: Curve, data: Data, noise: Noise, fall: float = SHARP) -> CurveFit:
+    """Fit one curve under a known noise; ``fall`` as in :func:`lplr_cli.diagnostics.least_squares.minimise`."""
+    return _fit(curve, data, noise, None, fall)
 
 
 def fit_plain(data: Data, curves: Sequence[Curve] = CURVES) -> dict[str, CurveFit]:
     """Fit every curve by itself, all rows alike: where :func:`fit_all` begins."""
     plain = Noise(np.ones(len(data.s)))
-    return {curve.name: _fit(curve, data, plain, None, _NEAR) for curve in curves}
+    return {curve.name: _fit(curve, data, plain, None, NEAR) for curve in curves}
 
 
 def fit_all(fits: dict[str, CurveFit]) -> dict[str, CurveFit]:
@@ -330,16 +335,16 @@ def fit_all(fits: dict[str, CurveFit]) -> dict[str, CurveFit]:
     if _best(fits).sigma <= NEGLIGIBLE:
         # Its differences are the bends of the curve, then rounding: as scales they silence the rows that decay.
         return fits
-    scale = local_scale(data.log_y) if data.grain is None else data.grain
+    scale = local_scale(data.log_y, data.digit) if data.grain is None else data.grain
     for attempt in range(2):
         best = _best(fits)
         noise = _noise_beside(best, scale)
         if attempt == 0 and data.grain is None:
             data = _without_pattern(replace(best, noise=noise))
             if data.period:
-                scale = local_scale(data.log_y)
+                scale = local_scale(data.log_y, data.digit)
                 noise = _noise_beside(replace(best, data=data), scale)
-        fits = _refit(fits, data, noise, _SHARP if attempt else _NEAR)
+        fits = _refit(fits, data, noise, SHARP if attempt else NEAR)
     return _under_slow_noise(fits, scale) or fits
 
 
@@ -350,11 +355,12 @@ def _under_slow_noise(fits: dict[str, CurveFit], scale: Array) -> dict[str, Curv
         if best.misfit() >= REJECTED:
             continue
         noise = _noise_beside(best, scale, free=False)
-        again = _refit(fits, best.data, noise)
         lasting = noise.phi >= MAX_CORRELATION or (1 - noise.phi) * len(best.data.s) < _SPELLS
+        if lasting and best.excess() >= _SMALL:
+            continue
         asked = DOUBTED if lasting else REJECTED
-        if (not lasting or best.excess() < _SMALL) and again[best.curve.name].misfit() >= asked:
-            return again
+        if _fit(best.curve, best.data, noise, best.p).misfit() >= asked:
+            return _refit(fits, best.data, noise)
     return None
 
 
@@ -362,7 +368,7 @@ def _best(fits: dict[str, CurveFit]) -> CurveFit:
     return min(fits.values(), key=lambda fit: fit.bic)
 
 
-def _refit(fits: dict[str, CurveFit], data: Data, noise: Noise, fall: float = _SHARP) -> dict[str, CurveFit]:
+def _refit(fits: dict[str, CurveFit], data: Data, noise: Noise, fall: float = SHARP) -> dict[str, CurveFit]:
     return {name: _fit(fit.curve, data, noise, fit.p, fall) for name, fit in fits.items()}
 
 

@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 _DECIMALS, _DIGITS = 12, 9
 # Other noise is seen when it is larger than the digit's by this factor.
 _SEEN = 3.0
+# A smooth curve turns seldom however it is rounded: this share of its changes at most.
+_TURNS = 0.1
 # Rows that are left at least when repeated ones are dropped.
 _LEAST = 12
 # Larger numbers are all whole.
@@ -57,6 +59,14 @@ def last_digit(loss: Array) -> Array | None:
     return max(found, key=lambda one: float(np.median(one)), default=None)
 
 
+def rounding(loss: Array) -> Array | None:
+    """Standard deviation of the rounding to the last digit, relative to each row, shape (T,); None where losses are
+    written in full.
+    """
+    digit = last_digit(loss) if len(loss) >= _LEAST else None
+    return None if digit is None else np.asarray(digit / math.sqrt(12.0) / loss)
+
+
 def _whole(loss: Array, decimals: Array) -> bool:
     """Whether all rows are whole multiples of their last digit; some rows are tried first."""
     for rows in (slice(0, None, max(len(loss) // 50, 1)), slice(None)):
@@ -74,11 +84,10 @@ def grain_of(steps: Array, loss: Array) -> Grain | None:
         steps: increasing, shape (T,).
         loss: normal numbers, shape (T,).
     """
-    digit = last_digit(loss) if len(loss) >= _LEAST else None
-    if digit is None:
+    noise = rounding(loss)
+    if noise is None:
         return None
-    noise = digit / math.sqrt(12.0) / loss
-    if float(np.median(fine_noise(np.log(loss)) / noise)) > _SEEN:
+    if float(np.median(fine_noise(np.log(loss)) / noise)) > _SEEN or _to_and_fro(loss) > _TURNS:
         return None
     starts = np.flatnonzero(np.append(True, loss[1:] != loss[:-1]))
     ends = np.append(starts[1:], len(loss)) - 1
@@ -86,3 +95,10 @@ def grain_of(steps: Array, loss: Array) -> Grain | None:
     kept, at = np.zeros(len(loss), dtype=bool), steps.copy()
     kept[middle], at[middle] = True, 0.5 * (steps[starts] + steps[ends])
     return Grain(noise, kept, at) if len(middle) >= _LEAST else None
+
+
+def _to_and_fro(loss: Array) -> float:
+    """Share of the changes of a series that go against the one before."""
+    change = np.diff(loss)
+    change = change[change != 0]
+    return float(np.mean(change[1:] * change[:-1] < 0)) if len(change) > 1 else 0.0

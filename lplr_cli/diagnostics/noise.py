@@ -190,10 +190,11 @@ def roughness(log_y: Array) -> Array:
     return np.concatenate([fourth[:1].repeat(2), fourth, fourth[-1:].repeat(2)])
 
 
-def local_scale(log_y: Array) -> Array:
+def local_scale(log_y: Array, least: Array | None = None) -> Array:
     """Relative size of the noise from row to row, geometric mean 1; all ones unless it clearly varies.
 
-    Medians of the fourth differences over at most eight stretches of 40 rows or more.
+    Medians of the fourth differences over at most eight stretches of 40 rows or more, or of ``least``, the noise that
+    rows have at least, shape (n,), where that is larger.
     """
     n = len(log_y)
     parts = min(n // 40, 8)
@@ -202,6 +203,9 @@ def local_scale(log_y: Array) -> Array:
         return flat
     edges = np.linspace(0, n, parts + 1).astype(int)
     rough = roughness(log_y)
+    if least is not None:
+        # The median of normal errors is two thirds of their standard deviation.
+        rough = np.maximum(rough, 0.67 * least)
     middle = np.array([np.median(rough[a:b]) for a, b in pairwise(edges)])
     if (middle <= 0).any():
         return flat

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lplr_cli.diagnostics.decay import LINEAR, MORE_RATES, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
 from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, thinned
-from lplr_cli.diagnostics.grain import grain_of
+from lplr_cli.diagnostics.grain import grain_of, rounding
 from lplr_cli.diagnostics.laws import Weighed, coloured, weigh
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import fine_noise
@@ -137,13 +137,17 @@ def _read_anew(steps: Array, loss: Array, changes: Sequence[int], smoothing: flo
         if kept.sum() < MIN_POINTS:
             return None
         return replace(_read(steps, raw, changes, kept, weigh(steps[kept], raw[kept], more=True)), smoothing=smoothing)
-    steps, kept, grain = _coarse(steps, loss)
+    at, kept, grain = _coarse(steps, loss)
+    if grain is not None and kept.sum() >= MIN_POINTS:
+        whole = weigh(at[kept], loss[kept], grain[kept], _known(kept, changes), more=True)
+        found = _read(at, loss, changes, kept, whole, grain)
+        # Where rounding does not explain what a law leaves over, other noise may.
+        if found.verdict != "none":
+            return found
+        kept = _usable(loss)
     if kept.sum() < MIN_POINTS:
         return None
-    known = np.searchsorted(np.flatnonzero(kept), changes).tolist()
-    whole = weigh(steps[kept], loss[kept], None if grain is None else grain[kept], known, more=True)
-    if grain is not None:
-        return _read(steps, loss, changes, kept, whole, grain)
+    whole = weigh(steps[kept], loss[kept], None, _known(kept, changes), more=True)
     if kept.all():
         factors = recognise(steps, loss, min(whole.fits.values(), key=lambda fit: fit.bic))
         behind = _of_average(steps, loss, changes, factors) if factors else None
@@ -151,6 +155,12 @@ def _read_anew(steps: Array, loss: Array, changes: Sequence[int], smoothing: flo
         if behind is not None and behind.verdict != "none":
             return behind
     return _read(steps, loss, changes, kept, whole)
+
+
+def _known(kept: NDArray[np.bool_], changes: Sequence[int]) -> list[int]:
+    """Rows ``changes`` among those that are kept."""
+    found: list[int] = np.searchsorted(np.flatnonzero(kept), changes).tolist()
+    return found
 
 
 def _of_average(steps: Array, loss: Array, changes: Sequence[int], factors: Sequence[float]) -> Reading | None:
@@ -185,7 +195,7 @@ def _usable(loss: Array) -> NDArray[np.bool_]:
     normal: NDArray[np.bool_] = loss >= np.finfo(np.float64).tiny
     kept = normal if normal.sum() >= MIN_POINTS else np.ones(len(loss), dtype=bool)
     rows = np.flatnonzero(kept)
-    kept[rows] = ~spikes(np.log(loss[rows]))
+    kept[rows] = ~spikes(np.log(loss[rows]), rounding(loss[rows]))
     return kept
 
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from lplr_cli.diagnostics.decay import LAWS
-from lplr_cli.diagnostics.fits import CurveFit, fit_one, price, scaled
+from lplr_cli.diagnostics.fits import NEAR, CurveFit, fit_one, price, scaled
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import Noise
 
@@ -45,10 +45,12 @@ def recognise(steps: Array, loss: Array, fit: CurveFit) -> list[float]:
     """
     n = len(loss)
     apart = np.diff(steps)
-    if n < _LEAST_ROWS or len(fit.data.s) < n or fit.noise.phi < _LEAST_PHI or np.ptp(apart) > 1e-6 * apart[0]:
+    if n < _LEAST_ROWS or len(fit.data.s) < n or np.ptp(apart) > 1e-6 * apart[0]:
+        return []
+    if fit.noise.phi < _LEAST_PHI or fit.noise.additive:
         return []
     tried = sorted((cost, phi) for phi in _COMMON if (cost := _cost(steps, loss, phi)) is not None)
-    if not tried or fit.noise.additive:
+    if not tried:
         return []
     # A factor stands for the memory of the noise.
     plain = n * math.log(fit.cost / n) + math.log(fit.noise.spread**2) + price(len(fit.p), n)
@@ -63,6 +65,6 @@ def _cost(steps: Array, loss: Array, phi: float) -> float | None:
     n = len(loss)
     data, white = scaled(steps, raw), Noise(np.ones(n))
     # Noise with a memory of its own would make up for a wrong factor.
-    fit = min((fit_one(law, data, white) for law in LAWS), key=lambda one: one.bic)
+    fit = min((fit_one(law, data, white, NEAR) for law in LAWS), key=lambda one: one.bic)
     stretch = np.log(loss[1:] / ((1 - phi) * raw[1:]))
     return fit.bic - 2 * float(stretch.sum())

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lplr_cli.diagnostics.faults import shifts, spikes
+from lplr_cli.diagnostics.grain import rounding
 from lplr_cli.errors import InputError
 
 # The start lies behind the last level shift: a step that stands out by this share and JUMP_FACTOR times the noise.
@@ -95,8 +96,9 @@ def settled_row(
     count = len(loss)
     half = count // 2
     first, cause = 0, ""
-    rows = np.flatnonzero(~spikes(np.log(loss)))
-    jumps = rows[shifts(np.log(loss[rows]), JUMP_SHARE)] if len(rows) else rows
+    digit = rounding(loss)
+    rows = np.flatnonzero(~spikes(np.log(loss), digit))
+    jumps = rows[shifts(np.log(loss[rows]), JUMP_SHARE, None if digit is None else digit[rows])] if len(rows) else rows
     jumps = jumps[jumps <= half]
     if len(jumps):
         first, cause = int(jumps.max()), "loss"

@@ -282,6 +282,19 @@ def test_slow_noise_that_forgets_within_the_rows_is_noise() -> None:
     assert verdict("grows slowly at the end").fit.verdict == "none"
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_decimals_of_a_log_that_scatters_hide_neither_law_nor_rows(seed: int) -> None:
+    """At the floor a digit is a fifth of the loss: its steps are no spikes, and no plateaus of a log without noise."""
+    rows = 150 if seed else 600
+    curve = (0.05 + 2 * np.exp(-6 * np.arange(rows) / rows)) * np.exp(np.random.default_rng(seed).normal(0, 0.01, rows))
+    fit = fit_rate(np.arange(float(rows)), curve.round(2))
+    assert fit is not None
+    assert (fit.verdict, fit.part, fit.spikes) == ("linear", None, 0)
+    assert fit.rate_low is not None
+    assert fit.rate_high is not None
+    assert fit.rate_low <= np.exp(-6 / rows) <= fit.rate_high
+
+
 @pytest.mark.slow
 def test_many_rates_are_no_moving_average() -> None:
     """Six rates beside AR(0.8) noise: four describe them, and a fifth betters nothing."""
