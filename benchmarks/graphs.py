@@ -222,7 +222,7 @@ GELU = ModelSpec("benchmarks.graphs:resnet", arguments={"activation": "gelu", "n
 # With how the balls are bounded: by norms of layers, which are cheap, where these do.
 PATHS = {
     "sgd, ResNet of one block, softplus": (SGD, "fast"),
-    "gd, ResNet of one block, gelu, GroupNorm": (replace(FEW, model=GELU, lr=1e-2), "auto"),
+    "gd, ResNet of one block, gelu, GroupNorm": (replace(FEW, model=GELU), "auto"),
     "gd, tokens: embedding, positions, attention": (
         replace(GD, data=DataSpec("benchmarks.graphs:sentences"), model=ModelSpec("benchmarks.graphs:Tokens"), lr=0.02),
         "auto",
