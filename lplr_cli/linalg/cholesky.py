@@ -90,9 +90,7 @@ def _blocked(kernel: Tensor, shift: float) -> Iterator[Solve | None]:
     R is made from above, each block of rows from those before it (left-looking), so that every pass over the file runs
     along its rows. The analysis of Cholesky does not depend on the order of the sums, and so neither do bounds.
     """
-    count = len(kernel)
-    height = max(1, min(_BLOCK, scratch.RESIDENT // max(1, count * kernel.element_size())))
-    blocks = [slice(i, min(count, i + height)) for i in range(0, count, height)]
+    blocks = _row_blocks(kernel)
     diagonal = scratch.diagonal(kernel)
     try:
         scratch.set_diagonal(kernel, diagonal - shift)
@@ -102,6 +100,13 @@ def _blocked(kernel: Tensor, shift: float) -> Iterator[Solve | None]:
     finally:
         _reflect(kernel.mT, kernel)
         scratch.set_diagonal(kernel, diagonal)
+
+
+def _row_blocks(kernel: Tensor) -> list[slice]:
+    """Rows that are made at a time."""
+    count = len(kernel)
+    height = max(1, min(_BLOCK, scratch.RESIDENT // max(1, count * kernel.element_size())))
+    return [slice(i, min(count, i + height)) for i in range(0, count, height)]
 
 
 def _block_row(kernel: Tensor, blocks: list[slice], k: int) -> bool:

@@ -14,6 +14,7 @@ from lplr_cli import linalg, ntk
 from lplr_cli.errors import NumericalError
 from lplr_cli.linalg.verified import gamma
 from tests.cases import make
+from tests.linalg.test_tiled import tiled
 
 
 def with_spectrum(values: Tensor, seed: int = 0) -> Tensor:
@@ -98,6 +99,21 @@ def test_what_is_said_of_a_spectrum(full_limit: int) -> None:
     assert torch.equal(matrix, before)
 
 
+@pytest.mark.parametrize("full_limit", [9, 6, 5, 2])
+def test_tiles_have_the_spectrum_of_their_matrix(full_limit: int) -> None:
+    """Up to the limit they are gathered, and all eigenvalues computed."""
+    matrix = with_spectrum(torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0, 8.0], dtype=torch.float64))
+    found, plain = (ntk.spectrum(k, full_limit=full_limit, formation_error=0.25) for k in (tiled(matrix, 4), matrix))
+    assert found.complete == plain.complete == (full_limit >= 6)
+    assert np.allclose(found.eigenvalues, plain.eigenvalues, rtol=1e-9)
+    assert found.trace == pytest.approx(plain.trace)
+    assert found.lower is not None
+    assert plain.lower is not None
+    assert found.lower.value == pytest.approx(plain.lower.value, rel=1e-3)
+    two = ntk.spectrum(tiled(torch.eye(2, dtype=torch.float64), 1), full_limit=0)
+    assert (two.complete, two.lambda_min) == (True, 1.0)
+
+
 def test_figures_of_a_spectrum_at_its_edges() -> None:
     found = ntk.spectrum(with_spectrum(torch.tensor([-8.0, 0.5, 1.0], dtype=torch.float64)))
     assert found.resolution == pytest.approx(3 * 2.0**-53 * 8)
@@ -108,6 +124,7 @@ def test_figures_of_a_spectrum_at_its_edges() -> None:
     assert replace(found, lambda_min=0.0).digits == replace(found, resolution=0.0).digits == 0
     assert replace(found, lambda_min=0.0).condition_number is None
     assert replace(found, lambda_max=0.0).effective_rank is replace(found, lambda_max=-1.0).effective_rank is None
+    assert replace(found, lambda_max=0.5).effective_rank == pytest.approx(-13.0)
     # Two rows are too few for Lanczos, and three have one eigenvalue at each end.
     two = ntk.spectrum(torch.eye(2, dtype=torch.float64), full_limit=0)
     assert (two.complete, two.lambda_min) == (True, 1.0)

@@ -38,6 +38,18 @@ def test_tiles_are_the_kernel(name: str, outputs: str | int) -> None:
     assert np.allclose(formed.matrix.product(v), truth.numpy() @ v, atol=1e-12 * float(truth.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_blocks_of_many_samples_are_symmetric(dtype: torch.dtype) -> None:
+    """From 128 rows on half of a product is left out, and made of the other half."""
+    network, few = make("mlp-softplus", dtype)
+    x = torch.randn((160, few.shape[1]), generator=torch.Generator().manual_seed(1)).to(dtype)
+    formed = tiled_kernel(network, x, structured.plan_for(network, x), Here(), "full", 1 << 30, False, samples=140)
+    found, whole = formed.matrix.gathered(), ntk.empirical_ntk(network, x).matrix
+    assert found.dtype == dtype
+    assert torch.equal(found, found.T)
+    assert torch.allclose(found, whole, rtol=0, atol=64 * torch.finfo(dtype).eps * float(whole.max()))
+
+
 @pytest.mark.parametrize("outputs", ["full", "trace"])
 @pytest.mark.parametrize("name", ["mlp-ntk-gelu-3", "convnet", "lookups", "shared"])
 def test_magnitudes_are_those_of_all_samples_together(
