@@ -168,6 +168,27 @@ def test_a_verified_spectrum_subtracts_the_rounding_of_its_kernel(engine: str, o
         assert said.engine == ("jacobian" if engine == "jacobian" else "structured")
 
 
+@pytest.mark.parametrize("outputs", ["full", "trace", "1", 2])
+def test_every_engine_forms_the_normalised_kernel(outputs: str | int) -> None:
+    network, x = make("mlp-ntk-gelu-3")
+    rows = rows_of(dense_jacobian(network, x), int(outputs) if outputs == "1" else outputs)
+    for engine in ntk.ENGINES:
+        found = ntk.empirical_ntk(network, x, engine=engine, outputs=outputs)
+        assert relative(found.matrix, rows @ rows.T / len(x)) < 1e-13
+        assert found.formation_error is None
+    free = ntk.empirical_ntk(network, x, engine="operator", outputs=outputs)
+    assert torch.equal(free.matrix, free.matrix.T)
+    assert (free.engine, free.fallback, free.n, free.outputs_per_sample) == ("operator", (), len(x), 3)
+    assert free.matrix.dtype == torch.float64
+
+
+@pytest.mark.parametrize("outputs", ["3", 3, -1, "-1", "some", "1.5"])
+def test_outputs_that_are_none_are_refused(outputs: str | int) -> None:
+    network, x = make("mlp-ntk-gelu-3")
+    with pytest.raises(InputError, match="choose full, trace or an index below 3"):
+        ntk.empirical_ntk(network, x, outputs=outputs)
+
+
 def test_bad_input_is_refused() -> None:
     network, x = make("mlp-softplus")
     with pytest.raises(InputError, match="engine"):
