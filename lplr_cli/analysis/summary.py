@@ -194,13 +194,15 @@ class Summary:
         """One sentence on compatibility (H3)."""
         holds, product, lambda_0 = self.estimates.compatible, self.l_k_r, self.estimates.lambda_0
         where = f"on a subset of {self.probe.size} samples, " if self.probe.subset else ""
+        if self.manifest.loss.name not in (None, "squared"):
+            return f"the theory of the ball is of the squared loss, this is {self.manifest.loss.label}"
         if holds is None or product is None or lambda_0 is None:
             return "compatibility unknown: the probes do not tell λ0 and L_K"
         if not holds:
-            times = product / lambda_0 if lambda_0 > 0 else math.inf
+            by = f"a factor {product / lambda_0:.3g}" if lambda_0 > 0 else "which is not positive"
             return (
                 f"{where}the compatibility condition L_K R < λ0 fails ({product:.3g} against {lambda_0:.3g}, "
-                f"a factor {times:.3g}): the bound μ = 2(λ0 − L_K R) is vacuous for this run"
+                f"{by}): the bound μ = 2(λ0 − L_K R) is vacuous for this run"
             )
         return (
             f"{where}compatibility holds with the estimated L_K ({product:.3g} < {lambda_0:.3g}); "

@@ -19,6 +19,8 @@ from lplr_cli.diagnostics import surges
 
 # A loss this share of its start counts as interpolated.
 INTERPOLATION = 1e-3
+# Optimisers whose second moments tell what curvature they see.
+_ADAM = ("adam", "adamw")
 # Norms that tell whether one jumps, and spikes that are named.
 FEWEST, MOST_SPIKES = 20, 5
 
@@ -37,13 +39,13 @@ def stable_step(e: Evidence) -> Finding:
     if e.scope.no_path and e.scope.unknown_loss:
         return Finding("step_size", Status.UNKNOWN, None, 1.0, e.scope.unknown_loss)
     if e.scope.adaptive:
-        why = f"{e.scope.adaptive}, and no probe tells the curvature that it sees: record with data and probe_every"
-        return Finding("step_size", Status.UNKNOWN, None, 1.0, why)
+        return Finding("step_size", Status.UNKNOWN, None, 1.0, _unseen(e))
     sharp = e.probes.sharpness
     if sharp is None or e.lr is None:
         what = e.scope.no_network or "no probe measured the sharpness"
         if sharp is not None:
-            what = f"the sharpness is {sharp:.4g}: stable up to η = {2 / sharp:.4g}; the step size is not known"
+            bears = f"gradient descent is stable up to η = {2 / sharp:.4g}"
+            what = f"the sharpness is {sharp:.4g}: {bears}; the step size is not known"
         return Finding("step_size", Status.UNKNOWN, None, 1.0, what)
     if e.stable is None:
         reason = "the momentum may be heavy-ball or Nesterov's, which bear different curvatures"
@@ -52,6 +54,13 @@ def stable_step(e: Evidence) -> Finding:
     plain = math.isclose(e.stable, 2 / e.lr)
     what = "η·sharpness/2 reaches" if plain else "with momentum, η·sharpness/(2 + 2β) reaches"
     return _stable(ratio, f"{what} {ratio:.4g}")
+
+
+def _unseen(e: Evidence) -> str:
+    """Why nothing is known of the curvature that an adaptive optimiser sees; a probe tells that of Adam alone."""
+    if e.manifest is None or e.manifest.optimizer.name not in _ADAM:
+        return f"{e.scope.adaptive}, and what curvature it bears is not known here"
+    return f"{e.scope.adaptive}, and no probe tells the curvature that it sees: record with data and probe_every"
 
 
 def _stable(ratio: float, reason: str) -> Finding:

@@ -48,7 +48,8 @@ def list_runs(
     }
     shown = tuple(c for c in COLUMNS if told.get(c, True))
     cells = [[number(r[c], 7 if c == "rate" else 4) for c in shown] for r in records]
-    grid = Grid(f"{len(rows)} runs below {root}", shown, cells, tuple(shown.index(c) for c in _NUMBERS))
+    runs = f"{len(rows)} run{'' if len(rows) == 1 else 's'}"
+    grid = Grid(f"{runs} below {root}", shown, cells, tuple(shown.index(c) for c in _NUMBERS))
     sink.emit(out_.Result(record, frame_of(records, COLUMNS), [grid]))
 
 

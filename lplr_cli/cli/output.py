@@ -144,7 +144,11 @@ def _show(result: Result) -> None:
         if not sys.stdout.isatty():
             # A file or a pipe has no edge.
             console.width = max(PIPE_WIDTH, grid.width)
-        for part in grid.fitting(console.width):
+        # Without rows there is nothing for the columns to head.
+        if not grid.rows:
+            console.print(plain_text(grid.title))
+            console.print()
+        for part in grid.fitting(console.width) if grid.rows else ():
             console.print(part.to_rich(console.width))
         for line in grid.note:
             console.print(plain_text(line))

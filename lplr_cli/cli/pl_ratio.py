@@ -173,7 +173,7 @@ def _mu_rows(result: PLRatio) -> list[list[str]]:
 def _noise_rows(result: PLRatio) -> list[list[str]]:
     """The ratio with the noise of mini-batches taken off, and that noise."""
     from lplr_cli.reporting import number
-    from lplr_cli.reporting.noise import noise_meaning
+    from lplr_cli.reporting.noise import noise_row
 
     rows = []
     if result.pl_ratio_corrected.count:
@@ -182,7 +182,8 @@ def _noise_rows(result: PLRatio) -> list[list[str]]:
             meaning += "; no signal is resolved in most of them"
         rows.append(_envelope_row("pl_ratio_corrected", result.pl_ratio_corrected, meaning))
     if result.noise is not None:
-        rows.append(["signal to noise, end", number(result.noise.end.snr), "", "", noise_meaning(result.noise)])
+        name, value, meaning = noise_row(result.noise)
+        rows.append([name, number(value), "", "", meaning])
     return rows
 
 

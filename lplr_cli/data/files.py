@@ -19,6 +19,8 @@ from lplr_cli.reading import BULK, open_regular, read_parquet, refuse_expansion
 # Names shown in a message, and bytes of a number as networks take it.
 _SHOWN = 40
 _FLOAT = 8
+# Bytes of a line that are looked at for a table's separator.
+_LONGEST = 1 << 20
 
 # Names of the inputs and of the targets in an archive, the first that is there counts.
 INPUT_NAMES = ("inputs", "X", "x", "X_train", "x_train", "features", "data", "images", "train_images")
@@ -130,9 +132,19 @@ def read_table(path: Path, target_columns: tuple[str, ...]) -> Arrays:
 
 def _csv(stream: IO[bytes], path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(stream)
+        separator, decimal = _layout(stream)
+        return pd.read_csv(stream, sep=separator, decimal=decimal)
     except Exception as error:  # pandas raises many kinds
         raise InputError(f"cannot read {path} ({first_line(error)})", "give a table with a header line") from error
+
+
+def _layout(stream: IO[bytes]) -> tuple[str, str]:
+    """Separator, another one where the header has no comma, and the decimal comma that this leaves room for."""
+    header, row = stream.readline(_LONGEST), stream.readline(_LONGEST)
+    stream.seek(0)
+    if b"," in header or not (marks := [mark for mark in (b";", b"\t") if mark in header]):
+        return ",", "."
+    return marks[0].decode(), "," if b"," in row and b"." not in row else "."
 
 
 def _parquet(stream: IO[bytes], path: Path, targets: tuple[str, ...]) -> pd.DataFrame:

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 _READ_AT = {"epochs": "the ends of epochs", "steps": "every step", "own-batch": "each batch before its step"}
 
 
-def noise_meaning(noise: BatchNoise) -> str:
+def noise_row(noise: BatchNoise) -> tuple[str, float | None, str]:
+    """Name, value and meaning of the noise: beside the signal, or of single samples where no batch is known."""
+    if noise.end.snr is None and noise.end.scale is not None:
+        return "noise scale, end", noise.end.scale, "samples of a batch whose noise equals ‖∇L‖²; its size is not known"
+    return "signal to noise, end", noise.end.snr, _meaning(noise)
+
+
+def _meaning(noise: BatchNoise) -> str:
     """‖∇L‖² against the noise of a batch, and the batch at which noise stops mattering."""
     batch = "a batch" if noise.batch_size is None else f"a batch of {noise.batch_size:,}"
     text = f"‖∇L‖² over the noise of {batch}; {number(noise.start.snr, 3)} at the start"

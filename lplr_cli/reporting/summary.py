@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lplr_cli.reporting.noise import floor_meaning, noise_meaning
+from lplr_cli.reporting.noise import floor_meaning, noise_row
 from lplr_cli.reporting.text import Grid, number
 
 if TYPE_CHECKING:
@@ -64,8 +64,15 @@ def _kernel_rows(s: Summary) -> list[Row]:
 
 
 def _mu_rows(s: Summary) -> list[Row]:
-    """Compatibility and μ, estimated and certified."""
+    """Compatibility and μ, estimated and certified; of a loss that they do not speak of, the constants alone."""
     e, fails = s.estimates, s.estimates.compatible is False
+    seen = "largest ‖K_t − K_0‖/‖θ_t − θ_0‖ seen: a lower bound of the true constant"
+    constants: list[Row] = [
+        ("L_K", e.l_k, "estimate", seen),
+        ("R", e.radius, "measured", "largest drift ‖θ_t − θ_0‖ of the run"),
+    ]
+    if s.manifest.loss.name not in (None, "squared"):
+        return constants
     if e.compatible is None:
         compatible = "unknown without probes"
     else:
@@ -76,10 +83,8 @@ def _mu_rows(s: Summary) -> list[Row]:
     else:
         meaning = "not positive: says nothing" if fails else "an upper estimate, as L_K is one from below"
     proved = s.certified.reason if s.certified.mu is None else "proved"
-    seen = "largest ‖K_t − K_0‖/‖θ_t − θ_0‖ seen: a lower bound of the true constant"
     return [
-        ("L_K", e.l_k, "estimate", seen),
-        ("R", e.radius, "measured", "largest drift ‖θ_t − θ_0‖ of the run"),
+        *constants,
         ("L_K·R < λ0", e.compatible, "estimate", compatible),
         ("μ estimated = 2(λ0 − L_K·R)", e.mu_kernel, "estimate", meaning),
         ("μ certified on that ball", s.certified.mu, "certified", proved),
@@ -118,10 +123,14 @@ def _measured_rows(s: Summary) -> list[Row]:
     if s.manifest.loss.name == "squared":
         valid += ": twice a Rayleigh quotient of K" if s.manifest.exact else ""
     same = "the same with its typical size"
-    window = f"½‖∇L‖²/(L − min L) on the window; {bound}" if s.window else "no stable window"
+    ratio: list[Row] = [("PL ratio, minimum", None, kind, "no stable window")]
+    if s.window:
+        ratio = [
+            ("PL ratio, minimum", s.pl_ratio.min, kind, f"½‖∇L‖²/(L − min L) on the window; {bound}"),
+            ("PL ratio, median", s.pl_ratio.median, kind, same),
+        ]
     return [
-        ("PL ratio, minimum", s.pl_ratio.min, kind, window),
-        ("PL ratio, median", s.pl_ratio.median, kind, same),
+        *ratio,
         ("PL ratio*, minimum", s.pl_ratio_star.min, kind, f"½‖∇L‖²/L, {valid}"),
         ("PL ratio*, median", s.pl_ratio_star.median, kind, same),
         *_noise_rows(s),
@@ -150,7 +159,8 @@ def _noise_rows(s: Summary) -> list[Row]:
     """Signal, noise and floor of mini-batches."""
     rows: list[Row] = []
     if s.noise is not None:
-        rows.append(("signal to noise, end", s.noise.end.snr, "estimate", noise_meaning(s.noise)))
+        name, value, meaning = noise_row(s.noise)
+        rows.append((name, value, "estimate", meaning))
     if s.noise_floor is not None:
         rows.append(("noise floor above L*", s.noise_floor.floor, "estimate", floor_meaning(s.noise_floor)))
     return rows

@@ -147,9 +147,9 @@ class Grid:
         )
 
     def to_markdown(self) -> str:
-        """As a GitHub-flavoured Markdown table."""
+        """As a GitHub-flavoured Markdown table; without rows its title and note."""
         marks = ["---:" if i in self.right else "---" for i in range(len(self.columns))]
         head, *body = ["| " + " | ".join(map(escape.markdown, row)) + " |" for row in [self.columns, *self.rows]]
-        lines = [head, f"| {' | '.join(marks)} |", *body]
+        lines = [head, f"| {' | '.join(marks)} |", *body] if body else []
         notes = [f"\n{escape.markdown(line)}" for line in self.note]
         return "\n".join([escape.markdown(self.title, bold=True), "", *lines, *notes, ""])

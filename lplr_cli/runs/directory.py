@@ -48,17 +48,21 @@ class RunDirectory:
         self._lock: int | None = None
 
     @classmethod
-    def create(cls, path: Path) -> RunDirectory:
+    def create(cls, path: Path, remedy: str = "choose another --out, or --resume it") -> RunDirectory:
         """A new, empty run directory, locked for this process.
 
         What a process left that died before it wrote run.json counts as empty: nothing in it can be resumed.
+
+        Args:
+            path: where it is to be.
+            remedy: what to do about one that is there.
 
         Raises:
             InputError: the directory exists and is not empty.
             OutputError: it cannot be made.
         """
         if path.exists() and not cls._is_unborn(path):
-            raise InputError(f"{path} exists already", "choose another --out, or --resume it")
+            raise InputError(f"{path} exists already", remedy)
         run = cls(path)
         with output_errors(path):
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)

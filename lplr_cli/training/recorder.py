@@ -178,7 +178,7 @@ class Recorder:
 
     def _begin(self, probe_size: int, probe_sharpness: bool, keep_path: bool) -> None:
         """Make the run directory, with manifest, tables and the checkpoint of step 0."""
-        self._run = RunDirectory.create(self.path)
+        self._run = RunDirectory.create(self.path, "record into another folder, or delete this one first")
         self._write_manifest()
         noise = (SAMPLE_NOISE,) if self._has_batches and self._exact is not None else ()
         self._log = Appender(self._run.log_path, (*LOG_COLUMNS, *self._near.columns, *noise), lag=LAG, settle=settled)

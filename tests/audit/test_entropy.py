@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lplr_cli.analysis import Source
+from lplr_cli.analysis import Source, summarize
 from lplr_cli.audit.findings import Status
 from lplr_cli.audit.run import audit
 from lplr_cli.data import DataSpec
@@ -19,6 +20,8 @@ from lplr_cli.errors import InputError
 from lplr_cli.losses import Loss
 from lplr_cli.models import ModelSpec
 from lplr_cli.ntk import Network, empirical_ntk
+from lplr_cli.reporting.summary import summary_grid
+from lplr_cli.runs import RunDirectory
 from lplr_cli.training import Recorder, TrainConfig, train
 from tests.command import command
 
@@ -68,11 +71,18 @@ def test_gradient_descent_on_separable_classes(tmp_path: Path) -> None:
     assert [result[k].reason.startswith("not asked") for k in ("H2", "H3", "H4", "H5", "C1", "C2")] == [True] * 6
     record = result.to_dict()
     assert record["CE1"]["holds"] is True
+    # The table of the run has no row for what is said of other losses.
+    summary = summarize(RunDirectory.open(tmp_path / "r"))
+    assert not [row for row in summary_grid(summary).rows if row[0].startswith(("μ estimated", "L_K·R"))]
+    assert summary.verdict == "the theory of the ball is of the squared loss, this is cross-entropy"
     # The same keys for every run.
     squared = TrainConfig(DataSpec("mnist", samples=6), ModelSpec(width=4, depth=1), steps=3)
     train(squared, tmp_path / "s")
     other = audit(str(tmp_path / "s"), certificate=False).to_dict()
     assert other.keys() == record.keys()
+    short = summarize(RunDirectory.open(tmp_path / "s"))
+    singular = replace(short.estimates, lambda_0=-1e-15, l_k=1.0, radius=2.0, compatible=False)
+    assert "fails (2 against -1e-15, which is not positive)" in replace(short, estimates=singular).verdict
     assert other["CE1"] is None
     assert other["sanity"].keys() == record["sanity"].keys()
 

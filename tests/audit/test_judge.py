@@ -14,6 +14,7 @@ from lplr_cli.audit import judge
 from lplr_cli.audit.along import along_of, local_pl_along, rate_along, smooth_along
 from lplr_cli.audit.evidence import Evidence, Probes
 from lplr_cli.audit.findings import Finding, Status, Verdict
+from lplr_cli.audit.sanity import stable_step
 from lplr_cli.audit.scope import Scope
 from lplr_cli.diagnostics.convergence import Promised
 
@@ -340,3 +341,17 @@ def test_the_words_along_the_path() -> None:
     nothing = evidence(scope=Scope("?", "s", "e", no_path="one point is known"))
     assert along_of(nothing, local_pl_along(nothing)).explanation == "one point is known"
     assert "lplr certify RUN --path" in along_of(evidence(), local_pl_along(evidence())).explanation
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("adamw", "record with data and probe_every"), ("lion", "is not known here")]
+)
+def test_steps_that_are_no_gradient(name: str, advice: str) -> None:
+    """What a probe could tell is advised for Adam alone."""
+    e = evidence(
+        [], scope=Scope(name, "squared", "exact", adaptive=f"a step of {name} is not η∇L"), kinks=None,
+        manifest=SimpleNamespace(optimizer=SimpleNamespace(name=name)),
+    )  # fmt: skip
+    found = stable_step(e)
+    assert found.status is UNKNOWN
+    assert found.reason.endswith(advice)

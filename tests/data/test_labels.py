@@ -38,6 +38,17 @@ def test_the_usual_names_of_arrays(inputs: str, targets: str, tmp_path: Path) ->
     assert found.targets[:, 0].tolist() == (INTEGERS + 0.5).tolist()
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a;b;y\n0,5;1;2,25\n-1,5;3;4\n", "a;b;y\n0.5;1;2.25\n-1.5;3;4\n", "a\tb\ty\n0.5\t1\t2.25\n-1.5\t3\t4\n"],
+)
+def test_tables_of_semicolons_and_tabs(text: str, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text(text)
+    found = load_dataset(DataSpec(str(tmp_path / "d.csv"), target_columns=("y",), task="regression"))
+    assert found.inputs.tolist() == [[0.5, 1.0], [-1.5, 3.0]]
+    assert found.targets[:, 0].tolist() == [2.25, 4.0]
+
+
 def test_text_is_classes_whatever_the_column_is_called(tmp_path: Path) -> None:
     found = table(tmp_path, "anything", SPECIES)
     assert found.targets.tolist() == np.eye(3)[INTEGERS].tolist()

@@ -23,6 +23,10 @@ def rendered(grid: Grid, width: int) -> str:
     return stream.getvalue()
 
 
+def test_a_table_without_rows_has_no_head() -> None:
+    assert Grid("title", ("key", "figure"), [], note=("a note",)).to_markdown() == "**title**\n\n\na note\n"
+
+
 @st.composite
 def grids(draw: st.DrawFn) -> Grid:
     count = draw(st.integers(1, 9))

@@ -310,7 +310,7 @@ def test_bad_options_are_said_before_anything_is_written(tmp_path: Path) -> None
     assert not (tmp_path / "r").exists()
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "mine").touch()
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="exists already; record into another folder"):
         Recorder(net(), tmp_path / "r")
 
 
