@@ -16,6 +16,7 @@ from lplr_cli.audit.evidence import Evidence
 from lplr_cli.audit.findings import Finding, Status
 from lplr_cli.audit.judge import positivity
 from lplr_cli.diagnostics import surges
+from lplr_cli.runs import BATCH_STATISTICS
 
 # A loss this share of its start counts as interpolated.
 INTERPOLATION = 1e-3
@@ -27,9 +28,9 @@ FEWEST, MOST_SPIKES = 20, 5
 
 def stable_step(e: Evidence) -> Finding:
     """The curvature against the largest one at which the optimiser is stable (theory.md section 13)."""
-    if e.kinks:
-        reason = f"{e.kinks} has kinks, where a step is too large whatever the Hessian says"
-        return Finding("step_size", Status.UNKNOWN, None, 1.0, reason)
+    elsewhere = _other_curvature(e)
+    if elsewhere:
+        return Finding("step_size", Status.UNKNOWN, None, 1.0, elsewhere)
     recorded = e.probes.stability(adaptive=bool(e.scope.adaptive))
     if recorded is not None:
         ratio, seen = recorded
@@ -54,6 +55,15 @@ def stable_step(e: Evidence) -> Finding:
     plain = math.isclose(e.stable, 2 / e.lr)
     what = "η·sharpness/2 reaches" if plain else "with momentum, η·sharpness/(2 + 2β) reaches"
     return _stable(ratio, f"{what} {ratio:.4g}")
+
+
+def _other_curvature(e: Evidence) -> str:
+    """Why the Hessian of single samples is not what the steps meet; empty where it is."""
+    if e.kinks:
+        return f"{e.kinks} has kinks, where a step is too large whatever the Hessian says"
+    if e.manifest is not None and e.manifest.config.get(BATCH_STATISTICS) is True:
+        return "batch normalisation trains with the statistics of each batch, which no probe of single samples sees"
+    return ""
 
 
 def _unseen(e: Evidence) -> str:

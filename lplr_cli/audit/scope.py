@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lplr_cli.losses import Loss
-from lplr_cli.runs import LossFacts, Manifest
+from lplr_cli.runs import BATCH_STATISTICS, LossFacts, Manifest
 
 STATEMENTS = ("H1", "H2", "H3", "H4", "H5", "C1", "C2")
 ENTROPY = ("CE1", "CE2")
@@ -130,7 +130,7 @@ def scope_of(manifest: Manifest | None, eta: float | None, why_no_eta: str, told
     return Scope(
         _optimizer(manifest, eta),
         loss.label if told is None else f"{loss.label}, as told",
-        "exact values" if manifest.exact else "values of mini-batches",
+        _values(manifest),
         other_loss,
         unknown_loss,
         f"the theorem is of full-batch gradient descent with one step size, and {why_no_eta}" if others else "",
@@ -140,6 +140,11 @@ def scope_of(manifest: Manifest | None, eta: float | None, why_no_eta: str, told
         why_no_eta if others else "",
         entropy=loss.name in ENTROPIES,
     )
+
+
+def _values(manifest: Manifest) -> str:
+    evaluated = ", of the network in evaluation mode" if manifest.config.get(BATCH_STATISTICS) is True else ""
+    return f"exact values{evaluated}" if manifest.exact else "values of mini-batches"
 
 
 def _of_log(loss: LossFacts) -> Scope:

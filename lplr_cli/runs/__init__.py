@@ -5,6 +5,7 @@ Checkpoints are in :mod:`lplr_cli.runs.checkpoint`, which needs torch; the rest 
 
 from lplr_cli.runs.directory import LOG_FORMATS, RunDirectory, runs_root
 from lplr_cli.runs.manifest import (
+    BATCH_STATISTICS,
     BATCHES,
     EXACT,
     NORMALISATION,
@@ -38,6 +39,7 @@ from lplr_cli.runs.tables import (
 __all__ = [
     "BATCHES",
     "BATCH_NOISE",
+    "BATCH_STATISTICS",
     "EXACT",
     "KERNEL_GRADIENT",
     "LARGEST_LOSS",

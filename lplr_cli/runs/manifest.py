@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 STATUSES = ("running", "finished", "interrupted", "diverged")
 EXACT, BATCHES = "exact", "mini-batch"
+# In the configuration of a recorded run: whether batch normalisation trained with the statistics of each batch.
+BATCH_STATISTICS = "batch_statistics"
 NORMALISATION = {"ntk": "K = J J^T / n", "pl": "0.5 ||grad L||^2 >= mu (L - L*)"}
 
 

@@ -16,7 +16,8 @@ from lplr_cli.factories import is_factory_reference
 from lplr_cli.losses import LOSSES, Loss
 from lplr_cli.models import ModelSpec, parameter_count
 from lplr_cli.ntk import evaluation_mode
-from lplr_cli.runs import BATCHES, EXACT, DataFacts, LossFacts, Manifest, OptimizerFacts
+from lplr_cli.runs import BATCH_STATISTICS, BATCHES, EXACT, DataFacts, LossFacts, Manifest, OptimizerFacts
+from lplr_cli.training.wrappers import mixes_samples
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 # Losses of lplr (by name) among torch's; of every other class of torch.nn the name is known, and that it is no other.
@@ -194,14 +195,17 @@ def recorded_manifest(
     optimizer: OptimizerFacts,
     config: dict[str, Any],
 ) -> Manifest:
-    """The manifest of a recorded run; ``reference`` is one of its parameters, for dtype and device."""
+    """The manifest of a recorded run; ``reference`` is one of its parameters, for dtype and device.
+
+    Its configuration tells whether the module trains as another function than the one that exact values are of.
+    """
     model = {"kind": type(module).__name__} if spec is None else spec.to_dict()
     return Manifest.begin(
         recorded=True,
         loss=loss,
         optimizer=optimizer,
         data=data,
-        config=config,
+        config={**config, BATCH_STATISTICS: mixes_samples(module)},
         model={**model, "parameters": parameter_count(module)},
         dtype=str(reference.dtype).removeprefix("torch."),
         device=str(reference.device),

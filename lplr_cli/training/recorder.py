@@ -46,7 +46,7 @@ from lplr_cli.training.exact import ExactValues
 from lplr_cli.training.neighbours import Neighbours
 from lplr_cli.training.probes import Prober, ProbeSettings
 from lplr_cli.training.tracked import DTYPES, TrackedParameters, number, settled
-from lplr_cli.training.wrappers import Ranks, unscale, unwrapped
+from lplr_cli.training.wrappers import Ranks, mixes_samples, unscale, unwrapped
 
 # Seconds that rows may wait in memory: writing each would cost more than measuring it.
 LAG = 0.5
@@ -417,7 +417,8 @@ class Recorder:
     def _probe(self, step: int) -> None:
         if self._prober is not None and self._probes is not None:
             state = None
-            if self._steps is not None:
+            # A curvature in evaluation mode, where the moments are those of another function, would be no one's.
+            if self._steps is not None and not mixes_samples(self.module):
                 state = stepping_state(self._steps, [p for _, p in self._tracked.named])
             self._probes.append(self._prober.measure(step, self._tracked.state(), state))
 

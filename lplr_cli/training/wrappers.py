@@ -47,6 +47,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
         module = inner
 
 
+def mixes_samples(module: nn.Module) -> bool:
+    """Whether a batch normalisation trains with the statistics of each batch: another function than in evaluation."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training for part in module.modules())
+
+
 def unscale(scaler: Any, optimizer: torch.optim.Optimizer) -> None:
     """Divide the gradients by the loss scale, once a step; the loop may have done so for clipping."""
     try:

@@ -350,7 +350,7 @@ def test_steps_that_are_no_gradient(name: str, advice: str) -> None:
     """What a probe could tell is advised for Adam alone."""
     e = evidence(
         [], scope=Scope(name, "squared", "exact", adaptive=f"a step of {name} is not η∇L"), kinks=None,
-        manifest=SimpleNamespace(optimizer=SimpleNamespace(name=name)),
+        manifest=SimpleNamespace(optimizer=SimpleNamespace(name=name), config={}),
     )  # fmt: skip
     found = stable_step(e)
     assert found.status is UNKNOWN

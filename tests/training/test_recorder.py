@@ -594,6 +594,29 @@ def test_the_curvature_that_adam_sees(kind: Any, tmp_path: Path) -> None:
     assert "as Adam sees it" in row.reason
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_normalisation_is_another_function_while_it_trains(train: bool, tmp_path: Path) -> None:
+    """Adam's moments are of the one, probes of the other: the bias below it, whose gradient is none there, shows it."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(X.shape[1], 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, Y.shape[1])).double()
+    module.train(train)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    with Recorder(
+        module, tmp_path / "r", probe_every=2, data=(X.double(), Y.double()), loss_scale=1.0, exact_every=1
+    ) as recorder:
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = loss_of(module)
+            loss.backward()  # type: ignore[no-untyped-call]
+            recorder.record(loss, optimizer)
+            optimizer.step()
+    probes = RunDirectory.open(tmp_path / "r").probes()
+    assert probes["preconditioned"].notna().any() != train
+    found = audit(str(tmp_path / "r"), certificate=False)
+    assert ("in evaluation mode" in found.scope.line) == train
+    assert ("batch normalisation" in found["step_size"].reason) == train
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
 def test_a_schedule_that_ends_at_zero(kind: Any, tmp_path: Path) -> None:
     """The last probe finds a step size of zero: no threshold there, and the run goes on."""
