@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -228,6 +229,21 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+@contextmanager
+def logits_alone(module: nn.Module) -> Iterator[None]:
+    """For a while, as :func:`take_logits`, in the middle of a loop that wants the whole record."""
+    hook = module.register_forward_hook(_logits)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _logits(module: nn.Module, inputs: Any, answer: Any) -> Any:
+    """A forward hook."""
+    return answer["logits"] if isinstance(answer, Mapping) and "logits" in answer else answer
+
+
 def take_logits(module: nn.Module, dataset: Dataset) -> bool:
     """Let a module whose answer is a record with ``logits``, as those of transformers are, give these alone.
 
@@ -243,7 +259,7 @@ def take_logits(module: nn.Module, dataset: Dataset) -> bool:
         return False
     if not isinstance(out, Mapping) or not isinstance(out.get("logits"), Tensor):
         return False
-    module.register_forward_hook(lambda _module, _inputs, answer: answer["logits"])
+    module.register_forward_hook(_logits)
     return True
 
 

@@ -14,7 +14,7 @@ from lplr_cli.data import DataSpec
 from lplr_cli.errors import InputError
 from lplr_cli.factories import is_factory_reference
 from lplr_cli.losses import LOSSES, Loss
-from lplr_cli.models import ModelSpec, parameter_count
+from lplr_cli.models import ModelSpec, logits_alone, parameter_count
 from lplr_cli.ntk import evaluation_mode
 from lplr_cli.runs import BATCH_STATISTICS, BATCHES, EXACT, DataFacts, LossFacts, Manifest, OptimizerFacts
 from lplr_cli.training.wrappers import mixes_samples
@@ -107,7 +107,7 @@ def target_matrix(module: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss
     """Targets as the losses of lplr take them, (n, C): the classes of a cross-entropy as one-hot rows."""
     if loss.name != "cross-entropy" or targets.is_floating_point() or targets.dim() != 1:
         return targets.reshape(len(targets), -1)
-    with torch.no_grad(), evaluation_mode(module):
+    with torch.no_grad(), evaluation_mode(module), logits_alone(module):
         classes = module(inputs[:1]).reshape(1, -1).shape[1]
     if bool((targets < 0).any()) or bool((targets >= classes).any()):
         return targets.reshape(len(targets), -1)  # classes that the loss ignores have no row

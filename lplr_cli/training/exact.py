@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lplr_cli.errors import InputError
+from lplr_cli.models import logits_alone
 from lplr_cli.runs import SAMPLE_NOISE, LossFacts
 from lplr_cli.training.noise import MIN_PARTS, trace_of_noise
 from lplr_cli.training.tracked import TrackedParameters, square_norm
@@ -86,11 +87,12 @@ class ExactValues:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, each part in its own mode again afterwards."""
+    """Evaluation mode for a while, each part in its own mode again afterwards; of a record of outputs the logits."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
-        yield
+        with logits_alone(module):
+            yield
     finally:
         for m, mode in modes:
             m.training = mode

@@ -22,6 +22,7 @@ from lplr_cli.curvature import (
 )
 from lplr_cli.errors import InputError
 from lplr_cli.losses import SQUARED, Loss
+from lplr_cli.models import logits_alone
 from lplr_cli.ntk import Kernel, Network
 from lplr_cli.runs import KERNEL_GRADIENT, LARGEST_LOSS, PRECONDITIONED, STABLE
 
@@ -104,7 +105,7 @@ class Prober:
         return self._kernel0
 
     def measure(self, step: int, values: dict[str, Tensor], stepping: OptimizerState | None = None) -> Row:
-        """One row of the probe log for θ = ``values``.
+        """One row of the probe log for θ = ``values``; of a module that answers with a record, its logits.
 
         Args:
             step: of the optimiser.
@@ -112,6 +113,10 @@ class Prober:
             stepping: the optimiser there; what curvature it bears is then in the row, and the curvature that it sees
                 where it is Adam.
         """
+        with logits_alone(self.module):
+            return self._measured(step, values, stepping)
+
+    def _measured(self, step: int, values: dict[str, Tensor], stepping: OptimizerState | None) -> Row:
         begun = time.perf_counter()
         s = self.settings
         network = self.network(values)

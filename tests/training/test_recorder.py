@@ -406,6 +406,34 @@ class ReturnsLoss(nn.Module):
         return {"loss": (out - labels).square().sum() / len(x), "logits": out}
 
 
+@pytest.mark.parametrize("loss_fn", [None, nn.CrossEntropyLoss()])
+def test_models_that_answer_with_a_record(loss_fn: Any, tmp_path: Path) -> None:
+    """Exact values and probes are those of the logits; the loop goes on with the record."""
+    found = []
+    for record in (False, True):
+        torch.manual_seed(0)
+        module = ReturnsLoss(False)
+        network = module if record else module.net
+        y = Y.double() if loss_fn is None else torch.arange(len(X)) % Y.shape[1]
+        path = tmp_path / str(record)
+        with Recorder(
+            network, path, data=(X.double(), y), loss_fn=loss_fn, exact_every=2, probe_every=3, optimizer={"name": "gd"}
+        ) as recorder:
+            optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+            for _ in range(4):
+                optimizer.zero_grad()
+                answer = network(X.double())
+                assert isinstance(answer, dict) == record
+                loss = ((answer["logits"] if record else answer) - Y.double()).square().sum() / len(X)
+                loss.backward()
+                recorder.record(loss, optimizer)
+                optimizer.step()
+        run = RunDirectory.open(path)
+        found.append((run.log().drop(columns="seconds"), run.probes().drop(columns="seconds")))
+    for one, other in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+
+
 def hugging_face(tmp_path: Path, *, returns: bool = True, norms_every: int = 5, **options: Any) -> pd.DataFrame:
     """The log of a run of full-batch gradient descent, 12 steps, by the real Trainer."""
     transformers = pytest.importorskip("transformers")
