@@ -108,13 +108,18 @@ def settled_row(
         jumps = np.flatnonzero(change[:half] > max(JUMP_SHARE * float(drift.max()), 10 * typical))
         if len(jumps) and int(jumps[-1]) + 1 > first:
             first, cause = int(jumps[-1]) + 1, "drift"
+    last = _last_jump(steps[: half + 1], sharpness)
+    return (last, "sharpness") if last > first else (first, cause)
+
+
+def _last_jump(steps: NDArray[np.float64], sharpness: Sequence[tuple[float, float]]) -> int:
+    """The row of the last probe among ``steps`` before which the sharpness jumps; 0 for none."""
+    last = 0
     for (_, before), (step, after) in pairwise(sharpness):
         row = int(np.searchsorted(steps, step))
-        if 0 < row <= half and before > 0 and after > 0:
-            factor = max(before / after, after / before)
-            if factor > SHARPNESS_FACTOR and row > first:
-                first, cause = row, "sharpness"
-    return first, cause
+        jumps = before > 0 and after > 0 and max(before / after, after / before) > SHARPNESS_FACTOR
+        last = max(last, row) if jumps and row < len(steps) else last
+    return last
 
 
 def stable_window(
