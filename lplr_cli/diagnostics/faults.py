@@ -18,6 +18,8 @@ _FIRST, _GOES_ON = 5, 0.15
 _LONGEST = 1 / 15
 _LONGEST_ROWS = 20
 _MOST = 0.45
+# What is added to a spike for its tail, in lengths of it: less where that would fill too much.
+_TAILS = (1.5, 1.0, 0.5, 0.0)
 # Behind a spike the loss is expected where it would have gone at this share of its pace, as it slows.
 _GOES_DOWN = 0.75
 
@@ -38,9 +40,12 @@ def spikes(log_loss: Array, noise: Array | None = None) -> NDArray[np.bool_]:
     noise = np.zeros(count) if noise is None else noise
     alone = outliers(log_loss, noise)
     left = np.flatnonzero(~alone)
-    found[left[excursions(log_loss[left], noise[left])]] = True
-    found |= alone
-    return found if found.sum() <= _MOST * count else alone
+    for tail in _TAILS:
+        found = alone.copy()
+        found[left[excursions(log_loss[left], noise[left], tail)]] = True
+        if found.sum() <= _MOST * count:
+            return found
+    return alone
 
 
 def noise_level(log_loss: Array) -> float:
@@ -68,31 +73,45 @@ def outliers(log_loss: Array, noise: Array | float = 0.0) -> NDArray[np.bool_]:
     return outstanding(log_loss) | outstanding(-log_loss)
 
 
-def excursions(log_loss: Array, noise: Array | float = 0.0) -> NDArray[np.bool_]:
+def excursions(log_loss: Array, noise: Array | float = 0.0, tail: float = _TAILS[0]) -> NDArray[np.bool_]:
     """Spikes over several rows, shape (T,): a sudden rise after which the loss is soon back.
 
     A spike starts where the loss rises within a row by more than six times the noise and 5 %, and ends where it is
     back at the median of the five rows before, plus twice the noise, which falls on at three quarters of the pace of
-    the ten rows before; at that level alone where it does not come back so far. One and a half of its length is added
-    for its tail. One that is not back after a fifteenth of the rows, or twenty, is no spike. ``noise`` as in
-    :func:`spikes`.
+    the ten rows before; at that pace in the logarithm of the rows, or at that level, where it does not come back so
+    far. ``tail`` of its length is added to it. One that is not back after a fifteenth of the rows, or twenty, is no
+    spike, unless another stands on it and has as long again; one that the log ends in is when half of it is gone.
+    ``noise`` as in :func:`spikes`.
     """
     count = len(log_loss)
     found = np.zeros(count, dtype=bool)
     level = np.maximum(np.broadcast_to(noise, count), noise_level(log_loss))
     longest = max(3, min(round(_LONGEST * count), _LONGEST_ROWS))
     end = 0
-    for start in (np.flatnonzero(np.diff(log_loss) > np.maximum(_SIZE * level[1:], 0.05)) + 1).tolist():
+    jumps = (np.flatnonzero(np.diff(log_loss) > np.maximum(_SIZE * level[1:], 0.05)) + 1).tolist()
+    for number, start in enumerate(jumps):
         if start < end or start < 5:
             continue
         before = float(np.median(log_loss[max(start - 5, 0) : start])) + 2 * float(level[start])
-        after = log_loss[start : start + longest + 1]
-        pace = _GOES_DOWN * min(float(np.median(np.diff(log_loss[max(start - 11, 0) : start]))), 0.0)
-        back = np.flatnonzero(after <= before + pace * np.arange(3, len(after) + 3))
-        back = back if len(back) else np.flatnonzero(after <= before)
+        pace = min(float(np.median(np.diff(log_loss[max(start - 11, 0) : start]))), 0.0)
+        last = start
+        for further in jumps[number + 1 :]:
+            # A spike on a spike has as long to recover.
+            if further > last + longest or (log_loss[start:further] <= before).any():
+                break
+            last = further
+        after = log_loss[start : last + longest + 1]
+        row = np.arange(3, len(after) + 3)
+        # It may slow by little, as a power law does, or stay.
+        for gone in (_GOES_DOWN * row, start * np.log1p(row / start), 0 * row):
+            back = np.flatnonzero(after <= before + pace * gone)
+            if len(back):
+                break
+        if not len(back) and last + longest >= count and after[-1] - before < 0.5 * (after.max() - before):
+            found[start:] = True
         if len(back):
             end = start + int(back[0])
-            found[start : min(end + 3 * int(back[0] + 1) // 2, count)] = True
+            found[start : min(end + int(tail * (end - last + 1)), count)] = True
     return found
 
 

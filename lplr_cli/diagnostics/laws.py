@@ -301,7 +301,11 @@ def _looks(label: CurveFit) -> str:
 
 
 def _wanders(law: CurveFit) -> bool:
-    """Whether the loss falls by no more than a random walk of its long correlated errors may."""
+    """Whether a random walk without a law is as likely, or the loss falls by no more than its long noise may."""
+    walks = [replace(law.noise, phi=MAX_CORRELATION, theta=theta) for theta in {0.0, law.noise.theta}]
+    likely = min(_constant_bic(law, walk) + 2 * math.log(walk.spread) for walk in walks)
+    if likely < law.bic + 2 * math.log(law.noise.spread) + EVIDENCE:
+        return True
     if law.noise.phi < LONG:
         return False
     walk = replace(law.noise, phi=MAX_CORRELATION)

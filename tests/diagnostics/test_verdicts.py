@@ -136,9 +136,11 @@ def test_an_annealed_step_size_that_is_not_logged_is_no_law(shape: str) -> None:
     assert shape in fit.looks_like
 
 
-def test_a_random_walk_is_no_law() -> None:
+@pytest.mark.parametrize(("rows", "seed"), [(1000, 2), (200, 21)])
+def test_a_random_walk_is_no_law(rows: int, seed: int) -> None:
+    """The second looks like a fall with noise of φ = 0.73: a walk without a law is as likely."""
     found = next(c for c in CASES if c.name == "random walk")
-    fit = analyse_rate(clean_series(log_of(sample_of(found, 1000, 2)))).fit
+    fit = analyse_rate(clean_series(log_of(sample_of(found, rows, seed)))).fit
     assert fit.verdict == "undecided"
     assert "slow noise" in fit.reason
 
@@ -237,6 +239,22 @@ def test_a_spike_that_recovers_is_left_out_with_its_rows() -> None:
     log[80:90] += 0.6 * np.exp(-np.arange(10) / 3)
     assert excursions(log)[80:87].all()
     assert not excursions(log)[:80].any()
+    # The log ends in it.
+    assert np.flatnonzero(excursions(log[:84])).tolist() == [80, 81, 82, 83]
+    # A jump that stays is none.
+    log[80:] = -0.2 - 0.01 * np.arange(120.0)
+    assert not excursions(log).any()
+    assert not excursions(log[:84]).any()
+
+
+def test_spikes_that_fill_a_log_lose_their_tails_not_all_their_rows() -> None:
+    log = np.exp(-((np.arange(400) - 10) % 50) / 4.0)
+    noisy = log + np.random.default_rng(0).normal(0, 0.02, 400)
+    # With whole tails spikes would fill half of the rows and more.
+    assert excursions(noisy).mean() > 0.5
+    found = spikes(noisy)
+    assert found[10:][log[10:] > 0.2].all()
+    assert found.mean() < 0.45
 
 
 def test_the_tail_of_a_spike_in_a_fall_goes_with_it() -> None:
