@@ -37,6 +37,11 @@ def _cell(text: str) -> str:
     return html.escape(_unmarked(text), quote=False).replace("|", "&#124;").replace("\n", " ")
 
 
+def _piece(text: str) -> str:
+    """Of a usage line: braces stand around alternatives alone."""
+    return text if "|" in text else text.replace("{", "").replace("}", "")
+
+
 def command_page(name: str, command: Any) -> str:
     """The page of one command: name, synopsis, examples, options in their groups, exit status, see also."""
     context = typer.Context(command, info_name=f"lplr {name}")
@@ -45,7 +50,7 @@ def command_page(name: str, command: Any) -> str:
         f"# lplr {name}",
         summary,
         "## Synopsis",
-        f"```text\nlplr {name} {' '.join(command.collect_usage_pieces(context))}\n```",
+        f"```text\nlplr {name} {' '.join(map(_piece, command.collect_usage_pieces(context)))}\n```",
     ]
     if examples.strip():
         lines += ["## Examples", f"```sh\n{examples.strip()}\n```"]
@@ -55,12 +60,13 @@ def command_page(name: str, command: Any) -> str:
         if parameter.param_type_name == "argument":
             what, text, panel = parameter.metavar or parameter.name.upper(), parameter.help or "", "Arguments"
         elif record is not None:
-            (what, text), panel = record, parameter.rich_help_panel or "Help"
+            (what, text), panel = record, parameter.rich_help_panel or "Options"
         else:
             continue
         code = html.escape(what).replace("|", "&#124;")
         panels.setdefault(panel, []).append(f"| <code>{code}</code> | {_cell(text)} |")
-    for panel in sorted(panels, key=lambda p: (p != "Arguments", p == "Help")):
+    first = ("Arguments", "Options")
+    for panel in sorted(panels, key=lambda p: first.index(p) if p in first else len(first)):
         head = f"| {'argument' if panel == 'Arguments' else 'option'} | meaning |\n|---|---|\n"
         lines += [f"## {panel}", head + "\n".join(panels[panel])]
     lines += ["## Exit status", f"```text\n{EXIT_STATUS}```"]

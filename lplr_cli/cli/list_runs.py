@@ -17,7 +17,8 @@ _NUMBERS = ("steps", "parameters", "loss", "drift", "pl_ratio_min", "rate")
 
 def list_runs(
     folder: Annotated[
-        Path | None, typer.Argument(help="Where to look, at any depth; $LPLR_RUNS (./runs) by default.")
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Where to look, at any depth; $LPLR_RUNS (./runs) by default."),
     ] = None,
     status: Annotated[str | None, typer.Option(help="Only running, finished, interrupted or diverged ones.")] = None,
     name: Annotated[str | None, typer.Option(help="Only runs whose path contains this.")] = None,
