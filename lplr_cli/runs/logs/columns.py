@@ -93,6 +93,11 @@ def normal(name: str) -> str:
     return words
 
 
+def tells_runs(name: str) -> bool:
+    """Whether a column of that name tells the runs of one table apart."""
+    return normal(name) in _RUNS
+
+
 def chart_line(name: str) -> tuple[str, str]:
     """Run and metric of a chart export's column ``run - metric``; no run for other columns."""
     run, dash, metric = name.rpartition(" - ")
@@ -144,7 +149,7 @@ class Choice:
         meanings = _MEANINGS.get(normal(name), {})
         return (
             name in self.columns.values()
-            or normal(name) in _RUNS
+            or tells_runs(name)
             or any(self._rank(known, name) is not None for known in meanings)
         )
 
@@ -201,7 +206,7 @@ class Choice:
         """
         if not table.frame.columns.is_unique:
             return table
-        for name in filter(lambda name: normal(str(name)) in _RUNS, table.frame.columns):
+        for name in filter(tells_runs, map(str, table.frame.columns)):
             runs = table.frame[name]
             if runs.nunique() < 2:
                 continue

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from lplr_cli.runs.logs.columns import Choice, Table
+from lplr_cli.runs.logs.columns import Choice, Table, tells_runs
 from lplr_cli.runs.logs.place import Place
 
 # Names that are listed in messages; a log with more has them all the same.
@@ -41,11 +41,15 @@ class Reader(ABC):
 
 
 class Rows:
-    """Rows that come one by one as mappings, gathered into columns of floats; what is no number is NaN."""
+    """Rows that come one by one as mappings, gathered into columns of floats; what is no number is NaN.
+
+    Columns that tell runs apart keep their text.
+    """
 
     def __init__(self, choice: Choice) -> None:
         self._choice = choice
         self._values: dict[str, array[float]] = {}
+        self._runs: dict[str, list[str | None]] = {}
         self._present: dict[str, bool] = {}
         self._seen: Any = ()
         self.count = 0
@@ -60,11 +64,16 @@ class Rows:
         for name, column in self._values.items():
             value = row.get(name)
             column.append(value if type(value) is float else number(value))
+        for name, texts in self._runs.items():
+            value = row.get(name)
+            texts.append(str(value) if isinstance(value, str | int) else None)
         self.count += 1
 
     def _learn(self, name: str) -> None:
         wanted = self._choice.wants(name)
-        if wanted:
+        if wanted and tells_runs(name):
+            self._runs[name] = [None] * self.count
+        elif wanted:
             self._values[name] = array("d", [math.nan]) * self.count
         if wanted or len(self._present) < _MOST_NAMES:
             self._present[name] = wanted
@@ -72,6 +81,7 @@ class Rows:
     def table(self, notes: tuple[str, ...] = ()) -> Table:
         """The rows so far."""
         frame = pd.DataFrame({c: np.frombuffer(v, dtype=np.float64) for c, v in self._values.items()})
+        frame = frame.assign(**{c: pd.Series(v, dtype=object) for c, v in self._runs.items()}) if self._runs else frame
         return Table(frame, list(self._present), notes)
 
 

@@ -101,6 +101,10 @@ def test_several_runs_in_one_table() -> None:
     with pytest.raises(InputError, match="log holds 2 runs; choose one with --run: a, b"):
         reading(table)
     assert reading(table, "b").log["loss"].tolist() == [5.0, 4.0]
+    lines = "\n".join(
+        json.dumps({"run": r, "step": i, "loss": v}) for r, i, v in (("a", 0, 3), ("b", 0, 5), ("b", 1, 4))
+    )
+    assert reading(lines, "b").log["loss"].tolist() == [5.0, 4.0]
     assert reading("seed,step,loss\n1,0,3\n,1,2\n2,0,5\n", "2").log["loss"].tolist() == [5.0]
     assert reading("run_id,step,loss\na,0,3\na,1,2\nb,2,1\n").log["loss"].tolist() == [3.0, 2.0, 1.0]
 
