@@ -82,6 +82,7 @@ def _record(name: str, series: LossSeries, result: Convergence) -> dict[str, Any
             "source": name,
             "rows": len(series.loss),
             "dropped_rows": series.dropped,
+            "no_loss_from": series.lost_from,
             "reordered_rows": series.reordered,
             **result.to_dict(),
         }

@@ -67,6 +67,7 @@ def pl_ratio(
             },
             "rows": len(series.loss),
             "dropped_rows": series.dropped,
+            "no_loss_from": series.lost_from,
             "reordered_rows": series.reordered,
             **result.to_dict(),
         }

@@ -27,8 +27,9 @@ class RateFit:
             (the data do not tell), or none (no offered law holds).
         reason: one line for people.
         looks_like: what the curve looks like where no law holds for all of it, else None.
-        part: ``{"start", "stop"}``, the steps that the law holds for, where it is not the whole window; else None.
-        last_step: of the window.
+        part: ``{"start", "stop"}``, the steps that the law holds for, where they are not the whole window or the log
+            goes on without a finite loss; else None.
+        last_step: of the window, or where such a log goes on.
         rate: ρ, the factor of the suboptimality a unit of time (a step); of the slowest mode; None if sublinear or
             none.
         rate_low, rate_high: its 95 % interval; None at an open end.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,7 @@ def analyse_rate(
         raise InputError(
             f"{len(loss[rows])} usable rows are too few to fit a rate", f"{MIN_POINTS} at least, isolated faults aside"
         )
-    fit = answer(reading, steps[rows])
+    fit = _before_the_loss_is_lost(answer(reading, steps[rows]), float(steps[rows][0]), series.lost_from)
     sensitivity = _sensitivity(reading, series, chosen, clock)
     segments = segments_of(steps[rows], loss[rows], lr, jumps, reading)
     kept = reading.kept
@@ -175,6 +175,13 @@ def analyse_rate(
     )
 
 
+def _before_the_loss_is_lost(fit: RateFit, first: float, lost: float | None) -> RateFit:
+    """A law of all rows that have a finite loss is one of a part of a log that goes on without."""
+    if lost is None or fit.verdict == "none":
+        return fit
+    return replace(fit, part=fit.part or {"start": first, "stop": fit.last_step}, last_step=lost)
+
+
 def _window(series: LossSeries, window: tuple[float, float] | None, facts: RunFacts) -> tuple[Window, int]:
     """The rows of the fit, and the row from which the start has settled."""
     steps, loss = series.steps, series.loss
@@ -186,7 +193,7 @@ def _window(series: LossSeries, window: tuple[float, float] | None, facts: RunFa
     explanation = (
         f"steps {steps[begin]:g} to {steps[-1]:g}: from "
         + (f"after the last jump of the {cause}" if begin else "the start")
-        + " to the end of the log, as the floor is fitted"
+        + f" to the {'end of the log' if series.lost_from is None else 'last finite loss'}, as the floor is fitted"
     )
     return Window(begin, len(steps) - 1, float(steps[begin]), float(steps[-1]), 0.0, "settled", explanation), first
 

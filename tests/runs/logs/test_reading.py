@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lplr_cli.diagnostics import clean_series, numbers
+from lplr_cli.diagnostics import analyse_rate, clean_series, numbers
 from lplr_cli.errors import InputError
 from lplr_cli.runs.logs import Reading, parse_columns, read_foreign_log, read_stream
 
@@ -125,6 +125,10 @@ def test_a_log_that_ends_without_a_finite_loss(tail: list[str], lost: float | No
     series = clean_series(from_text(rows(*(f"{i},{2.0**-i}" for i in range(20)), *tail)))
     assert series.lost_from == lost
     assert ("The log ends without a finite loss, from step 20 on." in series.counts()) == (lost is not None)
+    # What is fitted is a part of the log, and says so.
+    found = analyse_rate(series)
+    assert (found.fit.law == "linear, steps 0 to 19") == (lost is not None)
+    assert ("to the last finite loss" in found.window.explanation) == (lost is not None)
 
 
 def test_a_loss_that_goes_below_zero() -> None:
