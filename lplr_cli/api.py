@@ -282,8 +282,6 @@ def list_runs(folder: str | Path | None = None, *, status: str | None = None, na
 def watch(run: str | Path, *, every: float = 1.0) -> Iterator[str]:
     """``lplr watch``: looks at a run as text, now and every ``every`` seconds until it has ended.
 
-    ::
-
         for look in lplr.watch("runs/mine"):
             print(look)
 

@@ -65,8 +65,10 @@ def command_page(name: str, command: Any) -> str:
             continue
         code = html.escape(what).replace("|", "&#124;")
         panels.setdefault(panel, []).append(f"| <code>{code}</code> | {_cell(text)} |")
-    first = ("Arguments", "Options")
-    for panel in sorted(panels, key=lambda p: first.index(p) if p in first else len(first)):
+    # Options of no group come first; --help alone comes last.
+    alone = len(panels["Options"]) == 1
+    places = {"Arguments": 0, "Options": 3 if alone else 1}
+    for panel in sorted(panels, key=lambda p: places.get(p, 2)):
         head = f"| {'argument' if panel == 'Arguments' else 'option'} | meaning |\n|---|---|\n"
         lines += [f"## {panel}", head + "\n".join(panels[panel])]
     lines += ["## Exit status", f"```text\n{EXIT_STATUS}```"]

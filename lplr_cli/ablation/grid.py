@@ -86,8 +86,6 @@ def distinct(cells: Sequence[Cell]) -> list[Cell]:
 def read_grid(path: Path, model: str = "mlp") -> tuple[dict[str, Any], dict[str, list[Any]], list[Cell]]:
     """A grid file.
 
-    ::
-
         [base]            # options that all runs share
         steps = 300
         [grid]            # the product of these lists

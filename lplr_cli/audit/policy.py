@@ -1,12 +1,10 @@
 """Named sets of requirements in a TOML file, so that a pipeline has one line and one place to change.
 
-::
+[default]
+require = ["H1.holds == true", "pl_ratio_star.min >= 0.05"]
 
-    [default]
-    require = ["H1.holds == true", "pl_ratio_star.min >= 0.05"]
-
-    [strict]
-    require = ["H3.verified == true"]
+[strict]
+require = ["H3.verified == true"]
 """
 
 from __future__ import annotations

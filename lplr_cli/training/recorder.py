@@ -55,8 +55,6 @@ LAG = 0.5
 class Recorder:
     """Write a run directory from a training loop of your own, in three lines.
 
-    ::
-
         with Recorder(model, "runs/mine") as recorder:            # 1
             for x, y in loader:
                 loss = loss_fn(model(x), y)
