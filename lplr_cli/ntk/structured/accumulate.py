@@ -144,12 +144,13 @@ class _Accumulator:
                 target[:, :, k] += (moved.view(left.shape[1] * q, -1) @ right[group, k].T).view(-1, q, q)
 
     def _pairwise_panels(self, one: Term) -> tuple[int, int]:
-        """Samples of a panel: as many positions as a panel has rows, and of those that are moved what a cache holds."""
-        step, b = max(1, PANEL[0] // one.positions), one.parts[0].b
-        room = self.budget // 4
+        """Samples of a panel: as many positions as a panel has rows, and what the room for b, moved or not, holds."""
+        b = one.parts[0].b
+        size, room = max(1, b[0].numel() * b.element_size()), self.budget // 4
+        width = max(1, min(PANEL[0] // one.positions, room // size))
         if b.device.type == "cpu":
             room = min(room, _MOVED * torch.get_num_threads())
-        return min(step, max(1, room // max(1, b[0].numel() * b.element_size()))), step
+        return max(1, min(width, room // size)), width
 
     def add_rows(self, pairs: list[Pair]) -> None:
         """Terms whose gradients are at hand: one product of them all."""
