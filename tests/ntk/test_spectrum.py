@@ -4,6 +4,7 @@ import importlib
 import math
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_what_is_said_of_a_spectrum(full_limit: int) -> None:
     assert (found.size, found.complete, found.dtype) == (6, full_limit == 9, "float64")
     assert np.allclose(found.eigenvalues, values.numpy() if found.complete else [0.5, 1.0, 4.0, 8.0], rtol=1e-9)
     assert (found.lambda_min, found.lambda_max) == pytest.approx((0.5, 8.0), rel=1e-9)
-    assert found.resolution == pytest.approx(6 * 2.0**-53 * 8, rel=1e-9)
+    assert found.resolution == pytest.approx(6 * 2.0**-53 * 8, rel=1e-9, abs=0)
     assert found.trace == pytest.approx(18.5)
     assert found.effective_rank == pytest.approx(18.5 / 8)
     assert found.condition_number == pytest.approx(16.0)
@@ -99,6 +100,16 @@ def test_what_is_said_of_a_spectrum(full_limit: int) -> None:
     assert torch.equal(matrix, before)
 
 
+def test_eigenvalues_are_found_where_nothing_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = with_spectrum(torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64))
+    module = importlib.import_module("lplr_cli.ntk.spectrum")
+    monkeypatch.setattr(module, "lambda_min_lower", partial(linalg.lambda_min_lower, attempts=0))
+    found = ntk.spectrum(matrix, full_limit=2, formation_error=0.0)
+    assert found.lower is not None
+    assert (found.lower.value, found.lambda_min_lower) == (-math.inf, None)
+    assert np.allclose(found.eigenvalues, [0.5, 4.0], rtol=1e-9)
+
+
 @pytest.mark.parametrize("full_limit", [9, 6, 5, 2])
 def test_tiles_have_the_spectrum_of_their_matrix(full_limit: int) -> None:
     """Up to the limit they are gathered, and all eigenvalues computed."""
@@ -116,7 +127,9 @@ def test_tiles_have_the_spectrum_of_their_matrix(full_limit: int) -> None:
 
 def test_figures_of_a_spectrum_at_its_edges() -> None:
     found = ntk.spectrum(with_spectrum(torch.tensor([-8.0, 0.5, 1.0], dtype=torch.float64)))
-    assert found.resolution == pytest.approx(3 * 2.0**-53 * 8)
+    assert found.resolution == pytest.approx(3 * 2.0**-53 * 8, rel=1e-9, abs=0)
+    below = ntk.spectrum(-torch.eye(3, dtype=torch.float64))
+    assert below.resolution == pytest.approx(3 * 2.0**-53, rel=1e-9, abs=0)
     assert found.condition_number is None
     assert found.digits == pytest.approx(math.log10(8 / found.resolution))
     small = replace(found, lambda_min=1e-20)
