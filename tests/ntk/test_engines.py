@@ -13,6 +13,7 @@ from lplr_cli import linalg, ntk
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec, build_model
 from lplr_cli.ntk import Network
+from lplr_cli.ntk import kernel as kernel_module
 from tests.cases import CASES, dense_jacobian, make
 
 ENGINES = ("structured", "jacobian", "operator")
@@ -181,6 +182,20 @@ def test_every_engine_forms_the_normalised_kernel(outputs: str | int) -> None:
     assert (free.engine, free.fallback, free.n, free.outputs_per_sample) == ("operator", (), len(x), 3)
     assert free.matrix.dtype == torch.float64
     assert ntk.output_count(network, x) == 3
+
+
+def test_what_does_not_fit_is_matrix_free_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrix-free where nobody asked for another engine nor for a proof."""
+    network, x = make("mlp-ntk-gelu-3")
+    whole = ntk.kernel_spectrum(network, x)
+    monkeypatch.setattr(kernel_module.Task, "kernel_bytes", 1 << 40)
+    found = ntk.kernel_spectrum(network, x)
+    assert (found.engine, found.spectrum.lower, found.spectrum.complete) == ("operator", None, False)
+    assert found.spectrum.lambda_max == pytest.approx(whole.spectrum.lambda_max, rel=1e-10)
+    for refused in ({"engine": "structured"}, {"engine": "jacobian"}, {"verify": True}):
+        options: dict[str, Any] = refused
+        with pytest.raises(InputError, match="the kernel of 12 rows needs 1024"):
+            ntk.kernel_spectrum(network, x, **options)
 
 
 @pytest.mark.parametrize("outputs", ["3", 3, -1, "-1", "some", "1.5"])
