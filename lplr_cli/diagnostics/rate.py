@@ -151,8 +151,7 @@ def _read_anew(steps: Array, loss: Array, changes: Sequence[int], smoothing: flo
     if kept.all():
         factors = recognise(steps, loss, min(whole.fits.values(), key=lambda fit: fit.bic))
         behind = _of_average(steps, loss, changes, factors) if factors else None
-        # A likelihood under laws that are refuted is no evidence for the average.
-        if behind is not None and behind.verdict != "none":
+        if behind is not None:
             return behind
     return _read(steps, loss, changes, kept, whole)
 
@@ -164,16 +163,17 @@ def _known(kept: NDArray[np.bool_], changes: Sequence[int]) -> list[int]:
 
 
 def _of_average(steps: Array, loss: Array, changes: Sequence[int], factors: Sequence[float]) -> Reading | None:
-    """What the series says behind a moving average; undecided where likely factors lead to different laws."""
+    """What the series says behind a moving average, undecided where likely factors lead to different laws; None where
+    they lead to none: a likelihood under laws that do not hold is no evidence for the average.
+    """
     tried = [read(steps, loss, changes, factor) for factor in (factors[0], *{min(factors), max(factors)})]
-    readings = [one for one in tried if one is not None]
-    lawful = [one for one in readings if one.verdict in _KINDS]
+    lawful = [one for one in tried if one is not None and one.verdict in _KINDS]
     if len({_KINDS[one.verdict] for one in lawful}) > 1:
         says = sorted({f"{_KINDS[one.verdict]} with {one.smoothing:g}" for one in lawful})
         reason = f"the log is a moving average of a factor that its rows do not settle: {', '.join(says)}"
         straight = next(one for one in lawful if _KINDS[one.verdict] == LINEAR.name)
         return replace(straight, verdict="undecided", reason=reason)
-    return next(iter([*lawful, *readings]), None)
+    return next(iter(lawful), None)
 
 
 def _coarse(steps: Array, loss: Array) -> tuple[Array, NDArray[np.bool_], Array | None]:

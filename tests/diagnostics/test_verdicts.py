@@ -314,6 +314,13 @@ def test_two_decimals_of_a_log_that_scatters_hide_neither_law_nor_rows(seed: int
 
 
 @pytest.mark.slow
+def test_a_curve_without_a_law_is_no_moving_average() -> None:
+    found = next(c for c in CASES if c.name == "cubic slowing")
+    fit = analyse_rate(clean_series(log_of(sample_of(found, 1000, 101)))).fit
+    assert (fit.verdict, fit.smoothing) == ("none", None)
+
+
+@pytest.mark.slow
 def test_many_rates_are_no_moving_average() -> None:
     """Six rates beside AR(0.8) noise: four describe them, and a fifth betters nothing."""
     found = next(c for c in CASES if c.name == "6 rates, AR(0.8) of 0.1%")
