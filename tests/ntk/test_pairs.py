@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lplr_cli.ntk import Network, structured
 from lplr_cli.ntk.structured.collect import collect
-from lplr_cli.ntk.structured.factors import Form, terms_of
+from lplr_cli.ntk.structured.factors import Form, pairs_length, terms_of
 from lplr_cli.ntk.structured.rules.conv import Convolution
 from lplr_cli.ntk.structured.rules.linear import Linear
 from tests.ntk.roundings import counted
@@ -22,6 +24,7 @@ GEOMETRIES = {
     "wide border": Convolution((3, 3), (1, 1), (4, 3), (1, 1), 1),
     "overlapping strides": Convolution((5, 5), (2, 1), (2, 2), (1, 1), 1),
     "strided": Convolution((3, 3), (2, 2), (1, 1), (1, 1), 1),
+    "taps that see no pixel": Convolution((3, 3), (1, 1), (8, 8), (7, 7), 1),
     "taps beyond the border": Convolution((5, 5), (3, 3), (2, 2), (3, 3), 1),
 }
 
@@ -71,6 +74,39 @@ def written_out(network: Network, x: Tensor) -> Tensor:
 
     found = torch.func.jacrev(outputs)(params)
     return torch.cat([found[name].flatten(2) for name in params], dim=2)
+
+
+class Pixels(nn.Module):
+    """A grouped convolution of single pixels."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(100, 60, 1, groups=groups, bias=False)
+        self.last = nn.Linear(60, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.tanh(self.layer(x)).sum(dim=(2, 3)))
+        return out
+
+
+@pytest.mark.parametrize(("groups", "outputs"), [(1, "full"), (5, "full"), (1, "trace"), (1, 0), (2, 0)])
+def test_the_chain_of_one_layer(groups: int, outputs: str | int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its length is that of the longest chain, but for the addition of a term and the division."""
+    torch.manual_seed(0)
+    network = Network.from_module(Pixels(groups), names=["layer.weight"])
+    x = torch.randn(30, 100, 1, 4).double()
+    plan = structured.plan_for(network, x)
+    (term,) = terms_of(collect(network, x, {"layer.weight"}, outputs, 30, plan, False))
+    assert term.form(30) is Form.PAIRWISE
+    longest, stated = counted(network, x, monkeypatch, outputs, 1 << 30)
+    assert longest <= stated <= longest + 3
+
+
+def test_the_square_of_a_length_is_at_least_the_products() -> None:
+    """Behind an entry of K: those of a·a', of Σ_t (a_t·a'_t') b_t, and of these with b'."""
+    for q, g, t, d, o in itertools.product((1, 2, 5), (1, 3), (1, 2, 9, 40), (0, 1, 9, 60), (1, 3, 64)):
+        products = g * (t * t * d + t * t * o + t * o)
+        assert pairs_length(q, g, t, d, o) ** 2 >= products
 
 
 @pytest.mark.parametrize("outputs", ["full", "trace"])
