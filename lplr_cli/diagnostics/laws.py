@@ -256,7 +256,8 @@ def _resolved(one: CurveFit, two: CurveFit) -> bool:
 
 
 def _refuted(law: CurveFit, misfit: float) -> str:
-    return f"{_name(law)}, the nearest, is refuted by its misfit (p = {misfit:.1g} against a free curve)"
+    p = f"= {misfit:.1g}" if misfit > 0 else "below 1e-300"
+    return f"{_name(law)}, the nearest, is refuted by its misfit (p {p} against a free curve)"
 
 
 def coloured(law: CurveFit) -> str:
