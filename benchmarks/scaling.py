@@ -26,7 +26,7 @@ def report() -> str:
     import matplotlib.pyplot as plt
 
     times = {(n, m): measure(n, m) for n in SIZES for m in WIDTHS}
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
     for m in WIDTHS:
         axes[0].loglog(SIZES, [times[n, m] for n in SIZES], marker="o", label=f"m = {m}")
     for n in SIZES:
@@ -35,7 +35,7 @@ def report() -> str:
     axes[1].set(xlabel="width m", title="the same, by width")
     axes[0].loglog(SIZES, [times[SIZES[0], 64] * (n / SIZES[0]) ** 2 for n in SIZES], "k:", label="n²")
     for axis, ticks in zip(axes, (SIZES, WIDTHS), strict=True):
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=3, frameon=False)
         axis.grid(True, which="major", alpha=0.3)
         axis.set_xticks(ticks, [f"{t:,}" for t in ticks])
         axis.minorticks_off()
