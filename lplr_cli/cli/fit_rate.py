@@ -198,7 +198,7 @@ def _theory(result: Convergence) -> Iterator[list[str]]:
 def _notes(series: LossSeries, result: Convergence) -> tuple[str, ...]:
     fit = result.fit
     notes = [f"Window: {result.window.explanation}."]
-    if fit.verdict != "none":
+    if fit.rate is not None or fit.alpha is not None:
         notes.append(f"The interval is conditional on {fit.conditional_on}.")
     notes += [f"Note: {text}." for text in result.notes]
     if fit.spikes:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lplr_cli.diagnostics.decay import MORE_RATES, SUBLINEAR, Exponentials
 from lplr_cli.diagnostics.fits import CurveFit
+from lplr_cli.diagnostics.laws import EVIDENCE
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.rate import Reading, read
 
@@ -145,7 +146,7 @@ def answer(reading: Reading, steps: Array) -> RateFit:
         noise=_noise(fit),
         misfit=weighed.misfit,
         smoothing=reading.smoothing,
-        conditional_on=_conditions(reading),
+        conditional_on="no law, no interval" if rate == alpha == _NOTHING else _conditions(reading),
         points=len(fit.data.s),
         spikes=reading.spikes,
         delta_bic={**{k: f.bic - best for k, f in weighed.fits.items()}, "constant": weighed.constant_bic - best},
@@ -162,9 +163,10 @@ _NOTHING: _Interval = (None, None, None)
 
 
 def _constants(reading: Reading) -> tuple[_Interval, _Interval, _Interval]:
-    """Rate, half-life and exponent with their intervals."""
+    """Rate, half-life and exponent with their intervals; none of a loss that may as well stay where it is."""
     tail, fit = reading.tail, reading.weighed.chosen
-    if reading.verdict == "none":
+    stays = tail is None and reading.weighed.constant_bic < fit.bic + EVIDENCE
+    if reading.verdict == "none" or (reading.verdict == "undecided" and stays):
         return _NOTHING, _NOTHING, _NOTHING
     if tail is not None and reading.verdict == "sublinear":
         return _NOTHING, _NOTHING, (tail.alpha, None, None)
@@ -216,8 +218,6 @@ def _noise(fit: CurveFit) -> dict[str, Any]:
 
 
 def _conditions(reading: Reading) -> str:
-    if reading.verdict == "none":
-        return "no law, no interval"
     if reading.tail is not None:
         return f"{_NO_NOISE}: it is the range of four readings of the end of the log, not an interval of confidence"
     noise = _noise(reading.weighed.chosen)

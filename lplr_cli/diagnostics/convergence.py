@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -326,15 +327,20 @@ def _floors(fit: RateFit, predicted: float, at: str | None) -> str:
     return f"{text} (predicted, an estimate), {min(share, 1):.2g} of the floor of the fit, {fit.l_inf:.3g}"
 
 
+def _of_undecided(fit: RateFit) -> Iterator[str]:
+    if fit.rate is not None:
+        yield "undecided: the constants are those of the linear law, not evidence for it"
+    if fit.points < 40:
+        yield f"{fit.points} rows: too few to tell a law from another one; some hundred decide most cases"
+
+
 def _notes(fit: RateFit, clock: Clock, reading: Reading, lr: tuple[float, float] | None, facts: RunFacts) -> list[str]:
     notes = []
     law = fit.verdict in ("linear", "two_rate", "sublinear")
     if facts.other_loss:
         notes.append(f"the loss is {facts.other_loss}: the theory's rate is for the squared loss")
     if fit.verdict == "undecided":
-        notes.append("undecided: the constants are those of the linear law, not evidence for it")
-    if fit.points < 40 and fit.verdict == "undecided":
-        notes.append(f"{fit.points} rows: too few to tell a law from another one; some hundred decide most cases")
+        notes += _of_undecided(fit)
     if lr is not None and lr[0] != lr[1] and clock.name == "step":
         notes.append(
             f"the step size varies from {lr[0]:g} to {lr[1]:g}: ρ is per step at the step's size, decay_per_lr_step is "

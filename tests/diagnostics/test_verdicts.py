@@ -420,3 +420,13 @@ def test_two_near_rates_are_told_where_one_is_refuted() -> None:
     fit = analyse_rate(clean_series(pd.DataFrame({"step": np.arange(300.0), "loss": loss}))).fit
     assert fit.verdict == "two_rate"
     assert fit.rate == pytest.approx(np.exp(-5 / 300), rel=1e-8)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_a_loss_that_stays_has_no_rate(noise: float) -> None:
+    """No constant of a law stands beside the answer that there is no fall to see."""
+    loss = 0.5 * np.exp(noise * np.random.default_rng(0).standard_normal(300))
+    found = analyse_rate(clean_series(pd.DataFrame({"step": np.arange(300.0), "loss": loss}))).fit
+    assert found.verdict == "undecided"
+    assert "does not fall" in found.reason
+    assert (found.rate, found.half_life, found.alpha, found.conditional_on) == (None, None, None, "no law, no interval")
