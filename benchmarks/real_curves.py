@@ -176,7 +176,7 @@ def draw(run: Run, log: pd.DataFrame, result: Convergence, path: Path) -> None:
         for segment in result.segments[1:]:
             top.axvline(segment.start, color=figures.GREEN, lw=0.8)
         if result.fit.part is not None:
-            top.axvspan(result.fit.part["start"], result.fit.part["stop"], color=figures.SKY, alpha=0.2, lw=0)
+            top.axvspan(result.fit.part.start, result.fit.part.stop, color=figures.SKY, alpha=0.2, lw=0)
         top.set_yscale("log")
         figures.readable_ticks(top)
         figures.legend(top)

@@ -211,8 +211,8 @@ def _notes(series: LossSeries, result: Convergence) -> tuple[str, ...]:
 
 
 def _noise(fit: RateFit) -> str:
-    moving = f", moving average {fit.noise['theta']:.2f}" if fit.noise["theta"] else ""
-    period = f"; a pattern of {fit.noise['period']} rows taken off" if fit.noise["period"] else ""
+    moving = f", moving average {fit.noise.theta:.2f}" if fit.noise.theta else ""
+    period = f"; a pattern of {fit.noise.period} rows taken off" if fit.noise.period else ""
     return f"autocorrelation {fit.autocorrelation:.2f} from row to row{moving}{period}"
 
 

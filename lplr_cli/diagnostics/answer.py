@@ -20,6 +20,31 @@ VERDICTS = ("linear", "two_rate", "sublinear", "undecided", "none")
 
 
 @dataclass(frozen=True)
+class Steps:
+    """The steps from ``start`` to ``stop``, both included."""
+
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """How a loss deviates from its law.
+
+    Attributes:
+        model: what they are taken for, in words.
+        phi: correlation from row to row.
+        theta: of the moving average beside it; 0 for none.
+        period: rows of a pattern that was taken off before; None for none.
+    """
+
+    model: str
+    phi: float
+    theta: float
+    period: int | None
+
+
+@dataclass(frozen=True)
 class RateFit:
     """Which law a loss follows, and its constants.
 
@@ -28,8 +53,8 @@ class RateFit:
             (the data do not tell), or none (no offered law holds).
         reason: one line for people.
         looks_like: what the curve looks like where no law holds for all of it, else None.
-        part: ``{"start", "stop"}``, the steps that the law holds for, where they are not the whole window or the log
-            goes on without a finite loss; else None.
+        part: the steps that the law holds for, where they are not the whole window or the log goes on without a finite
+            loss; else None.
         last_step: of the window, or where such a log goes on.
         rate: ρ, the factor of the suboptimality a unit of time (a step); of the slowest mode; None if sublinear or
             none.
@@ -40,7 +65,7 @@ class RateFit:
         r_squared: of the law on log(L − L_∞), over the rows where L − L_∞ stands above the noise.
         sigma: standard deviation of the log loss about the curve.
         autocorrelation: φ of these deviations from row to row.
-        noise: ``{"model", "phi", "theta", "period"}`` of the deviations.
+        noise: what the deviations are like.
         misfit: p-value of the law against a free curve on top of it: below 0.05 on one in twenty exact laws.
         smoothing: factor of a moving average that was undone, None for none.
         conditional_on: what the interval takes for granted.
@@ -53,7 +78,7 @@ class RateFit:
     verdict: str
     reason: str
     looks_like: str | None
-    part: dict[str, float] | None
+    part: Steps | None
     last_step: float
     rate: float | None
     rate_low: float | None
@@ -68,7 +93,7 @@ class RateFit:
     r_squared: float | None
     sigma: float
     autocorrelation: float
-    noise: dict[str, Any]
+    noise: Deviations
     misfit: float
     smoothing: float | None
     conditional_on: str
@@ -95,7 +120,7 @@ class RateFit:
         )
         if self.part is None:
             return text
-        start, stop = self.part["start"], self.part["stop"]
+        start, stop = self.part.start, self.part.stop
         return f"{text}, from step {start:g} on" if stop >= self.last_step else f"{text}, steps {start:g} to {stop:g}"
 
     @property
@@ -154,8 +179,8 @@ def answer(reading: Reading, steps: Array) -> RateFit:
     )
 
 
-def _ends(reading: Reading, steps: Array) -> dict[str, float]:
-    return {"start": float(steps[reading.first]), "stop": float(steps[reading.last])}
+def _ends(reading: Reading, steps: Array) -> Steps:
+    return Steps(float(steps[reading.first]), float(steps[reading.last]))
 
 
 _Interval = tuple[float | None, float | None, float | None]
@@ -207,23 +232,19 @@ def _interval(to: Callable[[float], float], *logarithms: float) -> _Interval:
     return value, low, high
 
 
-def _noise(fit: CurveFit) -> dict[str, Any]:
+def _noise(fit: CurveFit) -> Deviations:
     process = "ARMA(1,1)" if fit.noise.theta else "AR(1)"
-    return {
-        "model": f"{process} of {'L with a scale that varies' if fit.noise.additive else 'log L'}",
-        "phi": fit.noise.phi,
-        "theta": fit.noise.theta,
-        "period": fit.data.period or None,
-    }
+    model = f"{process} of {'L with a scale that varies' if fit.noise.additive else 'log L'}"
+    return Deviations(model, fit.noise.phi, fit.noise.theta, fit.data.period or None)
 
 
 def _conditions(reading: Reading) -> str:
     if reading.tail is not None:
         return f"{_NO_NOISE}: it is the range of four readings of the end of the log, not an interval of confidence"
     noise = _noise(reading.weighed.chosen)
-    text = f"the law on these rows and on {noise['model']} as noise"
-    if noise["period"]:
-        text += f" after a pattern of {noise['period']} rows was taken off"
+    text = f"the law on these rows and on {noise.model} as noise"
+    if noise.period:
+        text += f" after a pattern of {noise.period} rows was taken off"
     if reading.smoothing is not None:
         text += f" after a moving average of factor {reading.smoothing:g} was undone"
     return text

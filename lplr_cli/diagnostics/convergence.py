@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lplr_cli.diagnostics.answer import RateFit, answer
+from lplr_cli.diagnostics.answer import RateFit, Steps, answer
 from lplr_cli.diagnostics.clock import Clock, changes_of, lr_clock, step_clock
 from lplr_cli.diagnostics.effective import effective_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
@@ -180,7 +180,7 @@ def _before_the_loss_is_lost(fit: RateFit, first: float, lost: float | None) -> 
     """A law of all rows that have a finite loss is one of a part of a log that goes on without."""
     if lost is None or fit.verdict == "none":
         return fit
-    return replace(fit, part=fit.part or {"start": first, "stop": fit.last_step}, last_step=lost)
+    return replace(fit, part=fit.part or Steps(first, fit.last_step), last_step=lost)
 
 
 def _window(series: LossSeries, window: tuple[float, float] | None, facts: RunFacts) -> tuple[Window, int]:

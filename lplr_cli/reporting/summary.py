@@ -181,6 +181,6 @@ def _rate_meaning(rate: RateFit) -> str:
     low, high = number(rate.rate_low, 7), number(rate.rate_high, 7)
     name = law.get(rate.verdict, "undecided whether linear or sublinear")
     if rate.part is not None:
-        name += f" from step {number(rate.part['start'])} on"
+        name += f" from step {number(rate.part.start)} on"
     fitted = "" if rate.r_squared is None else f", R² {number(rate.r_squared)}"
     return f"{name}; {rate.between(low, high)}{fitted}, floor {number(rate.l_inf, 3)}"

@@ -61,7 +61,7 @@ def test_a_law_of_a_part_names_the_part(name: str) -> None:
     result, sample = verdict(name), case(name)
     assert result.fit.verdict == "linear"
     assert result.fit.part is not None
-    assert 30 <= result.fit.part["start"] <= 125
+    assert 30 <= result.fit.part.start <= 125
     assert "from step" in result.fit.says
     if sample.rate is not None:
         assert result.fit.rate is not None
@@ -292,7 +292,7 @@ def test_slow_noise_that_forgets_within_the_rows_is_noise() -> None:
     sample = sample_of(found, 200, 1)
     fit = analyse_rate(clean_series(log_of(sample))).fit
     assert (fit.verdict, fit.part) == ("two_rate", None)
-    assert fit.noise["phi"] == pytest.approx(0.95, abs=0.03)
+    assert fit.noise.phi == pytest.approx(0.95, abs=0.03)
     assert sample.rate is not None
     assert fit.rate_low is not None
     assert fit.rate_high is not None
@@ -369,7 +369,7 @@ def test_without_noise_a_change_of_pace_ends_the_part_that_a_law_holds_for() -> 
     loss = descent(lr, np.array([0.3]), 0.02)
     result = analyse_rate(clean_series(pd.DataFrame({"step": np.arange(600.0), "loss": loss})))
     assert result.fit.part is not None
-    assert result.fit.part["stop"] == pytest.approx(300, abs=6)
+    assert result.fit.part.stop == pytest.approx(300, abs=6)
     assert "steps 0 to" in result.fit.law
     known = analyse_rate(clean_series(pd.DataFrame({"step": np.arange(600.0), "loss": loss, "lr": lr})))
     for segment, size in zip(known.segments, (0.03, 0.01, 0.003), strict=True):
