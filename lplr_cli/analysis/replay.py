@@ -90,7 +90,8 @@ def why_no_path(run: RunDirectory) -> str:
             return "the scale of the loss is not known: tell the Recorder loss_scale"
         return f"no region is known of {loss.label}"
     steps = set(run.checkpoint_steps())
-    if not manifest.recorded or IterateFile.there(run.path) or steps >= set(range(max(steps, default=1))):
+    # As many as the last one and those before it.
+    if not manifest.recorded or IterateFile.there(run.path) or len(steps) > max(steps, default=0):
         return ""
     return "the path between its checkpoints is not known: record with keep_path=True"
 

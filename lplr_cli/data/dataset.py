@@ -219,6 +219,8 @@ def _load_images(spec: DataSpec, fetch: bool) -> Dataset:
         reader = sources.read_mnist if spec.source == "mnist" else sources.read_cifar10
         source = reader(Path(spec.data_dir))
     classes = tuple(_numbered(c, spec.source) for c in spec.classes or _CLASSES[spec.source])
+    if len(set(classes)) < len(classes):
+        raise InputError(f"{spec.source}: a class is named twice", "name each once in --classes")
     order = sources.balanced_order(source.labels, classes, spec.samples)
     scaled = source.images[order].astype(np.float64) / 255.0
     if spec.source == "mnist":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,10 @@ def test_recorded_runs_need_every_step(tmp_path: Path) -> None:
     assert "keep_path=True" in why_no_path(RunDirectory.open(tmp_path / "some"))
     for name in ("every", "kept"):
         assert not why_no_path(RunDirectory.open(tmp_path / name))
+    # The number of a file sizes nothing.
+    some = RunDirectory.open(tmp_path / "some")
+    shutil.copy(some.checkpoint_path(0), some.checkpoint_path(10**12))
+    assert "keep_path=True" in why_no_path(some)
 
 
 def test_a_recorded_path_in_one_file_is_that_of_the_checkpoints(tmp_path: Path) -> None:

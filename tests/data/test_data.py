@@ -66,6 +66,8 @@ def test_classes_of_pictures_have_names() -> None:
     assert named.fingerprint == numbered.fingerprint
     with pytest.raises(InputError, match=r"no class 'dragon'.*choose --classes from airplane, automobile"):
         load_dataset(DataSpec("cifar10", classes=("dragon", "cat")))
+    with pytest.raises(InputError, match="named twice"):
+        load_dataset(DataSpec("cifar10", classes=("cat", 3)))
     with pytest.raises(InputError, match=r"mnist has no class 'three'.*numbers"):
         load_dataset(DataSpec("mnist", classes=("three", "8")))
 
