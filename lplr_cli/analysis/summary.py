@@ -194,8 +194,8 @@ class Summary:
         """One sentence on compatibility (H3)."""
         holds, product, lambda_0 = self.estimates.compatible, self.l_k_r, self.estimates.lambda_0
         where = f"on a subset of {self.probe.size} samples, " if self.probe.subset else ""
-        if self.manifest.loss.name not in (None, "squared"):
-            return f"the theory of the ball is of the squared loss, this is {self.manifest.loss.label}"
+        if self.manifest.loss.no_ball:
+            return self.manifest.loss.no_ball
         if holds is None or product is None or lambda_0 is None:
             return "compatibility unknown: the probes do not tell λ0 and L_K"
         if not holds:

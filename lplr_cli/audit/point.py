@@ -116,15 +116,12 @@ def _manifest(subject: Subject, loss: Loss | None, state: OptimizerState | None)
 
 def _scope(manifest: Manifest) -> Scope:
     loss = manifest.loss
-    other = (
-        "" if loss.name in (None, "squared") else f"the theory of the ball is of the squared loss, this is {loss.label}"
-    )
     optimizer = manifest.optimizer.name or "unknown optimiser"
     return Scope(
         f"a checkpoint, {optimizer}",
         loss.label,
         "exact values",
-        other_loss=other,
+        other_loss=loss.no_ball,
         unknown_loss="the loss is not known: see --loss" if loss.name is None else "",
         adaptive=f"a step of {optimizer} is not η∇L" if optimizer.startswith("adam") else "",
         no_path=_NO_PATH,

@@ -124,7 +124,7 @@ def scope_of(manifest: Manifest | None, eta: float | None, why_no_eta: str, told
     if manifest is None:
         return UNKNOWN_SCOPE if told is None else _of_log(LossFacts(told.name, told.formula, told.scale))
     loss, others = manifest.loss, _is_other_descent(manifest)
-    other_loss, unknown_loss = _other_loss(loss), ""
+    other_loss, unknown_loss = loss.no_ball, ""
     if not other_loss and loss.scale is None:
         unknown_loss = "the loss is not known" if loss.name is None else "the scale of the loss is not known"
     return Scope(
@@ -152,16 +152,10 @@ def _of_log(loss: LossFacts) -> Scope:
     return replace(
         UNKNOWN_SCOPE,
         loss=f"{loss.label}, as told",
-        other_loss=_other_loss(loss),
+        other_loss=loss.no_ball,
         unknown_loss="",
         entropy=loss.name in ENTROPIES,
     )
-
-
-def _other_loss(loss: LossFacts) -> str:
-    """That the theory of the ball is not of this loss; empty for the squared one, and for one that is not known."""
-    known = loss.name in (None, "squared")
-    return "" if known else f"the theory of the ball is of the squared loss, this is {loss.label}"
 
 
 def _optimizer(manifest: Manifest, eta: float | None) -> str:

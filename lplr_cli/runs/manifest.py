@@ -63,6 +63,12 @@ class LossFacts:
             return self.name
         return "squared loss of unknown scale" if self.scale is None else f"squared loss, s = {self.scale:g}"
 
+    @property
+    def no_ball(self) -> str:
+        """Why the theory of the ball is not of this loss; empty for the squared one, and for one that is not known."""
+        known = self.name in (None, "squared")
+        return "" if known else f"the theory of the ball is of the squared loss, this is {self.label}"
+
 
 @dataclass(frozen=True)
 class OptimizerFacts:

@@ -87,17 +87,21 @@ def test_gradient_descent_on_separable_classes(tmp_path: Path) -> None:
     assert other["sanity"].keys() == record["sanity"].keys()
 
 
-def test_findings_that_apply_come_first_and_one_reason_is_said_once(tmp_path: Path) -> None:
+def classify(module: nn.Module, recorder: Recorder, steps: int, optimizer: torch.optim.Optimizer) -> None:
+    """Steps on the cross-entropy of all points, recorded."""
     x, y = points()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(module(x.double()), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        recorder.record(loss, optimizer)
+        optimizer.step()
+
+
+def test_findings_that_apply_come_first_and_one_reason_is_said_once(tmp_path: Path) -> None:
     module = nn.Linear(20, 3).double()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
     with Recorder(module, tmp_path / "r", loss="cross-entropy", norms_every=1) as recorder:
-        for _ in range(30):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(module(x.double()), y)
-            loss.backward()  # type: ignore[no-untyped-call]
-            recorder.record(loss, optimizer)
-            optimizer.step()
+        classify(module, recorder, 30, torch.optim.AdamW(module.parameters(), lr=0.01))
     found = command("audit", "r", "--fail-on", "never", "--no-certificate", cwd=tmp_path)
     lines = found.stdout.splitlines()
     rows = [line.split()[0] for line in lines if line.startswith((" H", " C", " P"))]
@@ -212,14 +216,8 @@ def test_the_loss_of_a_run_as_the_user_tells_it(tmp_path: Path) -> None:
     for name, told in (("r", None), ("told", Loss("cross-entropy"))):
         torch.manual_seed(0)
         module = nn.Linear(20, 3).double()
-        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         with Recorder(module, tmp_path / name, loss=told) as recorder:
-            for _ in range(9):
-                optimizer.zero_grad()
-                value = nn.functional.cross_entropy(module(x.double()), y)
-                value.backward()  # type: ignore[no-untyped-call]
-                recorder.record(value, optimizer)
-                optimizer.step()
+            classify(module, recorder, 9, torch.optim.SGD(module.parameters(), lr=0.1))
     source = Source(data=DataSpec("tests.audit.test_entropy:points"))
     both = [
         audit(str(tmp_path / name), foreign=source, loss=Loss("cross-entropy"), offline_probe=True)

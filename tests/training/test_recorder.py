@@ -47,9 +47,11 @@ def loss_of(module: nn.Module) -> Tensor:
     return loss
 
 
-def descend(module: nn.Module, recorder: Recorder, steps: int, lr: float = 0.05) -> list[tuple[float, float, float]]:
-    """Gradient descent with a record of its own: loss, squared gradient norm, drift."""
-    optimizer = torch.optim.SGD(module.parameters(), lr=lr)
+def descend(
+    module: nn.Module, recorder: Recorder, steps: int, optimizer: torch.optim.Optimizer | None = None
+) -> list[tuple[float, float, float]]:
+    """Full-batch steps, of gradient descent by default, with a record of its own: loss, ‖∇L‖², drift."""
+    optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=0.05)
     start = torch.cat([p.detach().reshape(-1).clone() for p in module.parameters()])
     seen = []
     for _ in range(steps):
@@ -628,16 +630,10 @@ def test_batch_normalisation_is_another_function_while_it_trains(train: bool, tm
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(X.shape[1], 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, Y.shape[1])).double()
     module.train(train)
-    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     with Recorder(
         module, tmp_path / "r", probe_every=2, data=(X.double(), Y.double()), loss_scale=1.0, exact_every=1
     ) as recorder:
-        for _ in range(4):
-            optimizer.zero_grad()
-            loss = loss_of(module)
-            loss.backward()  # type: ignore[no-untyped-call]
-            recorder.record(loss, optimizer)
-            optimizer.step()
+        descend(module, recorder, 4, torch.optim.Adam(module.parameters(), lr=0.01))
     probes = RunDirectory.open(tmp_path / "r").probes()
     assert probes["preconditioned"].notna().any() != train
     found = audit(str(tmp_path / "r"), certificate=False)
