@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ Array = NDArray[np.float64]
 _SIZE = 6.0
 _SHARE = 0.01
 JUMP_FACTOR = 12.0
+# Rows of a stretch that shows the noise, at least, and stretches at most.
+_STRETCH, _STRETCHES = 40, 8
 # Where the log begins, a step is that of a smooth decay when the next two go on, each by this share of the first.
 _FIRST, _GOES_ON = 5, 0.15
 # A spike has recovered after this share of the rows, or it is part of the course; so it is when spikes fill too much.
@@ -37,7 +40,7 @@ def spikes(log_loss: Array, noise: Array | None = None) -> NDArray[np.bool_]:
     found = np.zeros(count, dtype=bool)
     if count < 8:
         return found
-    noise = np.zeros(count) if noise is None else noise
+    noise = local_noise(log_loss, noise)
     alone = outliers(log_loss, noise)
     left = np.flatnonzero(~alone)
     for tail in _TAILS:
@@ -52,6 +55,20 @@ def noise_level(log_loss: Array) -> float:
     """Standard deviation of white noise with the median absolute second difference of the series."""
     second = log_loss[1:-1] - 0.5 * (log_loss[:-2] + log_loss[2:])
     return 1.4826 * float(np.median(np.abs(second - np.median(second)))) / math.sqrt(1.5) if len(second) else 0.0
+
+
+def local_noise(log_loss: Array, least: Array | None = None) -> Array:
+    """:func:`noise_level` of at most eight stretches of 40 rows or more, interpolated, shape (T,).
+
+    Noise of one size on the loss grows on its logarithm while the loss falls: beside that of all rows the late ones
+    would be full of faults. ``least`` is the noise that each row has at least.
+    """
+    count = len(log_loss)
+    parts = max(min(count // _STRETCH, _STRETCHES), 1)
+    edges = np.linspace(0, count, parts + 1).astype(int)
+    level = [noise_level(log_loss[a:b]) for a, b in pairwise(edges)]
+    found = np.interp(np.arange(count), 0.5 * (edges[1:] + edges[:-1]), level)
+    return found if least is None else np.maximum(found, least)
 
 
 def outliers(log_loss: Array, noise: Array | float = 0.0) -> NDArray[np.bool_]:
@@ -135,8 +152,8 @@ def shifts(log_loss: Array, least: float = 0.05, noise: Array | None = None) -> 
     if count < 12:
         return np.zeros(0, dtype=np.intp)
     change = np.diff(log_loss)
-    level = noise_level(log_loss)
-    threshold = np.maximum(least, JUMP_FACTOR * (level if noise is None else np.maximum(noise, level)[1:]))
+    level = np.maximum(local_noise(log_loss, noise), noise_level(log_loss))[1:]
+    threshold = np.maximum(least, JUMP_FACTOR * level)
     threshold = np.broadcast_to(threshold, len(change))
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(change, 5, mode="reflect"), 11)
     # Rows whose steps are small beside the threshold need no median.

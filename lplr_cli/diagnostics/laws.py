@@ -317,8 +317,8 @@ def _wanders(law: CurveFit) -> bool:
 def _constant_bic(fit: CurveFit, noise: Noise) -> float:
     """Criterion of a constant under ``noise``."""
     data = fit.data
-    scale = noise.scale / np.exp(data.log_y) if noise.additive else noise.scale
-    both = whiten(np.column_stack([data.log_y, np.ones(len(data.s))]) / scale[:, None], noise.phi, noise.theta)
+    y = np.exp(data.log_y) if noise.additive else data.log_y
+    both = whiten(np.column_stack([y, np.ones(len(y))]) / noise.scale[:, None], noise.phi, noise.theta)
     white, level = both[:, 0], both[:, 1]
     white = white - level * float(level @ white) / float(level @ level)
     n = len(white)

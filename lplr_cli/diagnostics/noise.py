@@ -25,6 +25,11 @@ Array = NDArray[np.float64]
 MAX_CORRELATION = 0.995
 _PHI = np.concatenate([np.linspace(-0.95, 0.95, 96), 1 - np.geomspace(0.045, 1 - MAX_CORRELATION, 24)])
 _THETA = (-0.95, -0.9, -0.85, -0.8, -0.75, -0.7, -0.6, -0.5, -0.4, -0.3, -0.2, 0.2, 0.4, 0.6)
+# A scale varies where a constant one is less likely than this. Errors of one size on the loss itself, and those of
+# a mean of squares, are these powers of it relative to it.
+_VARIES, _POWERS = 1e-3, (-1.0, -0.5)
+# Rows of a block that shows the trend, and blocks at most.
+_BLOCK, _BLOCKS = 5, 200
 # Standard deviation of long means, at least, in units of that of means of the innovations.
 _LASTING = 0.5
 # A second correlation must earn this much of −2 log likelihood a log row count.
@@ -194,7 +199,8 @@ def local_scale(log_y: Array, least: Array | None = None) -> Array:
     """Relative size of the noise from row to row, geometric mean 1; all ones unless it clearly varies.
 
     Medians of the fourth differences over at most eight stretches of 40 rows or more, or of ``least``, the noise that
-    rows have at least, shape (n,), where that is larger.
+    rows have at least, shape (n,), where that is larger. Where they follow a power of the loss (:data:`_POWERS`) the
+    scale does, within stretches, too.
     """
     n = len(log_y)
     parts = min(n // 40, 8)
@@ -212,12 +218,30 @@ def local_scale(log_y: Array, least: Array | None = None) -> Array:
     level = np.log(middle)
     # The logarithm of a median of |normal| values has a standard error of about 1.17/√rows; correlated differences of
     # the fourth order carry about half of their number.
-    chi = float(((level - level.mean()) ** 2).sum()) / (2 * 1.17**2 / (n / parts))
-    if stats.chi2.sf(chi, parts - 1) > 1e-3:
+    error = math.sqrt(2 * 1.17**2 / (n / parts))
+
+    def likely(offset: Array) -> float:
+        rest = level - offset
+        return float(stats.chi2.sf(float(((rest - rest.mean()) ** 2).sum()) / error**2, parts - 1))
+
+    if likely(np.zeros(parts)) > _VARIES:
         return flat
+    trend = _trend(log_y)
+    of_stretch = np.array([trend[a:b].mean() for a, b in pairwise(edges)])
+    chance, power = max((likely(power * of_stretch), power) for power in _POWERS)
+    if chance > _VARIES:
+        return np.asarray(np.exp(power * (trend - trend.mean())))
     centres = 0.5 * (edges[1:] + edges[:-1])
     smooth = np.interp(np.arange(n), centres, level)
     return np.asarray(np.exp(smooth - smooth.mean()))
+
+
+def _trend(log_y: Array) -> Array:
+    """Medians of short blocks, interpolated, shape (n,)."""
+    n = len(log_y)
+    edges = np.linspace(0, n, max(min(n // _BLOCK, _BLOCKS), 2) + 1).astype(int)
+    middle = [float(np.median(log_y[a:b])) for a, b in pairwise(edges)]
+    return np.interp(np.arange(n), 0.5 * (edges[1:] + edges[:-1] - 1), middle)
 
 
 def fine_noise(log_loss: Array) -> Array:
