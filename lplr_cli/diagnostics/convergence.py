@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +14,7 @@ from lplr_cli.diagnostics.clock import Clock, changes_of, lr_clock, step_clock
 from lplr_cli.diagnostics.effective import effective_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
 from lplr_cli.diagnostics.fits import DOUBTED, MIN_POINTS, REJECTED, CurveFit, fit_all, fit_plain, scaled
-from lplr_cli.diagnostics.laws import EVIDENCE
+from lplr_cli.diagnostics.laws import EVIDENCE, SHORT
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.pl import envelope, pl_ratio
 from lplr_cli.diagnostics.rate import Reading, read
@@ -214,7 +213,7 @@ def _read(
     # A part is named in steps.
     better = told > says and told != _PART
     if told == says == _MOST:
-        better = _surprise(again) < _surprise(reading) + EVIDENCE
+        better = again.weighed.chosen.surprise < reading.weighed.chosen.surprise + EVIDENCE
     return (other, again) if better else (plain, reading)
 
 
@@ -227,12 +226,6 @@ def _says(reading: Reading) -> int:
     if reading.verdict in ("none", "undecided"):
         return int(reading.verdict == "undecided")
     return _MOST if reading.whole else _PART
-
-
-def _surprise(reading: Reading) -> float:
-    """−2 log likelihood with the price of the parameters, of the same rows by any clock."""
-    fit = reading.weighed.chosen
-    return fit.bic + 2 * math.log(fit.noise.spread)
 
 
 def _sensitivity(reading: Reading, series: LossSeries, window: Window, clock: Clock) -> dict[str, float | None]:
@@ -330,7 +323,7 @@ def _floors(fit: RateFit, predicted: float, at: str | None) -> str:
 def _of_undecided(fit: RateFit) -> Iterator[str]:
     if fit.rate is not None:
         yield "undecided: the constants are those of the linear law, not evidence for it"
-    if fit.points < 40:
+    if fit.points < SHORT:
         yield f"{fit.points} rows: too few to tell a law from another one; some hundred decide most cases"
 
 

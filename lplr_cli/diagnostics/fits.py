@@ -28,8 +28,8 @@ MIN_POINTS = 8
 MAX_POINTS = 5_000
 # Relative resolution of a log loss; residuals below it are rounding.
 RESOLUTION = 1e-13
-# A curve whose errors a free curve would better with a p-value below this does not fit.
-REJECTED = 1e-3
+# A curve whose errors a free curve would better with a p-value below the first does not fit, below the second for sure.
+REJECTED, CERTAIN = 1e-3, 1e-5
 # Errors below this relative size do not matter to a fit, however regular they are.
 NEGLIGIBLE = 1e-9
 # Laws that fit less well than this are doubted: one in twenty of those that are right.
@@ -45,6 +45,8 @@ _VANISHED = 1e-3
 _ROUGH, NEAR, SHARP = 1e-3, 1e-7, 1e-13
 # Steps of the solver on a profile; many more where so many parameters make up for each other.
 _ITERATIONS, _MANY = 40, 7
+# Parameters of the largest law.
+_MOST = 5
 # Level shifts that the free curve may have.
 _STEPS = 6
 
@@ -143,9 +145,15 @@ class CurveFit:
 
     @property
     def bic(self) -> float:
-        """Information criterion, in units of −2 log likelihood; comparable under one noise."""
+        """:func:`criterion` of the fit; comparable under one noise."""
+        return criterion(self.cost, len(self.p), len(self.data.s))
+
+    @property
+    def surprise(self) -> float:
+        """−2 log likelihood with the price of the parameters; comparable between kinds of noise."""
         n = len(self.data.s)
-        return n * math.log(max(self.cost, n * NEGLIGIBLE**2) / n) + price(len(self.p), n)
+        cost = max(self.cost, n * NEGLIGIBLE**2)
+        return n * math.log(cost / n) + 2 * math.log(self.noise.spread) + price(len(self.p), n)
 
     @property
     def innovation(self) -> float:
@@ -249,6 +257,16 @@ class CurveFit:
         """Whitened columns of the free curve."""
         m = self.curve.value(self.p, self.data.s)[0]
         return self.noise.residual(m, self.data.free * m[:, None], self.data.log_y)[1]
+
+
+def criterion(cost: float, parameters: int, rows: int) -> float:
+    """Information criterion of a sum of whitened squares, in units of −2 log likelihood.
+
+    The variance is estimated, too, beside up to :data:`_MOST` parameters: so many rows tell nothing about which curve
+    it is, of a dozen nearly half.
+    """
+    worth = max(rows - _MOST, 1)
+    return worth * math.log(max(cost, rows * NEGLIGIBLE**2) / rows) + price(parameters, rows)
 
 
 def price(parameters: int, rows: int) -> float:

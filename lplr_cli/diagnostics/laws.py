@@ -29,10 +29,11 @@ from lplr_cli.diagnostics.decay import (
     Curve,
 )
 from lplr_cli.diagnostics.fits import (
-    NEGLIGIBLE,
+    CERTAIN,
     REJECTED,
     RESOLUTION,
     CurveFit,
+    criterion,
     fit_all,
     fit_one,
     fit_plain,
@@ -40,7 +41,8 @@ from lplr_cli.diagnostics.fits import (
     scaled,
 )
 from lplr_cli.diagnostics.least_squares import Array
-from lplr_cli.diagnostics.noise import MAX_CORRELATION, Noise, whiten
+from lplr_cli.diagnostics.noise import MAX_CORRELATION, Noise, orthonormal, restricted_correlation, whiten
+from lplr_cli.diagnostics.shape import parabolas
 
 # Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
 EVIDENCE = 6.0
@@ -51,8 +53,11 @@ GAP = 2.0
 NEARLY_ONE, DEEP = 0.15, 0.3
 # Of more than two rates, which resemble much, a better fit is looked for, and this many rows a parameter.
 ACCEPTED, ROWS_EACH = 0.01, 10
-# Errors that correlate more than this from row to row are held against a random walk.
-LONG = 0.9
+# Fewer rows decide little: there a curve that is no law counts only against a law that does not fit well.
+SHORT = 40
+# Errors that correlate more than this from row to row are held against a random walk, on which a law gains less than
+# the second number in nearly all of them (docs/benchmarks.md).
+LONG, WALKS = 0.9, 30.0
 # Innovations that correlate with a p-value below this are no noise that intervals could rest on; a law is given up for
 # them where they are this large a share of the loss.
 COLOURED = 1e-8
@@ -196,11 +201,18 @@ def _without_fall(laws: _Laws) -> Weighed | None:
 def _without_law(laws: _Laws) -> Weighed | None:
     """The answer of a loss that falls by none of the laws."""
     law, label = laws.law, _label(laws.fits, laws.law)
+    if label is not None and len(law.data.s) < SHORT and laws.misfit >= ACCEPTED:
+        return laws.answer("undecided", _beaten(law, label), laws.straight)
     if label is not None:
         return laws.answer("none", _beaten(law, label), law, _looks(label))
     if laws.refuted:
         return laws.answer("none", _refuted(law, laws.misfit), law)
-    return None if laws.noise_like else laws.answer("none", coloured(law), law)
+    if not laws.noise_like:
+        return laws.answer("none", coloured(law), law)
+    asked = 0.0 if law.noise.phi >= LONG else EVIDENCE
+    if _in_pieces(law) <= law.surprise - asked:
+        return laws.answer("undecided", f"pieces of their own describe the log as well as {_name(law)}", laws.straight)
+    return None
 
 
 def _between(laws: _Laws) -> Weighed:
@@ -257,7 +269,8 @@ def _resolved(one: CurveFit, two: CurveFit) -> bool:
 
 def _refuted(law: CurveFit, misfit: float) -> str:
     p = f"= {misfit:.1g}" if misfit > 0 else "below 1e-300"
-    return f"{_name(law)}, the nearest, is refuted by its misfit (p {p} against a free curve)"
+    how = "refuted" if misfit < CERTAIN else "in doubt"
+    return f"{_name(law)}, the nearest, is {how} by its misfit (p {p} against a free curve)"
 
 
 def coloured(law: CurveFit) -> str:
@@ -311,7 +324,27 @@ def _wanders(law: CurveFit) -> bool:
         return False
     walk = replace(law.noise, phi=MAX_CORRELATION)
     error = replace(law, noise=walk).residual(law.p)[0]
-    return _constant_bic(law, walk) < replace(law, cost=float(error @ error)).bic + EVIDENCE
+    return _constant_bic(law, walk) < replace(law, cost=float(error @ error)).bic + WALKS
+
+
+def _in_pieces(law: CurveFit) -> float:
+    """Surprise of the fewest parabolas that describe the log, with noise of their own; infinite for one.
+
+    The slow noise beside a law may be what a curve with another course leaves over.
+    """
+    data, n = law.data, len(law.data.s)
+    columns, pieces = parabolas(data.s, data.log_y)
+    if pieces == 1:
+        return math.inf
+    scale = law.noise.scale / law.curve.value(law.p, data.s)[0] if law.noise.additive else law.noise.scale
+    both = np.column_stack([data.log_y, columns]) / scale[:, None]
+    found = restricted_correlation(both[:, 0], both[:, 1:])
+    white = whiten(both, found.phi, found.theta)
+    basis = orthonormal(white[:, 1:])
+    left = white[:, 0] - basis @ (basis.T @ white[:, 0])
+    # A cut is a parameter, too.
+    cost, paid = float(left @ left), price(columns.shape[1] + pieces - 1, n)
+    return n * math.log(cost / n) + 2 * math.log(replace(law.noise, phi=found.phi, theta=found.theta).spread) + paid
 
 
 def _constant_bic(fit: CurveFit, noise: Noise) -> float:
@@ -321,5 +354,4 @@ def _constant_bic(fit: CurveFit, noise: Noise) -> float:
     both = whiten(np.column_stack([y, np.ones(len(y))]) / noise.scale[:, None], noise.phi, noise.theta)
     white, level = both[:, 0], both[:, 1]
     white = white - level * float(level @ white) / float(level @ level)
-    n = len(white)
-    return n * math.log(max(float(white @ white), n * NEGLIGIBLE**2) / n) + price(1, n)
+    return criterion(float(white @ white), 1, len(white))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lplr_cli.diagnostics.decay import LINEAR, MORE_RATES, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
-from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, thinned
+from lplr_cli.diagnostics.fits import CERTAIN, MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, thinned
 from lplr_cli.diagnostics.grain import grain_of, rounding
 from lplr_cli.diagnostics.laws import Weighed, coloured, weigh
 from lplr_cli.diagnostics.least_squares import Array
@@ -226,7 +226,15 @@ def _read(
     if plain.verdict != "none" or whole.label is not None:
         return replace(plain, looks_like=whole.label, found=())
     known = np.searchsorted(rows, np.asarray(changes, dtype=np.int64)).tolist()
-    return _of_part(plain, t, y, rows, known) or plain
+    return _of_part(plain, t, y, rows, known) or _in_doubt(plain)
+
+
+def _in_doubt(plain: Reading) -> Reading:
+    """Undecided where the misfit is one that some right law in a thousand shows, more of those with far rows."""
+    law = plain.weighed
+    if plain.verdict != "none" or law.misfit >= REJECTED or law.misfit < CERTAIN or law.label is not None:
+        return plain
+    return replace(plain, verdict="undecided", looks_like=None, found=())
 
 
 def _misfit_rules(whole: Weighed, noise: Array) -> bool:

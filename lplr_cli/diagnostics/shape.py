@@ -73,6 +73,21 @@ def stretches(steps: Array, log_loss: Array) -> list[Stretch]:
     return found
 
 
+def parabolas(s: Array, log_loss: Array) -> tuple[Array, int]:
+    """Columns of the parabolas of :func:`stretches`, each on its own rows, shape (T, 3 pieces); how many pieces.
+
+    Args:
+        s: increasing, shape (T,).
+        log_loss: shape (T,), without spikes.
+    """
+    found, row = stretches(s, log_loss), np.arange(len(s))
+    inside = [(row >= one.first) & (row <= one.last) for one in found]
+    columns = [
+        (s - s[one.first]) ** k * keep for one, keep in zip(found, inside, strict=True) for k in range(_DEGREE + 1)
+    ]
+    return np.column_stack(columns), len(found)
+
+
 def _cuts(s: Array, y: Array, noise: float) -> list[int]:
     """Block numbers where stretches begin, and the number of blocks."""
     n = len(s)

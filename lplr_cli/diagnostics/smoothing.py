@@ -6,12 +6,10 @@ the curve at its beginning and makes neighbouring rows alike. It has an exact in
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from lplr_cli.diagnostics.decay import LAWS
-from lplr_cli.diagnostics.fits import NEAR, CurveFit, fit_one, price, scaled
+from lplr_cli.diagnostics.fits import NEAR, CurveFit, fit_one, scaled
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import Noise
 
@@ -53,8 +51,7 @@ def recognise(steps: Array, loss: Array, fit: CurveFit) -> list[float]:
     if not tried:
         return []
     # A factor stands for the memory of the noise.
-    plain = n * math.log(fit.cost / n) + math.log(fit.noise.spread**2) + price(len(fit.p), n)
-    return [phi for cost, phi in tried if cost < min(plain - _EVIDENCE, tried[0][0] + _EVIDENCE)]
+    return [phi for cost, phi in tried if cost < min(fit.surprise - _EVIDENCE, tried[0][0] + _EVIDENCE)]
 
 
 def _cost(steps: Array, loss: Array, phi: float) -> float | None:
@@ -65,6 +62,6 @@ def _cost(steps: Array, loss: Array, phi: float) -> float | None:
     n = len(loss)
     data, white = scaled(steps, raw), Noise(np.ones(n))
     # Noise with a memory of its own would make up for a wrong factor.
-    fit = min((fit_one(law, data, white, NEAR) for law in LAWS), key=lambda one: one.bic)
+    fit = min((fit_one(law, data, white, NEAR) for law in LAWS), key=lambda one: one.surprise)
     stretch = np.log(loss[1:] / ((1 - phi) * raw[1:]))
-    return fit.bic - 2 * float(stretch.sum())
+    return fit.surprise - 2 * float(stretch.sum())
