@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
+from lplr_cli.diagnostics.decay import LINEAR, SUBLINEAR, TWO_RATE, Curve
+from lplr_cli.diagnostics.noise import Noise
+
 Array = NDArray[np.float64]
 Answer = Literal["linear", "sublinear", "none", "undecided"]
 
@@ -27,6 +30,8 @@ class Sample:
         grad_norm_sq: where the log has it.
         mu: PL constant along the run, measured with the true L*.
         l_star: the true L*.
+        law: that was planted, where one was under noise that is known.
+        noise: under it.
     """
 
     loss: Array
@@ -36,6 +41,8 @@ class Sample:
     grad_norm_sq: Array | None = None
     mu: float | None = None
     l_star: float | None = None
+    law: Curve | None = None
+    noise: Noise | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,16 @@ NOISES: dict[str, Callable[[int, np.random.Generator], Array]] = {
 }
 
 
+# φ and θ of those that are no white noise; of white + AR(0.95) in equal parts by their autocovariances. t3 and epochs
+# count as white noise, which tells less.
+PROCESSES: dict[str, tuple[float, float]] = {
+    "AR(0.5)": (0.5, 0.0),
+    "AR(0.9)": (0.9, 0.0),
+    "ARMA(0.8, 0.4)": (0.8, 0.4),
+    "white + AR(0.95)": (0.95, -0.7239),
+}
+
+
 def _time(n: int) -> Array:
     return np.arange(n) / n
 
@@ -124,10 +141,17 @@ def two_rates(n: int) -> Array:
     return 0.01 + 0.5 * np.exp(-4 * _time(n)) + 1.5 * np.exp(-20 * _time(n))
 
 
+def _law(truth: dict[str, float]) -> Curve:
+    return SUBLINEAR if "alpha" in truth else TWO_RATE if truth.get("k") == 4.0 else LINEAR
+
+
 def _noisy(curve: Callable[[int], Array], noise: str, **truth: float) -> Callable[[int, np.random.Generator], Sample]:
     def make(n: int, rng: np.random.Generator) -> Sample:
         rate = truth["k"] / n if "k" in truth else None
-        return Sample(curve(n) * np.exp(NOISES[noise](n, rng)), rate, truth.get("alpha"))
+        phi, theta = PROCESSES.get(noise, (0.0, 0.0))
+        under = Noise(np.ones(n), phi=phi, theta=theta)
+        loss = curve(n) * np.exp(NOISES[noise](n, rng))
+        return Sample(loss, rate, truth.get("alpha"), law=_law(truth), noise=under)
 
     return make
 
@@ -135,7 +159,8 @@ def _noisy(curve: Callable[[int], Array], noise: str, **truth: float) -> Callabl
 def _additive(curve: Callable[[int], Array], **truth: float) -> Callable[[int, np.random.Generator], Sample]:
     def make(n: int, rng: np.random.Generator) -> Sample:
         rate = truth["k"] / n if "k" in truth else None
-        return Sample(curve(n) + rng.normal(0.0, 0.01, n), rate, truth.get("alpha"))
+        loss = curve(n) + rng.normal(0.0, 0.01, n)
+        return Sample(loss, rate, truth.get("alpha"), law=_law(truth), noise=Noise(np.ones(n), additive=True))
 
     return make
 

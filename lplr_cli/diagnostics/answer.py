@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lplr_cli.diagnostics.decay import MORE_RATES, SUBLINEAR, Exponentials
-from lplr_cli.diagnostics.fits import CurveFit
+from lplr_cli.diagnostics.fits import RESOLUTION, CurveFit
 from lplr_cli.diagnostics.laws import EVIDENCE
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.rate import Reading, read
@@ -199,6 +199,8 @@ def _constants(reading: Reading) -> tuple[_Interval, _Interval, _Interval]:
         values = np.log(np.maximum([tail.rate, tail.slowest, tail.fastest], 1e-300)).tolist()
         return _rates(values[0], values[1], values[2], 1.0)
     low, high = fit.interval()
+    # No narrower than what floats resolve.
+    low, high = low - RESOLUTION, high + RESOLUTION
     middle = float(fit.p[fit.curve.focus])
     if fit.curve is SUBLINEAR:
         return _NOTHING, _NOTHING, _interval(lambda a: a, middle, low, high)

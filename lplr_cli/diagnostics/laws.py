@@ -210,7 +210,7 @@ def _without_law(laws: _Laws) -> Weighed | None:
     if not laws.noise_like:
         return laws.answer("none", coloured(law), law)
     asked = 0.0 if law.noise.phi >= LONG else EVIDENCE
-    if _in_pieces(law) <= law.surprise - asked:
+    if in_pieces(law) <= law.surprise - asked:
         return laws.answer("undecided", f"pieces of their own describe the log as well as {_name(law)}", laws.straight)
     return None
 
@@ -327,7 +327,7 @@ def _wanders(law: CurveFit) -> bool:
     return _constant_bic(law, walk) < replace(law, cost=float(error @ error)).bic + WALKS
 
 
-def _in_pieces(law: CurveFit) -> float:
+def in_pieces(law: CurveFit) -> float:
     """Surprise of the fewest parabolas that describe the log, with noise of their own; infinite for one.
 
     The slow noise beside a law may be what a curve with another course leaves over.

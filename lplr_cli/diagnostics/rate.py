@@ -19,7 +19,7 @@ from lplr_cli.diagnostics.decay import LINEAR, MORE_RATES, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
 from lplr_cli.diagnostics.fits import CERTAIN, MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, thinned
 from lplr_cli.diagnostics.grain import grain_of, rounding
-from lplr_cli.diagnostics.laws import Weighed, coloured, weigh
+from lplr_cli.diagnostics.laws import Weighed, coloured, in_pieces, weigh
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import fine_noise
 from lplr_cli.diagnostics.shape import Stretch, describe, stretches
@@ -149,7 +149,8 @@ def _read_anew(steps: Array, loss: Array, changes: Sequence[int], smoothing: flo
         return None
     whole = weigh(steps[kept], loss[kept], None, _known(kept, changes), more=True)
     if kept.all():
-        factors = recognise(steps, loss, min(whole.fits.values(), key=lambda fit: fit.bic))
+        nearest = min(whole.fits.values(), key=lambda fit: fit.bic)
+        factors = recognise(steps, loss, nearest, in_pieces(nearest))
         behind = _of_average(steps, loss, changes, factors) if factors else None
         if behind is not None:
             return behind

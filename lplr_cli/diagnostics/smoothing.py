@@ -30,7 +30,7 @@ def unsmoothed(loss: Array, phi: float) -> Array | None:
     return raw if (raw > 0).all() else None
 
 
-def recognise(steps: Array, loss: Array, fit: CurveFit) -> list[float]:
+def recognise(steps: Array, loss: Array, fit: CurveFit, otherwise: float) -> list[float]:
     """Factors of moving averages that explain the series better than correlated noise, likeliest first.
 
     Likelihoods of the same rows are compared, with the price of the parameters. Factors stay in that are less likely
@@ -40,6 +40,7 @@ def recognise(steps: Array, loss: Array, fit: CurveFit) -> list[float]:
         steps: evenly spaced, shape (T,).
         loss: shape (T,).
         fit: the best curve under correlated noise, of all rows.
+        otherwise: surprise of another explanation, for instance of a curve without a law.
     """
     n = len(loss)
     apart = np.diff(steps)
@@ -51,7 +52,8 @@ def recognise(steps: Array, loss: Array, fit: CurveFit) -> list[float]:
     if not tried:
         return []
     # A factor stands for the memory of the noise.
-    return [phi for cost, phi in tried if cost < min(fit.surprise - _EVIDENCE, tried[0][0] + _EVIDENCE)]
+    plain = min(fit.surprise, otherwise)
+    return [phi for cost, phi in tried if cost < min(plain - _EVIDENCE, tried[0][0] + _EVIDENCE)]
 
 
 def _cost(steps: Array, loss: Array, phi: float) -> float | None:
