@@ -25,9 +25,9 @@ Array = NDArray[np.float64]
 MAX_CORRELATION = 0.995
 _PHI = np.concatenate([np.linspace(-0.95, 0.95, 96), 1 - np.geomspace(0.045, 1 - MAX_CORRELATION, 24)])
 _THETA = (-0.95, -0.9, -0.85, -0.8, -0.75, -0.7, -0.6, -0.5, -0.4, -0.3, -0.2, 0.2, 0.4, 0.6)
-# A scale varies where a constant one is less likely than this. Errors of one size on the loss itself, and those of
-# a mean of squares, are these powers of it relative to it.
-_VARIES, _POWERS = 1e-3, (-1.0, -0.5)
+# A scale varies where a constant one is less likely than the first. Errors of one size on the loss itself, and those
+# of a mean of squares, are these powers of it relative to it, unless that is less likely than the last.
+_VARIES, _POWERS, _FOLLOWS = 1e-3, (-1.0, -0.5), 0.05
 # Rows of a block that shows the trend, and blocks at most.
 _BLOCK, _BLOCKS = 5, 200
 # Standard deviation of long means, at least, in units of that of means of the innovations.
@@ -229,7 +229,7 @@ def local_scale(log_y: Array, least: Array | None = None) -> Array:
     trend = _trend(log_y)
     of_stretch = np.array([trend[a:b].mean() for a, b in pairwise(edges)])
     chance, power = max((likely(power * of_stretch), power) for power in _POWERS)
-    if chance > _VARIES:
+    if chance > _FOLLOWS:
         return np.asarray(np.exp(power * (trend - trend.mean())))
     centres = 0.5 * (edges[1:] + edges[:-1])
     smooth = np.interp(np.arange(n), centres, level)
