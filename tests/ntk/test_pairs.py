@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lplr_cli.ntk import Network, structured
 from lplr_cli.ntk.structured.collect import collect
@@ -44,6 +45,17 @@ def test_patches_meet_as_their_pixels_do(name: str, image: tuple[int, int]) -> N
     assert kind.inner_cost(a) <= written_out
     if name in ("same", "dilated", "overlapping strides"):
         assert kind.inner_cost(a) < written_out
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_patches_are_those_of_unfold(name: str) -> None:
+    """In memory of their own and in memory that is given."""
+    kind = GEOMETRIES[name]
+    a = torch.randn((3, 8, 9, 11), generator=torch.Generator().manual_seed(0))
+    found = F.unfold(a, kind.kernel, kind.dilation, kind.padding, kind.stride)
+    wanted = found.view(3, kind.groups, -1, found.shape[2]).transpose(2, 3)
+    for room in (None, a.new_empty):
+        assert torch.equal(kind.left(a, room), wanted)
 
 
 class Small(nn.Module):

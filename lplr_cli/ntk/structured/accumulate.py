@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from lplr_cli.ntk.structured.rules.linear import OuterTerm
 
 # A panel of K is at most this high and wide: its two buffers stay in the last-level cache.
 PANEL = (512, 1024)
-# Bytes a thread of what a panel of pairs of positions moves at a time: what a second-level cache holds, or little more.
+# Bytes a thread of what is worked on at a time, by a panel of pairs of positions or for gradients: what a second-level
+# cache holds, or little more.
 _MOVED = 3 << 19
 Pair = tuple[Term, Term]
 
@@ -79,7 +81,8 @@ class _Accumulator:
 
     def __init__(self, kernel: Tensor, q: int, symmetric: bool, budget: int) -> None:
         self.kernel, self.q, self.symmetric, self.budget = kernel, q, symmetric, budget
-        self._buffers = [kernel.new_empty(0), kernel.new_empty(0)]
+        # For the gradients of either side, and for what goes into them.
+        self._buffers = [kernel.new_empty(0) for _ in range(3)]
 
     def panels(self, height: int, width: int) -> Iterator[tuple[slice, slice, Tensor]]:
         """Panels of samples (rows, columns) with the part of K they address, (m·q, m'·q).
@@ -140,8 +143,10 @@ class _Accumulator:
             moved = self._room(0, left.shape[1] * left.shape[2] * meet.shape[4])
             moved = moved.view(left.shape[1], left.shape[2], meet.shape[4])
             for group, k in itertools.product(range(meet.shape[0]), range(meet.shape[3])):
-                torch.bmm(left[group], meet[group, :, :, k], out=moved)
-                target[:, :, k] += (moved.view(left.shape[1] * q, -1) @ right[group, k].T).view(-1, q, q)
+                # Below the diagonal of a square on that of K nothing is asked for.
+                m = k + 1 if self.symmetric and i == j else left.shape[1]
+                torch.bmm(left[group, :m], meet[group, :m, :, k], out=moved[:m])
+                target[:m, :, k] += (moved[:m].view(m * q, -1) @ right[group, k].T).view(-1, q, q)
 
     def _pairwise_panels(self, one: Term) -> tuple[int, int]:
         """Samples of a panel: as many positions as a panel has rows, and what the room for b, moved or not, holds."""
@@ -184,7 +189,9 @@ class _Accumulator:
         columns = torch.Size(one.shape).numel() + count
         itemsize = self.kernel.dtype.itemsize
         per_row = samples * q * s * -(-columns // count) * itemsize
-        step = max(unit, self.budget // max(1, 2 * per_row) // unit * unit)
+        most = max(1, self.budget // max(1, 2 * per_row) // unit)
+        # Slices of one size: a small one would be the dearest.
+        step = unit * -(-count // (unit * -(-count // (unit * most))))
         terms = (one,) if one is two else (one, two)
         held = [t for t in terms if step < count and t.workspace() * len(t.parts[0].b) * itemsize <= self.budget // 8]
         for term in held:
@@ -198,22 +205,30 @@ class _Accumulator:
 
     def _explicit_rows(self, side: int, term: Term, first: int, last: int) -> Tensor:
         """Per-sample gradients (n·q, s·columns), a chunk of samples at a time because of the work space."""
-        b, (q, s) = term.parts[0].b, term.lead
-        per_sample = term.workspace() * b.element_size()
-        whole: Tensor | None = None
-        for rows in tiles(len(b), int(min(len(b), max(1, self.budget // (8 * per_sample)))) if per_sample else len(b)):
-            if whole is None:
-                width = term.gradient(slice(0, 1), first, last).shape[3]
-                whole = self._room(side, len(b) * q * s * width).view(len(b), q, s, width)
-            term.fill(whole[rows], rows, first, last)
-        assert whole is not None
+        count, (q, s) = len(term.parts[0].b), term.lead
+        width = term.gradient(slice(0, 1), first, last).shape[3]
+        whole = self._room(side, count * q * s * width).view(count, q, s, width)
+        for rows in tiles(count, min(count, self._together(term))):
+            term.fill(whole[rows], rows, first, last, partial(self._room, 2))
         return whole.flatten(2).flatten(0, 1)
 
-    def _room(self, side: int, count: int) -> Tensor:
+    def _together(self, term: Term) -> int:
+        """Samples whose gradients are formed at a time: as many for each thread, what they take near it."""
+        b = term.parts[0].b
+        size = term.workspace() * b.element_size()
+        if not size:
+            return len(b)
+        fitting = self.budget // (8 * size)
+        if b.device.type == "cpu":
+            threads = torch.get_num_threads()
+            fitting = min(fitting, max(1, _MOVED // size) * threads)
+        return max(1, fitting)
+
+    def _room(self, use: int, count: int) -> Tensor:
         """So many numbers of memory that is kept from call to call."""
-        if self._buffers[side].numel() < count:
-            self._buffers[side] = self.kernel.new_empty(count)
-        return self._buffers[side][:count]
+        if self._buffers[use].numel() < count:
+            self._buffers[use] = self.kernel.new_empty(count)
+        return self._buffers[use][:count]
 
 
 def _product_factors(one: Term, two: Term) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar
@@ -16,6 +16,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+
+# So many numbers of memory, whose values mean nothing; asked again it gives the same.
+Room = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -187,8 +190,11 @@ class Term(ABC):
     def gradient(self, rows: slice, first: int, last: int) -> Tensor:
         """Rows ``first`` to ``last`` of the parameter's per-sample gradient, (m, q, s, columns)."""
 
-    def fill(self, out: Tensor, rows: slice, first: int, last: int) -> None:
-        """Write :meth:`gradient` into ``out``: fresh memory for each part of it would cost as much as the numbers."""
+    def fill(self, out: Tensor, rows: slice, first: int, last: int, room: Room) -> None:
+        """Write :meth:`gradient` into ``out``: fresh memory for each part of it would cost as much as the numbers.
+
+        ``room`` gives memory, as much as :meth:`workspace` says for each of these samples.
+        """
         out.copy_(self.gradient(rows, first, last))
 
     def hold(self) -> None:  # noqa: B027 - most terms have nothing to keep

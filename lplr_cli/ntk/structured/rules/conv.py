@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from lplr_cli.ntk.structured.capture import Capture, arguments, rule
-from lplr_cli.ntk.structured.factors import Part, met, weighted
+from lplr_cli.ntk.structured.factors import Part, Room, met, weighted
 from lplr_cli.ntk.structured.rules.channelwise import Bias
 from lplr_cli.ntk.structured.rules.linear import Linear
 
@@ -62,11 +62,16 @@ class Convolution(Linear):
         """As in :class:`Linear`."""
         return self.group_count
 
-    def left(self, a: Tensor) -> Tensor:
+    def left(self, a: Tensor, room: Room | None = None) -> Tensor:
         """Patches of images (m, c, h, w), as (m, g, t, c/g·kh·kw)."""
-        patches = F.unfold(a, self.kernel, self.dilation, self.padding, self.stride)
-        m, _, count = patches.shape
-        return patches.reshape(m, self.groups, -1, count).transpose(2, 3)
+        patches = F.pad(a, [self.padding[i] for i in (1, 1, 0, 0)]) if any(self.padding) else a
+        for axis, (taps, step, apart) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
+            patches = patches.unfold(2 + axis, apart * (taps - 1) + 1, step)
+        patches = patches[..., :: self.dilation[0], :: self.dilation[1]].permute(0, 1, 4, 5, 2, 3)
+        if room is not None and not patches.is_contiguous():
+            patches = room(patches.numel()).view(patches.shape).copy_(patches)
+        positions = patches.shape[4] * patches.shape[5]
+        return patches.reshape(len(a), self.groups, -1, positions).transpose(2, 3)
 
     def right(self, b: Tensor) -> Tensor:
         """As in :class:`Linear`."""

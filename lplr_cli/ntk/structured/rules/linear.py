@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lplr_cli.ntk.structured.capture import Capture, arguments, rule
-from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Term, met, pairs_length, weighted
+from lplr_cli.ntk.structured.factors import Form, Key, Kind, Part, Room, Term, met, pairs_length, weighted
 from lplr_cli.ntk.structured.rules.channelwise import Bias
 
 
@@ -39,8 +39,8 @@ class Linear(Kind):
         """Of one layout and number of groups."""
         return type(self), self.groups
 
-    def left(self, a: Tensor) -> Tensor:
-        """What goes in, (m, …), as (m, g, t, d)."""
+    def left(self, a: Tensor, room: Room | None = None) -> Tensor:
+        """What goes in, (m, …), as (m, g, t, d), in ``room`` where it has to be copied."""
         return a.reshape(len(a), 1, -1, a.shape[-1])
 
     def right(self, b: Tensor) -> Tensor:
@@ -106,19 +106,20 @@ class OuterTerm(Term):
         assert isinstance(kind, Linear)
         return kind
 
-    def weight_left(self, rows: slice) -> Tensor:
-        """What the weight meets, (m, g, t, d); several uses stand one after another in t."""
+    def weight_left(self, rows: slice, room: Room | None = None) -> Tensor:
+        """What the weight meets, (m, g, t, d), of a single use in ``room``; several stand one after another in t."""
+        if self._held is not None:
+            return self._held[rows]
         found = []
+        room = room if len(self.parts) == 1 else None
         for p in self.parts:
             assert p.a is not None
             assert isinstance(p.use.kind, Linear)
-            found.append(p.use.kind.left(p.a[rows]))
+            found.append(p.use.kind.left(p.a[rows], room))
         return torch.cat(found, dim=2) if len(found) > 1 else found[0]
 
     def left(self, rows: slice) -> Tensor:
         """(m, g, t, d), with a column of ones for the fused bias."""
-        if self._held is not None:
-            return self._held[rows]
         a = self.weight_left(rows)
         return a if self.bias is None else torch.cat([a, a.new_ones((*a.shape[:3], 1))], dim=3)
 
@@ -140,28 +141,31 @@ class OuterTerm(Term):
 
     def gradient(self, rows: slice, first: int, last: int) -> Tensor:
         """As in :class:`Term`."""
-        a, b = self.left(rows), self.right(rows)
+        b = self.right(rows)
         m, q, s, groups, _, width = b.shape
         if groups > 1:
             units = slice(first // width, last // width)
-            return torch.einsum("mgtd,mqsgto->mqsgod", a[:, units], b[:, :, :, units]).flatten(3)
-        g = b.new_empty((m, q, s, (last - first) * a.shape[3]))
-        self.fill(g, rows, first, last)
+            return torch.einsum("mgtd,mqsgto->mqsgod", self.left(rows)[:, units], b[:, :, :, units]).flatten(3)
+        g = b.new_empty((m, q, s, (last - first) * self._sizes()[2]))
+        self.fill(g, rows, first, last, b.new_empty)
         return g
 
-    def fill(self, out: Tensor, rows: slice, first: int, last: int) -> None:
+    def fill(self, out: Tensor, rows: slice, first: int, last: int, room: Room) -> None:
         """As in :class:`Term`: one product a sample; what comes back from a convolution lies as it wants it."""
         b = self.right(rows)
         if b.shape[3] > 1:
             out.copy_(self.gradient(rows, first, last))
             return
-        a = self.left(rows)[:, 0]
+        a = self.weight_left(rows, room)[:, 0]
         back = b[:, :, :, 0, :, first:last].transpose(3, 4).reshape(len(b), -1, b.shape[4])
-        torch.bmm(back, a, out=out.view(len(b), -1, a.shape[2]))
+        whole = out.view(*back.shape[:2], -1)
+        torch.bmm(back, a, out=whole[..., : a.shape[2]])
+        if self.bias is not None:
+            torch.sum(back, dim=2, out=whole[..., a.shape[2]])
 
     def hold(self) -> None:
         """As in :class:`Term`."""
-        self._held = self.left(slice(None))
+        self._held = self.weight_left(slice(None))
 
     def drop(self) -> None:
         """As in :class:`Term`."""
