@@ -353,14 +353,14 @@ def fit_all(fits: dict[str, CurveFit]) -> dict[str, CurveFit]:
     if _best(fits).sigma <= NEGLIGIBLE:
         # Its differences are the bends of the curve, then rounding: as scales they silence the rows that decay.
         return fits
-    scale = local_scale(data.log_y, data.digit) if data.grain is None else data.grain
+    scale = _scale(data)
     for attempt in range(2):
         best = _best(fits)
         noise = _noise_beside(best, scale)
         if attempt == 0 and data.grain is None:
             data = _without_pattern(replace(best, noise=noise))
             if data.period:
-                scale = local_scale(data.log_y, data.digit)
+                scale = _scale(data)
                 noise = _noise_beside(replace(best, data=data), scale)
         fits = _refit(fits, data, noise, SHARP if attempt else NEAR)
     return _under_slow_noise(fits, scale) or fits
@@ -380,6 +380,19 @@ def _under_slow_noise(fits: dict[str, CurveFit], scale: Array) -> dict[str, Curv
         if _fit(best.curve, best.data, noise, best.p).misfit() >= asked:
             return _refit(fits, best.data, noise)
     return None
+
+
+def beside_its_own_noise(fit: CurveFit) -> CurveFit:
+    """The curve fitted under noise that is estimated beside it alone: what it misses counts as slow noise."""
+    scale = _scale(fit.data)
+    for _ in range(2):
+        fit = _fit(fit.curve, fit.data, _noise_beside(fit, scale, free=False), fit.p, NEAR)
+    return fit
+
+
+def _scale(data: Data) -> Array:
+    """Relative size of the noise from row to row."""
+    return local_scale(data.log_y, data.digit) if data.grain is None else data.grain
 
 
 def _best(fits: dict[str, CurveFit]) -> CurveFit:

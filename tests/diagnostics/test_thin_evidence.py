@@ -100,6 +100,14 @@ def test_noise_as_slow_as_a_schedule_is_no_evidence_for_two_rates(seed: int) -> 
     assert "pieces of their own" in fit.reason
 
 
+@pytest.mark.parametrize("seed", [92, 1039])
+def test_two_rates_are_not_told_from_a_power_law_with_slow_noise(seed: int) -> None:
+    """A free curve takes slow noise away, and what is left beside two exponentials looks white."""
+    fit = fit_of("power law", "α = 1, white + AR(0.95)", 200, seed)
+    assert fit.verdict == "undecided"
+    assert "slower noise" in fit.reason
+
+
 def test_parabolas_go_through_what_they_describe() -> None:
     s = np.linspace(0, 1, 300)
     log = np.where(s < 0.5, -4 * s, -2 + 3 * (s - 0.5) ** 2)
