@@ -136,6 +136,8 @@ class LossBall:
         kernel = empirical_ntk(chosen, curvature.x, engine="structured", memory=curvature.memory, bound_rounding=True)
         assert kernel.formation_error is not None
         self.kernel, self.formation = kernel.matrix, kernel.formation_error
+        # No radius changes it.
+        self._kernel_norm = kernel_norm_upper(self.kernel)
 
     def at(self, radius: float) -> Smoothness:
         """On the ball of this radius."""
@@ -160,14 +162,14 @@ class LossBall:
 
     def _norm(self, weights: Tensor | None) -> float:
         """An upper bound of ||√w J̃|| at the centre, (n, C) weights or none."""
-        kernel, heaviest = self.kernel, 1.0
+        norm, heaviest = self._kernel_norm, 1.0
         if weights is not None and self._c.loss.classifies:
-            root = weights.reshape(-1).sqrt().to(kernel)
-            kernel, heaviest = kernel * root[:, None] * root[None, :], float(weights.max())
+            root = weights.reshape(-1).sqrt().to(self.kernel)
+            norm, heaviest = kernel_norm_upper(self.kernel * root[:, None] * root[None, :]), float(weights.max())
         elif weights is not None:
             heaviest = float(weights.max())
             return math.sqrt(heaviest) * self._norm(None) * _UP
-        square = kernel_norm_upper(kernel) * _UP + heaviest * self.formation
+        square = norm * _UP + heaviest * self.formation
         return (math.sqrt(square) + math.sqrt(heaviest) * self.at_centre.jacobian_error) * _UP
 
     def gradient_rounding(self, reach: Tensor) -> Tensor:

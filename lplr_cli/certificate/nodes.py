@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from lplr_cli.certificate.pieces import Piece, Smoothness
 from lplr_cli.certificate.region import Descent
 from lplr_cli.linalg import gamma
+
+# Entries that are read together: their differences stay in the caches, and large vectors have none that fill memory.
+BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,33 @@ def chord_between(a: Node, b: Node) -> Chord:
     """Of two nodes that still have their gradients."""
     assert a.gradient is not None
     assert b.gradient is not None
-    change = b.gradient - a.gradient
-    return Chord(
-        length=distance(a.theta, b.theta),
-        inner=float(torch.dot(a.gradient, b.gradient)),
-        change=float(torch.dot(change, change)),
-        along=float(torch.dot(b.theta - a.theta, change)),
-    )
+    square = inner = change = along = 0.0
+    for p, q, g, h in _blocks(a.theta, b.theta, a.gradient, b.gradient):
+        move, turn = q - p, h - g
+        square += float(torch.dot(move, move))
+        inner += float(torch.dot(g, h))
+        change += float(torch.dot(turn, turn))
+        along += float(torch.dot(move, turn))
+    return Chord(_norm(square, a.theta.numel()), inner, change, along)
 
 
 def distance(a: Tensor, b: Tensor) -> float:
     """||a − b||, rounded upwards."""
-    return float(torch.linalg.vector_norm(a - b)) * (1 + gamma(a.numel() + 4, torch.float64))
+    square = 0.0
+    for p, q in _blocks(a, b):
+        move = p - q
+        square += float(torch.dot(move, move))
+    return _norm(square, a.numel())
+
+
+def _blocks(*vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Vectors of the same size a block at a time. Sums of the sums of blocks are sums in one more order."""
+    return zip(*(torch.split(v, BLOCK) for v in vectors), strict=True)
+
+
+def _norm(square: float, size: int) -> float:
+    """The root of a sum of ``size`` squares of differences, above the rounding of both."""
+    return math.sqrt(square) * (1 + gamma(size + 4, torch.float64))
 
 
 def ratio(loss: float, square: float, floor: float) -> float:
@@ -91,7 +110,10 @@ def descent_from(a: Node, b: Node, chord: Chord) -> Descent:
     """How far a stored step is from the exact one with the gradient as computed; the gradient's error comes later."""
     assert a.lr is not None
     assert a.gradient is not None
-    off = (b.theta - a.theta) + a.lr * a.gradient
-    size = float(torch.linalg.vector_norm(off))
+    square = 0.0
+    for p, q, g in _blocks(a.theta, b.theta, a.gradient):
+        off = torch.add(q - p, g, alpha=a.lr)
+        square += float(torch.dot(off, off))
     rounding = 2**-50 * (chord.length + abs(a.lr) * math.sqrt(a.square))
-    return Descent(a.step, a.lr, (size + rounding) * (1 + gamma(a.theta.numel() + 4, torch.float64)), a.square)
+    grown = 1 + gamma(a.theta.numel() + 4, torch.float64)
+    return Descent(a.step, a.lr, (math.sqrt(square) + rounding) * grown, a.square)

@@ -32,7 +32,7 @@ def largest_eigenvalue_upper(g: Tensor) -> Tensor:
     factor = FIRST
     while len(open_) and factor < 4:
         t = factor * estimate[open_] + torch.finfo(g.dtype).tiny
-        proved = proved_from(g[open_], t)
+        proved = proved_from(g if len(open_) == k else g[open_], t)
         done = proved.isfinite()
         bound[open_[done]] = torch.minimum(bound[open_[done]], proved[done])
         open_ = open_[~done]
@@ -63,23 +63,23 @@ def ritz_value(g: Tensor) -> Tensor:
     start = 1 + (_IRRATIONAL * torch.arange(m, dtype=g.dtype, device=g.device)) % 1
     # Vectors as rows: a row times a matrix, which is symmetric, is the product that torch makes fast for a few of them.
     v = (start / torch.linalg.vector_norm(start)).reshape(1, 1, m).repeat(k, 1, 1)
-    before = torch.zeros_like(v)
-    size = torch.linalg.matrix_norm(g)[:, None, None]
-    steps = min(_STEPS, m)
-    tridiagonal = torch.zeros((k, steps, steps), dtype=g.dtype, device=g.device)
-    off = torch.zeros((k, 1, 1), dtype=g.dtype, device=g.device)
-    for step in range(steps):
-        image = v @ g - off * before
-        along = (v * image).sum(dim=2, keepdim=True)
-        image -= along * v
-        tridiagonal[:, step, step] = along[:, 0, 0]
-        off = torch.linalg.vector_norm(image, dim=2, keepdim=True)
-        # An invariant subspace is found: what follows is zero and adds nothing.
-        ended = off <= 1e-12 * size
-        off = off.masked_fill(ended, 0.0)
+    least = 1e-12 * torch.linalg.matrix_norm(g)[:, None, None]
+    diagonal: list[Tensor] = []
+    below: list[Tensor] = []
+    behind = torch.zeros_like(v)
+    for step in range(steps := min(_STEPS, m)):
+        image = torch.baddbmm(behind, v, g)
+        diagonal.append(torch.bmm(v, image.mT))
         if step + 1 < steps:
-            tridiagonal[:, step, step + 1] = tridiagonal[:, step + 1, step] = off[:, 0, 0]
-        before, v = v, torch.where(ended, 0.0, image / torch.where(ended, 1.0, off))
+            image.addcmul_(diagonal[-1], v, value=-1)
+            size = torch.linalg.vector_norm(image, dim=2, keepdim=True)
+            # An invariant subspace is found: what follows is zero and adds nothing.
+            lasts = size > least
+            below.append(size * lasts)
+            behind, v = v * -below[-1], image * torch.where(lasts, 1 / size, 0.0)
+    tridiagonal = torch.diag_embed(torch.cat(diagonal, dim=1)[:, :, 0])
+    if below:
+        tridiagonal += torch.diag_embed(torch.cat(below, dim=1)[:, :, 0], offset=-1)
     value: Tensor = torch.linalg.eigvalsh(tridiagonal)[:, -1]
     return value
 

@@ -7,9 +7,9 @@ operations a sample.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
@@ -44,46 +44,62 @@ class LayerAt:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A matrix of each group, which only its Gram matrix is asked about.
+
+    Attributes:
+        matrix: (g, m, k).
+        gram: matrix · matrixᵀ, (g, m, m).
+        error: norm of what the floating-point gram may lack, (g,).
+    """
+
+    matrix: Tensor
+    gram: Tensor
+    error: Tensor
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Product:
+        """With the Gram matrix of ``matrix`` and the bound of its rounding."""
+        size = matrix.square().sum(dim=(1, 2))
+        error = 1.01 * gamma(matrix.shape[2] + 8, matrix.dtype) * size
+        return cls(matrix, matrix @ matrix.mT, error)
+
+    def scaled(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Gram matrix, and the bound of its rounding, of diag(scale) · matrix, scale (g, m) and not negative."""
+        gram = (self.gram * scale[:, :, None]).mul_(scale[:, None, :])
+        return gram, self.error * scale.amax(dim=1).square()
+
+
+@dataclass(frozen=True)
 class Chain:
     """P_{l,p} of a group: the product of the layers between the blocks of layer p and the units of layer l.
 
     Attributes:
         source: p.
-        matrix: its middle, (g, m, k).
-        gram: matrix · matrixᵀ, (g, m, m).
-        error: norm of what the floating-point gram may lack, (g,).
-        away: distance of any sample's P from ``matrix`` in operator norm, (g,).
+        middle: P with the middle slopes of its group.
+        norm: ≥ ||middle||, (g,).
+        away: distance of any sample's P from ``middle`` in operator norm, (g,).
     """
 
     source: int
-    matrix: Tensor
-    gram: Tensor
-    error: Tensor
+    middle: Product
+    norm: Tensor
     away: Tensor
-
-    @classmethod
-    def of(cls, source: int, matrix: Tensor, away: Tensor) -> Chain:
-        """With the Gram matrix of ``matrix`` and the bound of its rounding."""
-        size = matrix.square().sum(dim=(1, 2))
-        error = 1.01 * gamma(matrix.shape[2] + 8, matrix.dtype) * size
-        return cls(source, matrix, matrix @ matrix.mT, error, away)
-
-    def norm(self) -> Tensor:
-        """An upper bound of ||matrix||, (g,)."""
-        return norms_of([(self.gram, self.error)])[0]
-
-    def scaled(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Gram matrix, and the bound of its rounding, of diag(scale) · matrix, scale (g, m) and not negative."""
-        return self.gram * scale[:, :, None] * scale[:, None, :], self.error * scale.amax(dim=1).square()
 
 
 def norms_of(matrices: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Upper bounds of norms (g,) from Gram matrices (g, m, m) and the bounds of their rounding, m the same for all.
+    """Upper bounds of norms (g,) from Gram matrices (g, m, m) and the bounds of their rounding.
 
-    Small ones go together: what a call costs is then most of it. Large ones are made one after another.
+    Small ones of one m go together: what a call costs is then most of it. Large ones are made one after another.
     """
     found: list[Tensor] = []
-    rest = iter(matrices)
+    for _, alike in groupby(matrices, key=lambda pair: pair[0].shape[1]):
+        found += _norms_alike(alike)
+    return found
+
+
+def _norms_alike(rest: Iterator[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    found: list[Tensor] = []
     for first in rest:
         part = [first, *islice(rest, max(1, TOGETHER // first[0].numel()) - 1)]
         top = largest_eigenvalue_upper(torch.cat([gram for gram, _ in part]) if len(part) > 1 else first[0])
@@ -152,11 +168,11 @@ def shared_curvature(layers: Sequence[LayerAt], groups: Tensor) -> list[tuple[Te
         weighted = layer.own[:, None] * layer.bend.amax(dim=2)
         product: Tensor | None = None
         scales = [top, *(widest[:, c].sqrt() for c in range(widest.shape[1]))]
-        every = norms_of(pair for chain in chains for pair in ((chain.gram, chain.error), *map(chain.scaled, scales)))
+        every = norms_of(pair for chain in chains for pair in map(chain.middle.scaled, scales))
         for at, chain in enumerate(chains):
-            plain, steep, *bent = every[at * (1 + len(scales)) : (at + 1) * (1 + len(scales))]
+            steep, *bent = every[at * len(scales) : (at + 1) * len(scales)]
             block = layers[chain.source].own
-            reach = (plain + chain.away)[groups]
+            reach = (chain.norm + chain.away)[groups]
             if chain.source == level - 1:
                 # One layer at a time: the better bound where the slopes of a group differ much.
                 product = layer.own + (reach * found[-1][0]).square()
@@ -187,20 +203,27 @@ def lengthened(
     half = torch.maximum(high - middle, middle - low) * _OUTWARD + torch.finfo(w.dtype).tiny
     steepened = w * steep[:, None]
     # c W and its product with the slopes are rounded entry by entry.
-    fresh = Chain.of(level - 1, steepened, 2 * torch.finfo(w.dtype).eps * torch.linalg.matrix_norm(steepened))
-    longer = []
-    if chains:
-        gain = fresh.norm() + fresh.away
-        ranged = w * half.sqrt()[:, None]
-        spread = Chain.of(level, ranged, torch.zeros_like(gain)).norm()
-        step = w * middle[:, None]
-        grown = 1.01 * gamma(w.shape[1] + 4, w.dtype) * torch.linalg.matrix_norm(step)
-        root = half.sqrt()
-        for chain, reach in zip(chains, norms_of(chain.scaled(root) for chain in chains), strict=True):
-            rounding = grown * torch.linalg.matrix_norm(chain.matrix)
-            away = gain * chain.away + spread * reach + rounding
-            longer.append(Chain.of(chain.source, step @ chain.matrix, away * _OUTWARD))
-    return [*longer, fresh]
+    fresh, rounded = Product.of(steepened), 2 * torch.finfo(w.dtype).eps * torch.linalg.matrix_norm(steepened)
+    step, root = w * middle[:, None], half.sqrt()
+    longer = [Product.of(step @ chain.middle.matrix) for chain in chains]
+
+    def wanted() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from ((product.gram, product.error) for product in (fresh, *longer))
+        if chains:
+            ranged = Product.of(w * root[:, None])
+            yield ranged.gram, ranged.error
+        yield from (chain.middle.scaled(root) for chain in chains)
+
+    own, *norms = norms_of(wanted())
+    k = len(chains)
+    plain, spread, reaches = norms[:k], norms[k : k + 1] * k, norms[k + 1 :]
+    grown = 1.01 * gamma(w.shape[1] + 4, w.dtype) * torch.linalg.matrix_norm(step)
+    found = []
+    for chain, product, norm, wide, reach in zip(chains, longer, plain, spread, reaches, strict=True):
+        rounding = grown * torch.linalg.matrix_norm(chain.middle.matrix)
+        away = (own + rounded) * chain.away + wide * reach + rounding
+        found.append(Chain(chain.source, product, norm, away * _OUTWARD))
+    return [*found, Chain(level - 1, fresh, own, rounded)]
 
 
 def _group_max(values: Tensor, groups: Tensor, count: int) -> Tensor:

@@ -384,12 +384,11 @@ def test_chains_are_within_their_distance(spread: float) -> None:
     for level in range(1, 3):
         chains = shared.lengthened(chains, level, found[level - 1], found[level], groups, 1)
         for chain in chains:
-            middle = rational(chain.matrix[0])
+            middle = rational(chain.middle.matrix[0])
             gram = product(middle, transpose(middle))
-            wrong = [
-                a - b for p, q in zip(rational(chain.gram[0]), gram, strict=True) for a, b in zip(p, q, strict=True)
-            ]
-            assert square_sum(wrong) <= Fraction(float(chain.error[0])) ** 2
+            computed = rational(chain.middle.gram[0])
+            wrong = [a - b for p, q in zip(computed, gram, strict=True) for a, b in zip(p, q, strict=True)]
+            assert square_sum(wrong) <= Fraction(float(chain.middle.error[0])) ** 2
             for i in range(2):
                 p = exact_chain(found, chain.source, level, i)
                 away = torch.tensor(
@@ -440,7 +439,7 @@ def test_distances_of_products_show(monkeypatch: pytest.MonkeyPatch) -> None:
     inflate(monkeypatch, shared)
     after = third()
     assert float(after.away[0]) > 1e4 * float(before.away[0])
-    assert float(after.error[0]) > 0.9e6 * float(before.error[0])
+    assert float(after.middle.error[0]) > 0.9e6 * float(before.middle.error[0])
 
 
 def test_bounds_of_groups_are_those_of_their_samples() -> None:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lplr_cli.certificate import shared
-from lplr_cli.certificate.shared import Chain, LayerAt, group_count, lengthened, norms_of, shared_curvature, similar
+from lplr_cli.certificate.shared import (
+    Chain,
+    LayerAt,
+    Product,
+    group_count,
+    lengthened,
+    norms_of,
+    shared_curvature,
+    similar,
+)
 
 
 def layers(widths: list[int], n: int, outputs: int, spread: float, seed: int) -> list[LayerAt]:
@@ -45,6 +54,12 @@ def dense(found: list[LayerAt], sample: int) -> list[Tensor]:
 
 def norm(matrix: Tensor) -> float:
     return float(torch.linalg.eigvalsh(matrix)[-1])
+
+
+def planted(matrix: Tensor, away: Tensor) -> Chain:
+    """A chain from the lowest block, of these products, one a group."""
+    middle = Product.of(matrix)
+    return Chain(0, middle, norms_of([(middle.gram, middle.error)])[0], away)
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,28 +99,24 @@ def test_errors_of_chains_enter_by_their_formulas(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shared, "gamma", lambda n, dtype: 0.1 * n)
     g = torch.Generator().manual_seed(5)
     matrix = torch.randn(2, 3, 4, generator=g, dtype=torch.float64)
-    chain = Chain.of(0, matrix, torch.tensor([0.0, 0.0], dtype=torch.float64))
-    torch.testing.assert_close(chain.error, 1.01 * 0.1 * 12 * matrix.square().sum(dim=(1, 2)), rtol=1e-12, atol=0)
-    top = torch.linalg.eigvalsh(matrix @ matrix.mT)[:, -1]
-    exact = (top + chain.error).sqrt()
-    assert bool((exact <= chain.norm()).all())
-    assert bool((chain.norm() <= 1.05 * exact).all())
-    assert torch.equal(chain.norm(), norms_of([(chain.gram, chain.error)])[0])
+    product = Product.of(matrix)
+    torch.testing.assert_close(product.error, 1.01 * 0.1 * 12 * matrix.square().sum(dim=(1, 2)), rtol=1e-12, atol=0)
     scale = torch.tensor([[0.5, 2.0, 1.0], [3.0, 0.1, 4.0]], dtype=torch.float64)
-    _, error = chain.scaled(scale)
-    torch.testing.assert_close(error, chain.error * torch.tensor([4.0, 16.0]).double(), rtol=1e-12, atol=0)
+    gram, error = product.scaled(scale)
+    d = torch.diag_embed(scale)
+    torch.testing.assert_close(gram, d @ matrix @ matrix.mT @ d, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(error, product.error * torch.tensor([4.0, 16.0]).double(), rtol=1e-12, atol=0)
     # One layer more, of equal slopes: what is away is the rounding of the product, and what was away before.
     below, layer = layers([3, 5], 4, 1, 0.0, 6)
     groups = torch.zeros(4, dtype=torch.long)
-    first = Chain.of(0, matrix[:1], torch.zeros(1, dtype=torch.float64))
     for before in (0.0, 2.0):
-        kept = replace(first, away=torch.tensor([before], dtype=torch.float64))
-        longer, fresh = lengthened([kept], 2, below, layer, groups, 1)
+        first = planted(matrix[:1], torch.tensor([before], dtype=torch.float64))
+        longer, fresh = lengthened([first], 2, below, layer, groups, 1)
         step = layer.weight * below.slope[0]
         size = float(torch.linalg.matrix_norm(step))
-        rounding = 1.01 * 0.1 * (3 + 4) * size * float(torch.linalg.matrix_norm(first.matrix))
-        assert float(longer.away) >= rounding + before * float(fresh.norm())
-        assert float(longer.away) == pytest.approx(rounding + before * float(fresh.norm()), rel=1e-6)
+        rounding = 1.01 * 0.1 * (3 + 4) * size * float(torch.linalg.matrix_norm(matrix[0]))
+        assert float(longer.away) >= rounding + before * float(fresh.norm)
+        assert float(longer.away) == pytest.approx(rounding + before * float(fresh.norm), rel=1e-6)
         assert float(fresh.away) >= 2.0**-51 * size
 
 
@@ -114,7 +125,7 @@ def test_what_is_far_from_the_middle_enters_by_its_formula(monkeypatch: pytest.M
     below, layer = (replace(one, slope=1.7 * one.slope) for one in layers([3, 4], 5, 2, 0.8, 9))
     groups, away = torch.tensor([0, 0, 1, 1, 0]), torch.tensor([0.3, 2.0], dtype=torch.float64)
     matrix = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
-    monkeypatch.setattr(shared, "lengthened", lambda *_: [Chain.of(0, matrix, away)])
+    monkeypatch.setattr(shared, "lengthened", lambda *_: [planted(matrix, away)])
     dz, da, weighted = shared_curvature([below, layer], groups)[1]
     for i, k in enumerate(groups.tolist()):
         mine, theirs = layer.slope[i].abs(), layer.slope[groups == k].abs().amax(dim=0)
@@ -137,13 +148,29 @@ def test_what_slopes_that_differ_move_enters_by_its_formula() -> None:
     below, layer = layers([3, 5], 6, 1, 0.8, 6)
     groups, before = torch.zeros(6, dtype=torch.long), 0.4
     matrix = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    kept = Chain.of(0, matrix, torch.tensor([before], dtype=torch.float64))
+    kept = planted(matrix, torch.tensor([before], dtype=torch.float64))
     longer, fresh = lengthened([kept], 2, below, layer, groups, 1)
     root = torch.diag(((below.slope.amax(dim=0) - below.slope.amin(dim=0)) / 2).sqrt())
     spread, reach = layer.weight @ root, root @ matrix[0]
-    least = float(torch.linalg.matrix_norm(fresh.matrix[0], 2)) * before
+    least = float(torch.linalg.matrix_norm(fresh.middle.matrix[0], 2)) * before
     least += float(torch.linalg.matrix_norm(spread, 2) * torch.linalg.matrix_norm(reach, 2))
     assert least <= float(longer.away) <= 1.05 * least
+
+
+@pytest.mark.parametrize("widths", [[3, 5, 4], [4, 4, 4]])
+@pytest.mark.parametrize("together", [1, 1 << 19])
+def test_every_chain_knows_its_own_norm(widths: list[int], together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of layers of the same width, and of others: each norm stands beside the product that it bounds."""
+    monkeypatch.setattr(shared, "TOGETHER", together)
+    found, groups = layers(widths, 6, 1, 0.5, 11), torch.tensor([0, 1, 1, 0, 1, 0])
+    chains: list[Chain] = []
+    for level in range(1, len(found)):
+        chains = lengthened(chains, level, found[level - 1], found[level], groups, 2)
+        assert [chain.source for chain in chains] == list(range(level))
+        for chain in chains:
+            exact = torch.linalg.matrix_norm(chain.middle.matrix, 2)
+            assert bool((exact <= chain.norm).all())
+            assert bool((chain.norm <= 1.04 * exact).all())
 
 
 def test_equal_samples_share_nearly_exact_bounds() -> None:
@@ -199,3 +226,9 @@ def test_norms_are_outward_of_their_parts(monkeypatch: pytest.MonkeyPatch) -> No
             for bound, top, error in zip(norm.tolist(), v.amax(dim=1).tolist(), e.tolist(), strict=True):
                 least = (Fraction(top) + Fraction(error)) * (1 + Fraction(1, 10**12))
                 assert least < Fraction(bound) ** 2 < least * (1 + Fraction(2, 10**12))
+    # Sizes that change between: each in its place.
+    mixed = [(torch.diag_embed(torch.full((1, size), float(size)).double()), errors[0, :1]) for size in (2, 3, 3, 2, 1)]
+    plain = [float(found[0]) for found in map(norms_of, ([pair] for pair in mixed))]
+    assert [float(found) for found in norms_of(mixed)] == plain
+    assert plain[0] < plain[1] == plain[2]
+    assert plain[4] < plain[3] == plain[0]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lplr_cli.certificate import CERTIFIED, Aim, Region, Smoothness, Walk
+from lplr_cli.certificate import nodes as points
 from lplr_cli.certificate import path as module
 from lplr_cli.certificate.nodes import Node, chord_between, descent_from, distance, node_at, piece_between, ratio
 from lplr_cli.certificate.path import grouped
@@ -243,8 +244,10 @@ def test_groups_share_their_ends() -> None:
         assert sum(len(g) - 1 for g in groups) == 12
 
 
-def test_what_a_piece_keeps_of_its_nodes() -> None:
-    """Inner products to their error, and nothing of one end in the place of the other."""
+@pytest.mark.parametrize("block", [1, 2, points.BLOCK])
+def test_what_a_piece_keeps_of_its_nodes(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner products to their error, and nothing of one end in the place of the other, in blocks or whole."""
+    monkeypatch.setattr(points, "BLOCK", block)
     a, b = line(zigzag(1, 0.5, 4), 0.1)
     smooth = Smoothness(2.0, 0.0)
     piece = piece_between(a, b, 0.25, smooth)
@@ -265,8 +268,11 @@ def test_what_a_piece_keeps_of_its_nodes() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("exponent", [-8, 0, 8])
-def test_a_step_is_as_far_from_gradient_descent_as_it_is(seed: int, exponent: int) -> None:
+def test_a_step_is_as_far_from_gradient_descent_as_it_is(
+    seed: int, exponent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """||θ' − θ + η ∇L̂|| in 60 digits is below what is kept of it, also where everything cancels."""
+    monkeypatch.setattr(points, "BLOCK", (7, 13, 40)[seed % 3])
     generator = torch.Generator().manual_seed(seed)
     theta, gradient = (torch.randn(40, generator=generator, dtype=torch.float64) for _ in range(2))
     lr = 0.37 * 2.0**exponent
