@@ -24,11 +24,14 @@ from lplr_cli.certificate.smooth import ELEMENTARY_ULPS
 from lplr_cli.linalg import gamma
 from lplr_cli.losses import Loss
 from lplr_cli.ntk import DEFAULT_MEMORY, Network, empirical_ntk
+from lplr_cli.ntk.structured import InputProducts
 
 _UP = 1 + 1e-10
 _U = 2.0**-53
 # ``auto`` is tight while the cubes of the widths, times the samples, stay below this: milliseconds a ball.
 _TIGHT = 3e7
+# Part of the memory that the products of the inputs may take from one ball to the next.
+_KEPT = 8
 _NOTHING = Smoothness(math.inf, math.inf)
 
 
@@ -94,6 +97,8 @@ class CertifiedCurvature:
         # The bounds of |q| by its scale hold for probabilities only.
         loss.check_targets(self.y)
         self.shapes = {k: p.shape for k, p in module.named_parameters() if p.requires_grad}
+        fits = self.is_mlp and 8 * len(self.x) ** 2 <= memory // _KEPT
+        self.products = InputProducts(self.x) if fits else None
 
     @property
     def is_mlp(self) -> bool:
@@ -133,7 +138,14 @@ class LossBall:
         values = curvature.values(centre)
         self.at_centre = curvature.bounds(values)
         chosen = Network.from_module(curvature.module, values=values)
-        kernel = empirical_ntk(chosen, curvature.x, engine="structured", memory=curvature.memory, bound_rounding=True)
+        kernel = empirical_ntk(
+            chosen,
+            curvature.x,
+            engine="structured",
+            memory=curvature.memory,
+            bound_rounding=True,
+            products=curvature.products,
+        )
         assert kernel.formation_error is not None
         self.kernel, self.formation = kernel.matrix, kernel.formation_error
         # No radius changes it.

@@ -162,6 +162,7 @@ def empirical_ntk(
     outputs: str | int = "full",
     memory: int = DEFAULT_MEMORY,
     bound_rounding: bool = False,
+    products: structured.InputProducts | None = None,
 ) -> Kernel:
     """K(θ) = J Jᵀ / n over all of ``inputs``.
 
@@ -173,16 +174,17 @@ def empirical_ntk(
         memory: bytes for K and the work space together.
         bound_rounding: also bound the rounding of K (``formation_error``), for a verified λ_min; not with
             ``operator``.
+        products: of ``inputs``, kept from one θ to the next; the structured engine uses them where it can.
 
     Raises:
         InputError: unknown engine or outputs, a model whose samples interact, or too little memory, with how much is
             needed.
     """
-    return _form(_task(network, inputs, engine, outputs), memory, bound_rounding)
+    return _form(_task(network, inputs, engine, outputs), memory, bound_rounding, products)
 
 
 @full_precision()
-def _form(task: Task, memory: int, bound_rounding: bool) -> Kernel:
+def _form(task: Task, memory: int, bound_rounding: bool, products: structured.InputProducts | None = None) -> Kernel:
     network, x, outputs = task.network, task.x, task.outputs
     if memory < task.needed:
         needed = format_bytes(task.needed)
@@ -194,8 +196,8 @@ def _form(task: Task, memory: int, bound_rounding: bool) -> Kernel:
     if task.engine == "operator":
         if bound_rounding:
             raise InputError("the operator engine bounds no rounding", "use --engine structured")
-        products = NTKOperator(network, x, outputs=outputs, budget=work)
-        columns = [products.matvec(e) for e in np.eye(products.shape[0])]
+        operator = NTKOperator(network, x, outputs=outputs, budget=work)
+        columns = [operator.matvec(e) for e in np.eye(operator.shape[0])]
         matrix = torch.from_numpy(np.stack(columns)).to(network.device, network.dtype)
         return Kernel((matrix + matrix.T) / 2, len(x), task.count, outputs, "operator", (), None)
     if task.plan is None:
@@ -213,6 +215,7 @@ def _form(task: Task, memory: int, bound_rounding: bool) -> Kernel:
             plan=task.plan,
             bound_rounding=bound_rounding,
             folder=task.folder,
+            inputs=products,
         )
     matrix = formed.matrix
     for strip in scratch.strips(matrix):

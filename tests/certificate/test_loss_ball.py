@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import pairwise
 from typing import Any
 
@@ -98,6 +98,18 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
             ("alpha", alpha), ("beta", weighted**2 + alpha), ("gauss_newton", gauss_newton), ("rest", rest)
         ):  # fmt: skip
             assert upper(getattr(found, name), exact), name
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda v: f"{v.name}-{v.scale}")
+def test_balls_share_the_products_of_the_inputs(loss: Loss) -> None:
+    """The same constants with them and without, at more centres than one; they are kept where there is room."""
+    case = Case(loss, width=4, n=4)
+    alone = CertifiedCurvature(case.module, case.x, case.y, loss, memory=8 * 8 * 4 * 4 - 1)
+    assert (alone.products, case.curvature.products is None) == (None, False)
+    alone.memory = case.curvature.memory
+    for theta in (case.start, 1.5 * case.start):
+        one, two = (curvature.ball(theta).at(1e-3) for curvature in (alone, case.curvature))
+        assert astuple(one) == pytest.approx(astuple(two), rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda v: f"{v.name}-{v.scale}")

@@ -155,11 +155,16 @@ RULES: dict[Any, Callable[..., Tensor]] = {
 
 
 def counted(
-    network: Network, x: Tensor, monkeypatch: pytest.MonkeyPatch, outputs: str | int, budget: int
+    network: Network,
+    x: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    outputs: str | int,
+    budget: int,
+    inputs: structured.InputProducts | None = None,
 ) -> tuple[int, int]:
     """(longest chain behind an entry of K, length that the engine states); activations and gradients count as exact."""
     counter = RoundingCounter()
-    plan = structured.plan_for(network, x)
+    options: Any = {"outputs": outputs, "budget": budget, "plan": structured.plan_for(network, x), "inputs": inputs}
     with monkeypatch.context() as patch:
         exact = (
             (Network, "forward"),
@@ -170,7 +175,7 @@ def counted(
         for owner, name in exact:
             patch.setattr(owner, name, counter.pausing(getattr(owner, name)))
         with counter:
-            formed = structured.gram(network, x, None, outputs=outputs, budget=budget, plan=plan, bound_rounding=True)
+            formed = structured.gram(network, x, None, bound_rounding=True, **options)
             formed.matrix.div_(len(x))
         assert formed.rounding is not None
         return int(counter.depth(formed.matrix).max()), formed.rounding.length

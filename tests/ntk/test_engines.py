@@ -14,6 +14,7 @@ from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec, build_model
 from lplr_cli.ntk import Network
 from lplr_cli.ntk import kernel as kernel_module
+from lplr_cli.ntk.structured import InputProducts, accumulate
 from tests.cases import CASES, dense_jacobian, make
 
 ENGINES = ("structured", "jacobian", "operator")
@@ -121,6 +122,37 @@ def test_any_shape(n: int, features: int, width: int, depth: int, outputs: int, 
     kernel = ntk.empirical_ntk(network, x).matrix
     assert torch.allclose(kernel, rows @ rows.T / n, rtol=1e-12, atol=1e-12)
     assert float(torch.linalg.eigvalsh(kernel)[0]) >= -1e-12 * max(1.0, float(kernel.trace()))
+
+
+@pytest.mark.parametrize("panel", [(512, 1024), (3, 4)])
+@pytest.mark.parametrize("outputs", ["full", "trace", 1])
+def test_products_of_the_inputs_serve_every_network(
+    outputs: str | int, panel: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made once, read wherever a layer meets the inputs, and given up where these are no longer the same."""
+    monkeypatch.setattr(accumulate, "PANEL", panel)
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    products = InputProducts(x)
+
+    def off(seed: int, parametrization: str) -> float:
+        spec = ModelSpec(width=5, depth=2, parametrization=parametrization)
+        network = Network.from_module(build_model(spec, (4,), 2, seed=seed))
+        rows = rows_of(dense_jacobian(network, x), outputs)
+        found = ntk.empirical_ntk(network, x, engine="structured", outputs=outputs, products=products)
+        return relative(found.matrix, rows @ rows.T / 7)
+
+    assert max(off(0, "standard"), off(1, "standard"), off(2, "ntk")) <= 1e-13
+    kept = products.of(x)
+    assert kept is not None
+    torch.testing.assert_close(kept.triu(), (x @ x.T).triu(), rtol=1e-13, atol=1e-13)
+    assert kept is products.of(x.detach().view(7, 4))
+    assert all(products.of(other) is None for other in (x.clone(), x[:, :2], x[:3], x.view(14, 2), x.view(torch.int64)))
+    # Read, and not made again: what is planted there shows.
+    kept.mul_(4)
+    assert off(0, "standard") > 0.01
+    x.mul_(-0.5)
+    assert products.of(x) is None
+    assert off(0, "standard") <= 1e-13
 
 
 def test_linear_model_in_closed_form() -> None:

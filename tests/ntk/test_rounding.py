@@ -32,6 +32,17 @@ def test_no_chain_is_longer_than_stated(
     assert budget < 1 << 30 or stated <= 2 * longest + 60, (longest, stated)
 
 
+@pytest.mark.parametrize("features", [1, 40])
+def test_products_that_are_kept_have_no_longer_chain(features: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of features that meet, the bias after them: as long as in one sum."""
+    torch.manual_seed(0)
+    network = Network.from_module(nn.Sequential(nn.Linear(features, 2), nn.Tanh(), nn.Linear(2, 1)).double())
+    x = torch.randn(5, features, dtype=torch.float64)
+    for inputs in (None, structured.InputProducts(x)):
+        longest, stated = counted(network, x, monkeypatch, "full", 1 << 30, inputs)
+        assert features < longest <= stated <= features + 8
+
+
 class Norms(nn.Module):
     """Forty layer normalisations in a row."""
 

@@ -16,10 +16,21 @@ is one module in ``rules``.
 """
 
 from lplr_cli.ntk.structured import rules as rules  # registers them
+from lplr_cli.ntk.structured.accumulate import InputProducts
 from lplr_cli.ntk.structured.collect import FlowChangedError
 from lplr_cli.ntk.structured.gram import Gram, gram, trace
 from lplr_cli.ntk.structured.plan import Plan, plan_for
 from lplr_cli.ntk.structured.products import FactoredJacobian
 from lplr_cli.ntk.structured.rounding import Rounding
 
-__all__ = ["FactoredJacobian", "FlowChangedError", "Gram", "Plan", "Rounding", "gram", "plan_for", "trace"]
+__all__ = [
+    "FactoredJacobian",
+    "FlowChangedError",
+    "Gram",
+    "InputProducts",
+    "Plan",
+    "Rounding",
+    "gram",
+    "plan_for",
+    "trace",
+]

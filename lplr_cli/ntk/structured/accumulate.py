@@ -23,6 +23,29 @@ _MOVED = 3 << 19
 Pair = tuple[Term, Term]
 
 
+class InputProducts:
+    """x_i·x_j of the inputs of one network, for its kernels at many θ: no θ changes them.
+
+    Args:
+        inputs: x, (n, d). Where they are changed, or a layer meets anything else, nothing is taken from here.
+    """
+
+    def __init__(self, inputs: Tensor) -> None:
+        self._x, self._made = inputs, inputs._version
+        self._matrix: Tensor | None = None
+
+    def of(self, a: Tensor) -> Tensor | None:
+        """A Aᵀ on and above its diagonal, (n, n), where ``a`` is the inputs in their own memory; else None."""
+        x = self._x
+        same = (a.dtype, a.shape, a.stride(), a.device) == (x.dtype, x.shape, x.stride(), x.device)
+        if not same or a.data_ptr() != x.data_ptr() or x._version != self._made:
+            return None
+        if self._matrix is None:
+            self._matrix = x.new_zeros((len(x), len(x)))
+            add_outer(self._matrix, x)
+        return self._matrix
+
+
 def accumulate(
     kernel: Tensor,
     left: list[Part],
@@ -32,6 +55,7 @@ def accumulate(
     q: int,
     budget: int,
     rounding: Rounding | None = None,
+    inputs: InputProducts | None = None,
 ) -> None:
     """Add the contribution of all parts to one block of K.
 
@@ -43,6 +67,7 @@ def accumulate(
         q: rows of K a sample has.
         budget: bytes of work space.
         rounding: filled with what bounds the rounding of the block.
+        inputs: products of what the first layer may meet, in the symmetric case.
     """
     one = terms_of(left)
     two = one if right is left else terms_of(right)
@@ -57,7 +82,7 @@ def accumulate(
         elif form is Form.EXPLICIT:
             target.add_explicit(a, b)
     # These of all terms together.
-    target.add_products(forms[Form.PRODUCT])
+    target.add_products(forms[Form.PRODUCT], inputs if symmetric else None)
     target.add_rows(forms[Form.ROWS])
     if rounding is not None:
         rounding.add({form: [a for a, _ in pairs] for form, pairs in forms.items()})
@@ -97,12 +122,13 @@ class _Accumulator:
                 yield i, j, tile
                 scratch.release(tile)
 
-    def add_products(self, pairs: list[Pair]) -> None:
+    def add_products(self, pairs: list[Pair], inputs: InputProducts | None) -> None:
         """Terms with one position: Σ (A A'ᵀ) ∘ (B B'ᵀ), every product of a tile while it is in the cache."""
         if not pairs:
             return
         q = self.q
         factors = [_product_factors(one, two) for one, two in pairs]
+        known = [None if inputs is None else inputs.of(a) for a, *_ in factors]
         height, width = max(1, PANEL[0] // q), max(1, PANEL[1] // q)
         size = min(height, self.kernel.shape[0] // q) * min(width, self.kernel.shape[1] // q)
         buffers = torch.empty(size * (1 + q * q), dtype=self.kernel.dtype, device=self.kernel.device)
@@ -110,13 +136,18 @@ class _Accumulator:
             m, k = i.stop - i.start, j.stop - j.start
             ab = buffers[: m * k].view(m, k)
             bb = buffers[m * k : m * k * (1 + q * q)].view(m * q, k * q)
-            for a, b, a2, b2, start in factors:
+            for (a, b, a2, b2, start), made in zip(factors, known, strict=True):
                 left, right = b[i.start * q : i.stop * q], b2[j.start * q : j.stop * q]
-                if self.symmetric and i == j:
+                diagonal = self.symmetric and i == j
+                if made is not None:
+                    torch.add(made[i, j], start, out=ab)
+                elif diagonal:
                     add_outer(ab.copy_(start.expand_as(ab)), a[i])
-                    add_outer(bb.zero_(), left)
                 else:
                     torch.addmm(start, a[i], a2[j].T, out=ab)
+                if diagonal:
+                    add_outer(bb.zero_(), left)
+                else:
                     torch.mm(left, right.T, out=bb)
                 if q == 1:
                     tile.addcmul_(ab, bb)

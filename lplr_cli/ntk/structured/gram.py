@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lplr_cli.linalg import scratch
 from lplr_cli.linalg.cholesky import mirror
 from lplr_cli.ntk import jacobian
 from lplr_cli.ntk.network import Network
-from lplr_cli.ntk.structured.accumulate import accumulate, tiles
+from lplr_cli.ntk.structured.accumulate import InputProducts, accumulate, tiles
 from lplr_cli.ntk.structured.collect import FlowChangedError, collect, difference
 from lplr_cli.ntk.structured.factors import Part
 from lplr_cli.ntk.structured.plan import Plan, new_plan, plan_for
@@ -52,6 +52,7 @@ def gram(
     plan: Plan | None = None,
     bound_rounding: bool = False,
     folder: Path | None = None,
+    inputs: InputProducts | None = None,
 ) -> Gram:
     """J Jᵀ (or J(x) J(other)ᵀ, or (J - J_ref)(J - J_ref)ᵀ), unnormalised.
 
@@ -65,17 +66,18 @@ def gram(
         plan: from an earlier call with the same module, to save the check.
         bound_rounding: also take what bounds the rounding (symmetric case without ``reference`` only).
         folder: where the matrix lies in a file; in memory by default.
+        inputs: products of ``x``, kept from one θ to the next.
 
     Raises:
         InputError: samples interact, outputs are not finite, or the forward pass is not the same for all samples.
     """
-    task = _Task(network, x, other, outputs, budget, reference, plan or plan_for(network, x), bound_rounding, folder)
+    now = plan or plan_for(network, x)
+    task = _Task(network, x, other, outputs, budget, reference, now, bound_rounding, folder, inputs)
     try:
         return task.run()
     except FlowChangedError:
         # The plan was made at another θ: once more with one of this θ.
-        again = new_plan(network, x)
-        return _Task(network, x, other, outputs, budget, reference, again, bound_rounding, folder).run()
+        return replace(task, plan=new_plan(network, x)).run()
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class _Task:
     plan: Plan
     bound_rounding: bool
     folder: Path | None
+    inputs: InputProducts | None
 
     @property
     def q(self) -> int:
@@ -169,6 +172,7 @@ class _Task:
                     q=q,
                     budget=self.budget // _SHARE,
                     rounding=rounding if diagonal else None,
+                    inputs=self.inputs,
                 )
                 del right
             del left
