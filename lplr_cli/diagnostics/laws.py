@@ -82,6 +82,7 @@ class Weighed:
         misfit: p-value of ``chosen`` against a free curve on top.
         label: what the curve looks like, when a curve that is no law says it.
         constant_bic: criterion of a loss that stays where it is.
+        doubtful: whether ``none`` rests on a misfit alone that a right law may show, if rarely.
     """
 
     verdict: str
@@ -91,6 +92,7 @@ class Weighed:
     misfit: float
     label: str | None
     constant_bic: float
+    doubtful: bool = False
 
 
 def weigh(
@@ -188,6 +190,11 @@ class _Laws:
         law, rival = beside_its_own_noise(self.law), beside_its_own_noise(self.rival)
         return rival.surprise - min(law.surprise, self.law.surprise)
 
+    def refutation(self, chosen: CurveFit) -> Weighed:
+        """No law, as the law does not go through the series."""
+        found = self.answer("none", _refuted(self.law, self.misfit), chosen)
+        return replace(found, doubtful=self.misfit >= CERTAIN and self.noise_like)
+
     @property
     def refuted(self) -> bool:
         """Whether the law does not go through the series."""
@@ -209,7 +216,7 @@ def _without_fall(laws: _Laws) -> Weighed | None:
     if not stays:
         return None
     if laws.refuted:
-        return laws.answer("none", _refuted(law, laws.misfit), straight)
+        return laws.refutation(straight)
     if not laws.noise_like:
         return laws.answer("none", coloured(law), straight)
     return laws.answer("undecided", "the loss does not fall measurably more than its noise", straight)
@@ -223,7 +230,7 @@ def _without_law(laws: _Laws) -> Weighed | None:
     if label is not None:
         return laws.answer("none", _beaten(law, label), law, _looks(label))
     if laws.refuted:
-        return laws.answer("none", _refuted(law, laws.misfit), law)
+        return laws.refutation(law)
     if not laws.noise_like:
         return laws.answer("none", coloured(law), law)
     asked = 0.0 if law.noise.phi >= LONG else EVIDENCE

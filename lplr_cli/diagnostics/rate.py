@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lplr_cli.diagnostics.decay import LINEAR, MORE_RATES, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
-from lplr_cli.diagnostics.fits import CERTAIN, MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, thinned
+from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, thinned
 from lplr_cli.diagnostics.grain import grain_of, rounding
 from lplr_cli.diagnostics.laws import Weighed, coloured, in_pieces, weigh
 from lplr_cli.diagnostics.least_squares import Array
@@ -164,17 +164,18 @@ def _known(kept: NDArray[np.bool_], changes: Sequence[int]) -> list[int]:
 
 
 def _of_average(steps: Array, loss: Array, changes: Sequence[int], factors: Sequence[float]) -> Reading | None:
-    """What the series says behind a moving average, undecided where likely factors lead to different laws; None where
+    """What the series says behind a moving average, undecided where likely factors do not lead to one law; None where
     they lead to none: a likelihood under laws that do not hold is no evidence for the average.
     """
-    tried = [read(steps, loss, changes, factor) for factor in (factors[0], *{min(factors), max(factors)})]
-    lawful = [one for one in tried if one is not None and one.verdict in _KINDS]
-    if len({_KINDS[one.verdict] for one in lawful}) > 1:
-        says = sorted({f"{_KINDS[one.verdict]} with {one.smoothing:g}" for one in lawful})
+    tried = [read(steps, loss, changes, factor) for factor in factors]
+    said = [one for one in tried if one is not None and one.verdict != "none"]
+    kinds = {_KINDS.get(one.verdict, one.verdict) for one in said}
+    if len(kinds) > 1 and kinds & set(_KINDS.values()):
+        says = sorted({f"{_KINDS.get(one.verdict, one.verdict)} with {one.smoothing:g}" for one in said})
         reason = f"the log is a moving average of a factor that its rows do not settle: {', '.join(says)}"
-        straight = next(one for one in lawful if _KINDS[one.verdict] == LINEAR.name)
+        straight = next((one for one in said if _KINDS.get(one.verdict) == LINEAR.name), said[0])
         return replace(straight, verdict="undecided", reason=reason)
-    return next(iter(lawful), None)
+    return next((one for one in said if one.verdict in _KINDS), None)
 
 
 def _coarse(steps: Array, loss: Array) -> tuple[Array, NDArray[np.bool_], Array | None]:
@@ -232,8 +233,7 @@ def _read(
 
 def _in_doubt(plain: Reading) -> Reading:
     """Undecided where the misfit is one that some right law in a thousand shows, more of those with far rows."""
-    law = plain.weighed
-    if plain.verdict != "none" or law.misfit >= REJECTED or law.misfit < CERTAIN or law.label is not None:
+    if plain.verdict != "none" or not plain.weighed.doubtful:
         return plain
     return replace(plain, verdict="undecided", looks_like=None, found=())
 

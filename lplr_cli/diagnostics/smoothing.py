@@ -13,8 +13,8 @@ from lplr_cli.diagnostics.fits import NEAR, CurveFit, fit_one, scaled
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import Noise
 
-# Evidence asked for, in units of −2 log likelihood.
-_EVIDENCE = 10.0
+# Evidence asked for, in units of −2 log likelihood; more before a factor is left out, as it also says which law it is.
+_EVIDENCE, _ALIKE = 10.0, 15.0
 _LEAST_PHI, _LEAST_ROWS, _MOST_ROWS = 0.5, 100, 5_000
 _COMMON = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995)
 
@@ -34,7 +34,7 @@ def recognise(steps: Array, loss: Array, fit: CurveFit, otherwise: float) -> lis
     """Factors of moving averages that explain the series better than correlated noise, likeliest first.
 
     Likelihoods of the same rows are compared, with the price of the parameters. Factors stay in that are less likely
-    than the first by no more than the evidence that is asked for.
+    than the first by no more than :data:`_ALIKE`.
 
     Args:
         steps: evenly spaced, shape (T,).
@@ -53,7 +53,7 @@ def recognise(steps: Array, loss: Array, fit: CurveFit, otherwise: float) -> lis
         return []
     # A factor stands for the memory of the noise.
     plain = min(fit.surprise, otherwise)
-    return [phi for cost, phi in tried if cost < min(plain - _EVIDENCE, tried[0][0] + _EVIDENCE)]
+    return [phi for cost, phi in tried if cost < min(plain - _EVIDENCE, tried[0][0] + _ALIKE)]
 
 
 def _cost(steps: Array, loss: Array, phi: float) -> float | None:
