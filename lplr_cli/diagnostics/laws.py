@@ -233,7 +233,8 @@ def _without_law(laws: _Laws) -> Weighed | None:
         return laws.refutation(law)
     if not laws.noise_like:
         return laws.answer("none", coloured(law), law)
-    asked = 0.0 if law.noise.phi >= LONG else EVIDENCE
+    # What a wrong law leaves over looks like slow noise beside white noise.
+    asked = EVIDENCE / 2 if law.noise.phi >= LONG and law.noise.theta < 0 else EVIDENCE
     if in_pieces(law) <= law.surprise - asked:
         return laws.answer("undecided", f"pieces of their own describe the log as well as {_name(law)}", laws.straight)
     return None
