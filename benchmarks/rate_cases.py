@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from lplr_cli.diagnostics.decay import LINEAR, SUBLINEAR, TWO_RATE, Curve
+from lplr_cli.diagnostics.decay import COSINE, LINEAR, RAMP, SUBLINEAR, TWO_RATE, Curve
 from lplr_cli.diagnostics.noise import Noise
 
 Array = NDArray[np.float64]
@@ -30,7 +30,7 @@ class Sample:
         grad_norm_sq: where the log has it.
         mu: PL constant along the run, measured with the true L*.
         l_star: the true L*.
-        law: that was planted, where one was under noise that is known.
+        law: the curve that was planted, where one was under noise that is known.
         noise: under it.
     """
 
@@ -239,9 +239,10 @@ def _llm(n: int, rng: np.random.Generator) -> Sample:
 # --- no offered law, or one on a part -----------------------------------------------------------------------------
 
 
-def _shape(log_curve: Callable[[Array], Array], sigma: float = 0.02) -> Callable[[int, np.random.Generator], Sample]:
+def _shape(log_curve: Callable[[Array], Array], curve: Curve | None = None) -> Callable[..., Sample]:
     def make(n: int, rng: np.random.Generator) -> Sample:
-        return Sample(np.exp(log_curve(_time(n)) + ar(n, rng, sigma, 0.3)))
+        noise = Noise(np.ones(n), phi=0.3)
+        return Sample(np.exp(log_curve(_time(n)) + ar(n, rng, 0.02, 0.3)), law=curve, noise=noise)
 
     return make
 
@@ -311,10 +312,8 @@ def _none() -> list[Case]:
     ]
     # Two exponentials describe 200 rows under an annealed step size to 3 (line) and 6 (cosine) of −2 log likelihood,
     # 1,000 rows to 13 and 32.
-    found = [
-        Case("no law", name, ("none",), _shape(curve), part, thin=(200,) if "schedule" in name else ())
-        for name, curve, part in shapes
-    ]
+    annealed = {"cosine schedule, lr unknown": COSINE, "linear schedule, lr unknown": RAMP}
+    found = [Case("no law", name, ("none",), _shape(curve, annealed.get(name)), part) for name, curve, part in shapes]
     found += [
         Case("no law", "catapults", ("none",), _catapult, True),
         Case("no law", "step decay, lr unknown", ("none",), _step_decay(False), True),
@@ -423,7 +422,7 @@ def _short() -> list[Case]:
         ]
         for name, answer, curve in kinds:
             make = _noisy(curve, "white 2 %", **({"k": 6.0} if answer == "linear" else {}))
-            found.append(Case("short", name, (answer,), make, open=True, rows=(rows,)))
+            found.append(Case("short", name, (answer,), make, rows=(rows,)))
     return found
 
 

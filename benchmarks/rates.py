@@ -18,7 +18,7 @@ import pandas as pd
 
 from benchmarks.rate_cases import CASES, Case, Sample
 from lplr_cli.diagnostics import Convergence, analyse_rate, clean_series
-from lplr_cli.diagnostics.decay import LINEAR, SUBLINEAR, TWO_RATE
+from lplr_cli.diagnostics.decay import LAWS, LINEAR, SUBLINEAR, TWO_RATE, Curve
 from lplr_cli.diagnostics.fits import DOUBTED, fit_one, scaled
 from lplr_cli.diagnostics.laws import EVIDENCE
 
@@ -67,8 +67,9 @@ def told(sample: Sample) -> bool:
     if sample.law is None or sample.noise is None or (sample.loss <= 0).any():
         return True
     data = scaled(np.arange(len(sample.loss), dtype=float), sample.loss)
-    straight = sample.law is not SUBLINEAR
-    others = [SUBLINEAR] if straight else [LINEAR, TWO_RATE]
+    others: tuple[Curve, ...] = {SUBLINEAR: (LINEAR, TWO_RATE), LINEAR: (SUBLINEAR,), TWO_RATE: (SUBLINEAR,)}.get(
+        sample.law, LAWS
+    )
     own, *rivals = (fit_one(curve, data, sample.noise).bic for curve in (sample.law, *others))
     return min(rivals) - own >= EVIDENCE
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from lplr_cli.diagnostics.decay import CURVES, LABELS, SHIFTED, Curve, Exponentials
+from lplr_cli.diagnostics.decay import CURVES, LABELS, LINEAR, SHIFTED, SUBLINEAR, TWO_RATE, Curve, Exponentials
 from lplr_cli.diagnostics.faults import shifts
 from lplr_cli.diagnostics.grain import rounding
 from lplr_cli.diagnostics.least_squares import Array, minimise
@@ -367,9 +367,13 @@ def fit_all(fits: dict[str, CurveFit]) -> dict[str, CurveFit]:
 
 
 def _under_slow_noise(fits: dict[str, CurveFit], scale: Array) -> dict[str, CurveFit] | None:
-    """The fits under the noise beside the best curve or the best law alone, where that explains why it is refuted."""
-    laws = {name: fit for name, fit in fits.items() if fit.curve not in (*LABELS, SHIFTED)}
-    for best in (_best(fits), _best(laws)):
+    """The fits under the noise beside the best curve or law alone, where that explains its misfit.
+
+    Power laws and several exponentials resemble each other: where one is the best law, noise beside the other is tried.
+    """
+    law = _best({name: fit for name, fit in fits.items() if fit.curve not in (*LABELS, SHIFTED)})
+    other = None if law.curve is LINEAR else fits.get((TWO_RATE if law.curve is SUBLINEAR else SUBLINEAR).name)
+    for best in (_best(fits), law, *([other] if other else [])):
         if best.misfit() >= REJECTED:
             continue
         noise = _noise_beside(best, scale, free=False)

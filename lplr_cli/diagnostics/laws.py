@@ -49,9 +49,8 @@ from lplr_cli.diagnostics.shape import parabolas
 
 # Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
 EVIDENCE = 6.0
-# Asked of two rates and power laws, which resemble each other, where each has slow noise of its own; the second of
-# laws that are doubted.
-SLOWER, DOUBTS = 10.0, 16.0
+# Asked of laws that are doubted, against a rival under slow noise of its own.
+DOUBTS = 16.0
 # A second exponential is resolved when it decays this much faster than the first, or the first alone is refuted.
 GAP = 2.0
 # A stretched exponential whose exponent is this near to 1 is an exponential, and so is one under a step size that is
@@ -252,7 +251,7 @@ def _between(laws: _Laws) -> Weighed:
     close = _close_label(laws.fits, law)
     if close is not None:
         return laws.answer("undecided", f"a {_name(close)} fits as well as {_name(law)}", laws.straight)
-    if laws.rival_under_slow_noise < (DOUBTS if laws.misfit < DOUBTED else SLOWER):
+    if laws.rival_under_slow_noise < (DOUBTS if laws.misfit < DOUBTED else EVIDENCE):
         reason = f"{_name(laws.rival)} under slower noise fits nearly as well as {_name(law)}"
         return laws.answer("undecided", reason, laws.straight)
     against = f"ΔBIC {gap:.1f} against {'sublinear' if law is laws.straight else 'linear'}"
@@ -325,7 +324,7 @@ def _close_label(fits: dict[str, CurveFit], law: CurveFit) -> CurveFit | None:
     """A curve that is no law and nearly as likely as a law that resembles it."""
     alike: dict[Curve, tuple[Curve, ...]] = {SUBLINEAR: (STRETCHED, LOGARITHM), TWO_RATE: (COSINE, RAMP)}
     best = _best_label(fits, alike[law.curve]) if law.curve in alike else None
-    return best if best is not None and best.bic < law.bic + EVIDENCE / 2 else None
+    return best if best is not None and best.bic < law.bic + EVIDENCE else None
 
 
 def _beaten(law: CurveFit, label: CurveFit) -> str:
@@ -352,7 +351,8 @@ def _wanders(law: CurveFit) -> bool:
         return False
     walk = replace(law.noise, phi=MAX_CORRELATION)
     error = replace(law, noise=walk).residual(law.p)[0]
-    return _constant_bic(law, walk) < replace(law, cost=float(error @ error)).bic + WALKS
+    asked = WALKS if len(error) >= SHORT else EVIDENCE
+    return _constant_bic(law, walk) < replace(law, cost=float(error @ error)).bic + asked
 
 
 def in_pieces(law: CurveFit) -> float:

@@ -32,6 +32,8 @@ _VARIES, _POWERS, _FOLLOWS = 1e-3, (-1.0, -0.5), 0.05
 _BLOCK, _BLOCKS = 5, 200
 # Standard deviation of long means, at least, in units of that of means of the innovations.
 _LASTING = 0.5
+# Fewer rows tell no second correlation, nor a negative one from what a curve with too many parameters leaves.
+_FEW = 60
 # A second correlation must earn this much of −2 log likelihood a log row count.
 _PRICE = 0.5
 
@@ -124,19 +126,20 @@ class Correlation:
     variance: float
 
 
-def restricted_correlation(residual: Array, design: Array, moving_average: bool = True) -> Correlation:
+def restricted_correlation(residual: Array, design: Array) -> Correlation:
     """φ and θ of restricted maximum likelihood for raw residuals and the columns that were fitted.
 
     Args:
         residual: shape (n,), divided by the local scale.
         design: shape (n, p), divided likewise; nearly dependent columns count once.
-        moving_average: whether θ may differ from 0 where the data pay for it.
     """
-    basis = orthonormal(design)
-    choices = (0.0, *_THETA) if moving_average and len(residual) >= 60 else (0.0,)
+    basis, few = orthonormal(design), len(residual) < _FEW
+    choices = (0.0,) if few else (0.0, *_THETA)
     profile = {theta: _profile(residual, basis, theta) for theta in choices}
     price = _PRICE * math.log(len(residual))
     cost = np.array([profile[theta][0] + (price if theta else 0.0) for theta in choices])
+    if few:
+        cost[:, _PHI < 0] = np.inf
     kind, at = np.unravel_index(int(np.argmin(cost)), cost.shape)
     theta = choices[int(kind)]
     # Within a standard error of the profile, among the same kind of noise.

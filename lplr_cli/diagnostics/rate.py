@@ -165,10 +165,13 @@ def _known(kept: NDArray[np.bool_], changes: Sequence[int]) -> list[int]:
 
 def _of_average(steps: Array, loss: Array, changes: Sequence[int], factors: Sequence[float]) -> Reading | None:
     """What the series says behind a moving average, undecided where likely factors do not lead to one law; None where
-    they lead to none: a likelihood under laws that do not hold is no evidence for the average.
+    they lead to none: a likelihood under laws that do not hold is no evidence for the average. One exponential needs
+    no other factor that decides.
     """
     tried = [read(steps, loss, changes, factor) for factor in factors]
     said = [one for one in tried if one is not None and one.verdict != "none"]
+    if said and said[0].verdict == LINEAR.name:
+        said = [one for one in said if one.verdict != "undecided"]
     kinds = {_KINDS.get(one.verdict, one.verdict) for one in said}
     if len(kinds) > 1 and kinds & set(_KINDS.values()):
         says = sorted({f"{_KINDS.get(one.verdict, one.verdict)} with {one.smoothing:g}" for one in said})
