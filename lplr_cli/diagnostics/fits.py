@@ -386,14 +386,6 @@ def _under_slow_noise(fits: dict[str, CurveFit], scale: Array) -> dict[str, Curv
     return None
 
 
-def beside_its_own_noise(fit: CurveFit) -> CurveFit:
-    """The curve fitted under noise that is estimated beside it alone: what it misses counts as slow noise."""
-    scale = _scale(fit.data)
-    for _ in range(2):
-        fit = _fit(fit.curve, fit.data, _noise_beside(fit, scale, free=False), fit.p, NEAR)
-    return fit
-
-
 def _scale(data: Data) -> Array:
     """Relative size of the noise from row to row."""
     return local_scale(data.log_y, data.digit) if data.grain is None else data.grain

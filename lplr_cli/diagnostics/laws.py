@@ -30,12 +30,9 @@ from lplr_cli.diagnostics.decay import (
 )
 from lplr_cli.diagnostics.fits import (
     CERTAIN,
-    DOUBTED,
-    NEGLIGIBLE,
     REJECTED,
     RESOLUTION,
     CurveFit,
-    beside_its_own_noise,
     criterion,
     fit_all,
     fit_one,
@@ -49,8 +46,6 @@ from lplr_cli.diagnostics.shape import parabolas
 
 # Evidence asked for: a difference of the criterion of 6 is odds of 20 to 1 (Kass and Raftery 1995).
 EVIDENCE = 6.0
-# Asked of laws that are doubted, against a rival under slow noise of its own.
-DOUBTS = 16.0
 # A second exponential is resolved when it decays this much faster than the first, or the first alone is refuted.
 GAP = 2.0
 # A stretched exponential whose exponent is this near to 1 is an exponential, and so is one under a step size that is
@@ -178,17 +173,6 @@ class _Laws:
         noise_like = law.sigma < LARGE or law.whiteness() >= COLOURED
         return cls(fits, straight, law, rival, law.misfit(), noise_like, _constant_bic(one, one.noise))
 
-    @property
-    def rival_under_slow_noise(self) -> float:
-        """How much more surprising the rival is when each has noise of its own; infinite where only one may be near.
-
-        One exponential resembles no power law, however slow the noise.
-        """
-        if LINEAR in (self.law.curve, self.rival.curve) or self.law.sigma <= NEGLIGIBLE:
-            return math.inf
-        law, rival = beside_its_own_noise(self.law), beside_its_own_noise(self.rival)
-        return rival.surprise - min(law.surprise, self.law.surprise)
-
     def refutation(self, chosen: CurveFit) -> Weighed:
         """No law, as the law does not go through the series."""
         found = self.answer("none", _refuted(self.law, self.misfit), chosen)
@@ -251,9 +235,6 @@ def _between(laws: _Laws) -> Weighed:
     close = _close_label(laws.fits, law)
     if close is not None:
         return laws.answer("undecided", f"a {_name(close)} fits as well as {_name(law)}", laws.straight)
-    if laws.rival_under_slow_noise < (DOUBTS if laws.misfit < DOUBTED else EVIDENCE):
-        reason = f"{_name(laws.rival)} under slower noise fits nearly as well as {_name(law)}"
-        return laws.answer("undecided", reason, laws.straight)
     against = f"ΔBIC {gap:.1f} against {'sublinear' if law is laws.straight else 'linear'}"
     second = ""
     if law.curve is TWO_RATE:
