@@ -97,7 +97,7 @@ class CertifiedCurvature:
         # The bounds of |q| by its scale hold for probabilities only.
         loss.check_targets(self.y)
         self.shapes = {k: p.shape for k, p in module.named_parameters() if p.requires_grad}
-        fits = self.is_mlp and 8 * len(self.x) ** 2 <= memory // _KEPT
+        fits = 8 * len(self.x) ** 2 <= memory // _KEPT
         self.products = InputProducts(self.x) if fits else None
 
     @property

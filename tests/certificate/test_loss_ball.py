@@ -104,8 +104,10 @@ def test_every_constant_is_its_formula(loss: Loss, radius: float) -> None:
 def test_balls_share_the_products_of_the_inputs(loss: Loss) -> None:
     """The same constants with them and without, at more centres than one; they are kept where there is room."""
     case = Case(loss, width=4, n=4)
-    alone = CertifiedCurvature(case.module, case.x, case.y, loss, memory=8 * 8 * 4 * 4 - 1)
-    assert (alone.products, case.curvature.products is None) == (None, False)
+    room = 8 * 8 * 4 * 4
+    alone = CertifiedCurvature(case.module, case.x, case.y, loss, memory=room - 1)
+    assert alone.products is None
+    assert CertifiedCurvature(case.module, case.x, case.y, loss, memory=room).products is not None
     alone.memory = case.curvature.memory
     for theta in (case.start, 1.5 * case.start):
         one, two = (curvature.ball(theta).at(1e-3) for curvature in (alone, case.curvature))
