@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lplr_cli import linalg, ntk
 from lplr_cli.errors import InputError
 from lplr_cli.models import ModelSpec, build_model
-from lplr_cli.ntk import Network
+from lplr_cli.ntk import Network, structured
 from lplr_cli.ntk import kernel as kernel_module
 from lplr_cli.ntk.structured import InputProducts, accumulate
 from tests.cases import CASES, dense_jacobian, make
@@ -148,7 +148,13 @@ def test_products_of_the_inputs_serve_every_network(
     assert kept is products.of(x.detach().view(7, 4))
     views = (x[:, :2], x[:3], x.view(14, 2), x.view(torch.int64), x.as_strided((7, 4), (1, 7)))
     assert all(products.of(other) is None for other in (x.clone(), *views))
-    # Read, and not made again: what is planted there shows.
+    # With other inputs on the other side it says nothing.
+    network, other = Network.from_module(build_model(ModelSpec(width=5, depth=2), (4,), 2)), x.flip(0)
+    cross = (structured.gram(network, x, other, outputs=outputs, inputs=held).matrix for held in (None, products))
+    assert torch.equal(*cross)
+    # Read, and not made again: what is planted there shows, above the diagonal alone.
+    kept.masked_fill_(torch.ones_like(kept).tril(-1).bool(), torch.nan)
+    assert off(0, "standard") <= 1e-13
     kept.mul_(4)
     assert off(0, "standard") > 0.01
     x.mul_(-0.5)
