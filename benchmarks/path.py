@@ -17,7 +17,6 @@ from typing import Any
 
 from lplr_cli.analysis import certify_path
 from lplr_cli.analysis.subject import OWN, Source
-from lplr_cli.cli.heap import keep_freed_memory
 from lplr_cli.data import DataSpec
 from lplr_cli.models import ModelSpec
 from lplr_cli.training import TrainConfig, train
@@ -105,8 +104,6 @@ def main(arguments: list[str]) -> None:
     """A row a run: those named, or all, or the large ones."""
     runs = {**RUNS, **LARGE}
     if arguments[:1] == ["--one"]:
-        # As the command does.
-        keep_freed_memory()
         config, first = runs[arguments[1]]
         with tempfile.TemporaryDirectory() as root:
             print(json.dumps(measure(config, first, Path(root) / "run")))

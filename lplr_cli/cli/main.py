@@ -11,7 +11,6 @@ import sys
 import traceback
 
 from lplr_cli import __version__, escape
-from lplr_cli.cli.heap import keep_freed_memory
 from lplr_cli.cli.streams import ReaderGone, guarded, reserve_descriptors, say
 from lplr_cli.errors import LplrError
 
@@ -144,5 +143,4 @@ def _explain(error: BaseException) -> int:
 def main() -> None:
     """Console script ``lplr``."""
     reserve_descriptors()
-    keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
