@@ -156,6 +156,11 @@ class CurveFit:
         return n * math.log(cost / n) + 2 * math.log(self.noise.spread) + price(len(self.p), n)
 
     @property
+    def lasts(self) -> bool:
+        """Whether the memory of the noise lasts as long as the rows, and does not come back :data:`_SPELLS` times."""
+        return self.noise.phi >= MAX_CORRELATION or (1 - self.noise.phi) * len(self.data.s) < _SPELLS
+
+    @property
     def innovation(self) -> float:
         """Standard deviation of the whitened errors."""
         n = len(self.data.s)
@@ -377,13 +382,21 @@ def _under_slow_noise(fits: dict[str, CurveFit], scale: Array) -> dict[str, Curv
         if best.misfit() >= REJECTED:
             continue
         noise = _noise_beside(best, scale, free=False)
-        lasting = noise.phi >= MAX_CORRELATION or (1 - noise.phi) * len(best.data.s) < _SPELLS
-        if lasting and best.excess() >= _SMALL:
+        lasts = replace(best, noise=noise).lasts
+        if lasts and best.excess() >= _SMALL:
             continue
-        asked = DOUBTED if lasting else REJECTED
+        asked = DOUBTED if lasts else REJECTED
         if _fit(best.curve, best.data, noise, best.p).misfit() >= asked:
             return _refit(fits, best.data, noise)
     return None
+
+
+def beside_its_own_noise(fit: CurveFit) -> CurveFit:
+    """The curve fitted under noise that is estimated beside it alone: what it misses counts as slow noise."""
+    scale = _scale(fit.data)
+    for _ in range(2):
+        fit = _fit(fit.curve, fit.data, _noise_beside(fit, scale, free=False), fit.p, NEAR)
+    return fit
 
 
 def _scale(data: Data) -> Array:

@@ -33,6 +33,7 @@ from lplr_cli.diagnostics.fits import (
     REJECTED,
     RESOLUTION,
     CurveFit,
+    beside_its_own_noise,
     criterion,
     fit_all,
     fit_one,
@@ -58,6 +59,8 @@ SHORT = 40
 # Errors that correlate more than this from row to row are held against a random walk, on which a law gains less than
 # the second number in nearly all of them (docs/benchmarks.md).
 LONG, WALKS = 0.9, 30.0
+# Parabolas with noise of their own that are likelier by this show that no law holds.
+PIECES = 25.0
 # Innovations that correlate with a p-value below this are no noise that intervals could rest on; a law is given up for
 # them where they are this large a share of the loss.
 COLOURED = 1e-8
@@ -216,9 +219,13 @@ def _without_law(laws: _Laws) -> Weighed | None:
         return laws.refutation(law)
     if not laws.noise_like:
         return laws.answer("none", coloured(law), law)
-    # What a wrong law leaves over looks like slow noise beside white noise.
-    asked = EVIDENCE / 2 if law.noise.phi >= LONG and law.noise.theta < 0 else EVIDENCE
-    if in_pieces(law) <= law.surprise - asked:
+    own = beside_its_own_noise(law)
+    better = min(law.surprise, own.surprise) - in_pieces(law)
+    if better >= PIECES:
+        reason = f"pieces of their own describe the log better than {_name(law)}, the nearest (ΔBIC {better:.1f})"
+        return laws.answer("none", reason, law)
+    # What a wrong law leaves over looks like noise that lasts as long as the rows.
+    if better >= (-EVIDENCE / 2 if own.lasts else EVIDENCE):
         return laws.answer("undecided", f"pieces of their own describe the log as well as {_name(law)}", laws.straight)
     return None
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lplr_cli.diagnostics.decay import LINEAR, MORE_RATES, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
-from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, thinned
+from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, beside_its_own_noise, thinned
 from lplr_cli.diagnostics.grain import grain_of, rounding
 from lplr_cli.diagnostics.laws import Weighed, coloured, in_pieces, weigh
 from lplr_cli.diagnostics.least_squares import Array
@@ -150,7 +150,8 @@ def _read_anew(steps: Array, loss: Array, changes: Sequence[int], smoothing: flo
     whole = weigh(steps[kept], loss[kept], None, _known(kept, changes), more=True)
     if kept.all():
         nearest = min(whole.fits.values(), key=lambda fit: fit.bic)
-        factors = recognise(steps, loss, nearest, in_pieces(nearest))
+        otherwise = min(in_pieces(nearest), beside_its_own_noise(nearest).surprise)
+        factors = recognise(steps, loss, nearest, otherwise)
         behind = _of_average(steps, loss, changes, factors) if factors else None
         if behind is not None:
             return behind

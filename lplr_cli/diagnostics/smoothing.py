@@ -40,7 +40,7 @@ def recognise(steps: Array, loss: Array, fit: CurveFit, otherwise: float) -> lis
         steps: evenly spaced, shape (T,).
         loss: shape (T,).
         fit: the best curve under correlated noise, of all rows.
-        otherwise: surprise of another explanation, for instance of a curve without a law.
+        otherwise: surprise of another explanation, for instance of a curve without a law or of slower noise.
     """
     n = len(loss)
     apart = np.diff(steps)
