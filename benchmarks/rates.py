@@ -19,7 +19,8 @@ import pandas as pd
 from benchmarks.rate_cases import CASES, Case, Sample
 from lplr_cli.diagnostics import Convergence, analyse_rate, clean_series
 from lplr_cli.diagnostics.decay import LAWS, LINEAR, SUBLINEAR, TWO_RATE, Curve
-from lplr_cli.diagnostics.fits import DOUBTED, fit_one, scaled
+from lplr_cli.diagnostics.fit_data import scaled
+from lplr_cli.diagnostics.fits import DOUBTED, fit_one
 from lplr_cli.diagnostics.laws import EVIDENCE
 
 SERIES = int(os.environ.get("LPLR_BENCH_SERIES", "40"))

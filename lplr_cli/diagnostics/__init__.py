@@ -4,7 +4,7 @@ from lplr_cli.diagnostics.answer import VERDICTS, RateFit, fit_rate
 from lplr_cli.diagnostics.batch_noise import BatchNoise, Level, batch_noise
 from lplr_cli.diagnostics.convergence import Convergence, analyse_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
-from lplr_cli.diagnostics.fits import MIN_POINTS
+from lplr_cli.diagnostics.fit_data import MIN_POINTS
 from lplr_cli.diagnostics.pl import (
     L_STAR_RULES,
     Envelope,

@@ -13,7 +13,8 @@ from lplr_cli.diagnostics.answer import RateFit, Steps, answer
 from lplr_cli.diagnostics.clock import Clock, changes_of, lr_clock, step_clock
 from lplr_cli.diagnostics.effective import effective_rate
 from lplr_cli.diagnostics.facts import NO_FACTS, RunFacts
-from lplr_cli.diagnostics.fits import DOUBTED, MIN_POINTS, REJECTED, CurveFit, fit_all, fit_plain, scaled
+from lplr_cli.diagnostics.fit_data import MIN_POINTS, scaled
+from lplr_cli.diagnostics.fits import DOUBTED, REJECTED, CurveFit, fit_all, fit_plain
 from lplr_cli.diagnostics.laws import EVIDENCE, SHORT
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.pl import envelope, pl_ratio

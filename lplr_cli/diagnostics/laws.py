@@ -28,6 +28,7 @@ from lplr_cli.diagnostics.decay import (
     TWO_RATE,
     Curve,
 )
+from lplr_cli.diagnostics.fit_data import scaled
 from lplr_cli.diagnostics.fits import (
     CERTAIN,
     REJECTED,
@@ -39,7 +40,6 @@ from lplr_cli.diagnostics.fits import (
     fit_one,
     fit_plain,
     price,
-    scaled,
 )
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import MAX_CORRELATION, Noise, orthonormal, restricted_correlation, whiten

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from lplr_cli.diagnostics.decay import LINEAR, MORE_RATES, SUBLINEAR, TWO_RATE
 from lplr_cli.diagnostics.faults import spikes
-from lplr_cli.diagnostics.fits import MIN_POINTS, NEGLIGIBLE, REJECTED, CurveFit, beside_its_own_noise, thinned
+from lplr_cli.diagnostics.fit_data import MIN_POINTS, thinned
+from lplr_cli.diagnostics.fits import NEGLIGIBLE, REJECTED, CurveFit, beside_its_own_noise
 from lplr_cli.diagnostics.grain import grain_of, rounding
 from lplr_cli.diagnostics.laws import Weighed, coloured, in_pieces, weigh
 from lplr_cli.diagnostics.least_squares import Array
@@ -172,14 +173,22 @@ def _of_average(steps: Array, loss: Array, changes: Sequence[int], factors: Sequ
     tried = [read(steps, loss, changes, factor) for factor in factors]
     said = [one for one in tried if one is not None and one.verdict != "none"]
     if said and said[0].verdict == LINEAR.name:
-        said = [one for one in said if one.verdict != "undecided"]
-    kinds = {_KINDS.get(one.verdict, one.verdict) for one in said}
-    if len(kinds) > 1 and kinds & set(_KINDS.values()):
-        says = sorted({f"{_KINDS.get(one.verdict, one.verdict)} with {one.smoothing:g}" for one in said})
-        reason = f"the log is a moving average of a factor that its rows do not settle: {', '.join(says)}"
-        straight = next((one for one in said if _KINDS.get(one.verdict) == LINEAR.name), said[0])
-        return replace(straight, verdict="undecided", reason=reason)
-    return next((one for one in said if one.verdict in _KINDS), None)
+        said = [one for one in said if one.verdict in _KINDS]
+    if not any(one.verdict in _KINDS for one in said):
+        return None
+    return said[0] if len({_kind(one) for one in said}) == 1 else _unsettled(said)
+
+
+def _kind(reading: Reading) -> str:
+    return _KINDS.get(reading.verdict, reading.verdict)
+
+
+def _unsettled(said: Sequence[Reading]) -> Reading:
+    """Undecided between what likely factors of a moving average say."""
+    says = ", ".join(sorted({f"{_kind(one)} with {one.smoothing:g}" for one in said}))
+    straight = next((one for one in said if _kind(one) == LINEAR.name), said[0])
+    reason = f"the log is a moving average of a factor that its rows do not settle: {says}"
+    return replace(straight, verdict="undecided", reason=reason)
 
 
 def _coarse(steps: Array, loss: Array) -> tuple[Array, NDArray[np.bool_], Array | None]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from lplr_cli.diagnostics.decay import LAWS
-from lplr_cli.diagnostics.fits import NEAR, CurveFit, fit_one, scaled
+from lplr_cli.diagnostics.fit_data import scaled
+from lplr_cli.diagnostics.fits import NEAR, CurveFit, fit_one
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import Noise
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lplr_cli.diagnostics.decay import SUBLINEAR
-from lplr_cli.diagnostics.fits import CurveFit, Data, fit_one
+from lplr_cli.diagnostics.fit_data import Data
+from lplr_cli.diagnostics.fits import CurveFit, fit_one
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.mixture import Mixture
 from lplr_cli.diagnostics.noise import Noise, fine_noise
