@@ -275,10 +275,10 @@ def fit_all(fits: dict[str, CurveFit]) -> dict[str, CurveFit]:
                 scale = _scale(data)
                 noise = _noise_beside(replace(best, data=data), scale)
         fits = _refit(fits, data, noise, SHARP if attempt else NEAR)
-    return _under_slow_noise(fits, scale) or fits
+    return _under_slow_noise(fits) or fits
 
 
-def _under_slow_noise(fits: dict[str, CurveFit], scale: Array) -> dict[str, CurveFit] | None:
+def _under_slow_noise(fits: dict[str, CurveFit]) -> dict[str, CurveFit] | None:
     """The fits under the noise beside the best curve or law alone, where that explains its misfit.
 
     Power laws and several exponentials resemble each other: where one is the best law, noise beside the other is tried.
@@ -286,16 +286,19 @@ def _under_slow_noise(fits: dict[str, CurveFit], scale: Array) -> dict[str, Curv
     law = _best({name: fit for name, fit in fits.items() if fit.curve not in (*LABELS, SHIFTED)})
     other = None if law.curve is LINEAR else fits.get((TWO_RATE if law.curve is SUBLINEAR else SUBLINEAR).name)
     for best in (_best(fits), law, *([other] if other else [])):
-        if best.misfit() >= REJECTED:
-            continue
-        noise = _noise_beside(best, scale, free=False)
-        lasts = replace(best, noise=noise).lasts
-        if lasts and best.excess() >= _SMALL:
-            continue
-        asked = DOUBTED if lasts else REJECTED
-        if _fit(best.curve, best.data, noise, best.p).misfit() >= asked:
+        if best.misfit() < REJECTED and (noise := _slow_noise(best)) is not None:
             return _refit(fits, best.data, noise)
     return None
+
+
+def _slow_noise(fit: CurveFit) -> Noise | None:
+    """Noise beside the curve alone, where it explains what a free curve betters; None where it does not."""
+    noise = _noise_beside(fit, _scale(fit.data), free=False)
+    lasts = replace(fit, noise=noise).lasts
+    if lasts and fit.excess() >= _SMALL:
+        return None
+    asked = DOUBTED if lasts else REJECTED
+    return noise if _fit(fit.curve, fit.data, noise, fit.p).misfit() >= asked else None
 
 
 def beside_its_own_noise(fit: CurveFit) -> CurveFit:

@@ -179,7 +179,7 @@ class _Laws:
     def refutation(self, chosen: CurveFit) -> Weighed:
         """No law, as the law does not go through the series."""
         found = self.answer("none", _refuted(self.law, self.misfit), chosen)
-        return replace(found, doubtful=self.misfit >= CERTAIN and self.noise_like)
+        return replace(found, doubtful=self.noise_like and self.misfit >= CERTAIN)
 
     @property
     def refuted(self) -> bool:
@@ -220,7 +220,7 @@ def _without_law(laws: _Laws) -> Weighed | None:
     if not laws.noise_like:
         return laws.answer("none", coloured(law), law)
     own = beside_its_own_noise(law)
-    better = min(law.surprise, own.surprise) - in_pieces(law)
+    better = (law.surprise if own.lasts else min(law.surprise, own.surprise)) - in_pieces(law)
     if better >= PIECES:
         reason = f"pieces of their own describe the log better than {_name(law)}, the nearest (ΔBIC {better:.1f})"
         return laws.answer("none", reason, law)

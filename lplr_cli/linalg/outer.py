@@ -26,18 +26,7 @@ def add_outer(matrix: Tensor, left: Tensor) -> None:
     """
     rows, width = len(matrix), matrix.shape[1] * matrix.element_size()
     mapped = scratch.is_mapped(matrix)
-    syrk = _SYRK.get(matrix.dtype)
-    on_cpu, threads = not mapped and matrix.device.type == "cpu", torch.get_num_threads()
-    in_place = on_cpu and matrix.is_contiguous() and left.is_contiguous()
-    # Its threads are not those of torch, and each would wait for the others.
-    if syrk is not None and in_place and rows >= _FEWEST and threads == 1 and left.numel():
-        # The BLAS reads the transposes of row-major arrays: its lower triangle is what stands above the diagonal here.
-        syrk(1.0, left.numpy().T, beta=1.0, c=matrix.numpy().T, trans=1, lower=1, overwrite_c=1)
-        return
-    step, slices = -(-rows // _PANELS), 2 * threads
-    is_long = left.shape[1] >= slices * _COLUMNS and slices * step * rows <= _ROOM
-    if on_cpu and threads > 1 and rows >= _FEWEST and is_long:
-        _add_sliced(matrix, left, step, slices)
+    if not mapped and matrix.device.type == "cpu" and rows >= _FEWEST and _added_at_once(matrix, left):
         return
     step = max(128, -(-rows // 8))
     if mapped:
@@ -46,6 +35,23 @@ def add_outer(matrix: Tensor, left: Tensor) -> None:
         panel = matrix[start : start + step, start:]
         panel.addmm_(left[start : start + step], left[start:].T)
         scratch.release(panel)
+
+
+def _added_at_once(matrix: Tensor, left: Tensor) -> bool:
+    """Whether the BLAS or slices of the columns have added L Lᵀ."""
+    rows, threads, syrk = len(matrix), torch.get_num_threads(), _SYRK.get(matrix.dtype)
+    # Threads of the BLAS are not those of torch, and each would wait for the others.
+    if threads == 1:
+        if syrk is None or not (matrix.is_contiguous() and left.is_contiguous() and left.numel()):
+            return False
+        # The BLAS reads the transposes of row-major arrays: its lower triangle is what stands above the diagonal here.
+        syrk(1.0, left.numpy().T, beta=1.0, c=matrix.numpy().T, trans=1, lower=1, overwrite_c=1)
+        return True
+    step, slices = -(-rows // _PANELS), 2 * threads
+    if left.shape[1] < slices * _COLUMNS or slices * step * rows > _ROOM:
+        return False
+    _add_sliced(matrix, left, step, slices)
+    return True
 
 
 def _add_sliced(matrix: Tensor, left: Tensor, step: int, slices: int) -> None:
