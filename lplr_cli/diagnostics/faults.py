@@ -81,7 +81,8 @@ def outliers(log_loss: Array, noise: Array | float = 0.0) -> NDArray[np.bool_]:
     threshold = np.maximum(_SIZE * np.maximum(noise, noise_level(log_loss)), _SHARE)
 
     def outstanding(values: Array) -> NDArray[np.bool_]:
-        padded = np.concatenate([np.full(3, np.inf), values, np.full(3, np.inf)])
+        # The last row may begin a change; the one before must stand out from it, too.
+        padded = np.concatenate([[np.inf, np.inf, -np.inf], values, [-np.inf, np.inf, np.inf]])
         near = np.stack([padded[k : k + count] for k in (0, 1, 2, 4, 5, 6)])
         near.partition(4, axis=0)
         flags: NDArray[np.bool_] = values - near[4] > threshold

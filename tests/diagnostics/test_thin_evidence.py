@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.rate_cases import CASES, Sample, exponential, power
 from benchmarks.rates import log_of, sample_of, told
 from lplr_cli.diagnostics import RateFit, analyse_rate, clean_series
-from lplr_cli.diagnostics.faults import local_noise, spikes
+from lplr_cli.diagnostics.faults import local_noise, outliers, spikes
 from lplr_cli.diagnostics.fits import criterion
 from lplr_cli.diagnostics.noise import local_scale
 from lplr_cli.diagnostics.shape import parabolas, stretches
@@ -38,6 +38,17 @@ def test_noise_that_grows_on_the_logarithm_has_no_faults(floor: float) -> None:
     found = local_noise(np.log(curve + noise))
     assert found[900] == pytest.approx(0.008 / curve[900], rel=0.25)
     assert found[100] == pytest.approx(0.008 / curve[100], rel=0.25)
+
+
+@pytest.mark.parametrize("row", [1, 2, 100, 196, 197, 198])
+@pytest.mark.parametrize("by", [0.4, -0.4])
+def test_a_row_that_stands_out_is_a_fault_but_at_the_very_ends(row: int, by: float) -> None:
+    log = -0.01 * np.arange(200.0) + np.random.default_rng(2).normal(0, 0.01, 200)
+    log[row] += by
+    assert np.flatnonzero(spikes(log)).tolist() == [row]
+    log[row] -= by
+    log[[0, -1]] += by
+    assert not outliers(log).any()
 
 
 @pytest.mark.parametrize("exponent", [1.0, 0.5])
