@@ -31,6 +31,8 @@ LEAST_NODES = 10
 DESCRIBES = 0.1
 # Laws are fitted to these shares of the nodes, and foretell the rest.
 SHARES = (2 / 3, 1 / 2, 1 / 3)
+# Exponentials that miss the last third by this share of its change foretell nothing.
+FORETELLS = 0.5
 # e-folds of the slowest mode over the rows, for readings of the rate at the end; the first is that of the answer.
 SLOWEST = (0.3, 0.03, 0.003)
 # Readings share one mixture: its own error is room around them (docs/benchmarks.md).
@@ -177,6 +179,8 @@ def _analysed(steps: Array, loss: Array, noise: Array) -> Tail | None:
     slopes = [end.mean, *(falls.slope(share) for share in (0.1, 0.2))]
     errors = falls.foretell()
     verdict = _verdict(mixture.error, power.rms, end.spread, _apart(gaps), _apart(slopes))
+    if verdict == "linear" and errors["exponentials"][0] >= FORETELLS:
+        verdict = "undecided"
     agree = _apart(gaps) < AGREE
     rate = float(np.median(gaps)) if agree else math.sqrt(end.mean * max(end.of_gap, end.mean / NEAR))
     readings = gaps if agree else gaps + slopes

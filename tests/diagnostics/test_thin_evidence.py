@@ -80,6 +80,7 @@ def test_noise_of_one_size_on_the_loss_is_no_random_walk() -> None:
     [
         ("power law", 12, 13),
         ("power law", 12, 400),
+        ("power law", 12, 1721),
         ("power law", 20, 13),
         ("power law, α = 0.5", 12, 16),
         ("power law, α = 0.5", 12, 62),
