@@ -187,7 +187,7 @@ def totals(found: Sequence[Cell]) -> str:
 
 
 def report(series: int = 1) -> str:
-    """A Markdown table of a sample of the grid, the whole of which takes hours; see docs/benchmarks.md."""
+    """A Markdown table of a sample of the grid, the whole of which takes an hour of a core; see docs/benchmarks.md."""
     found = list(cells(series=series))
     return "\n".join([HEAD, *(cell.row() for cell in found), "", totals(found)])
 
