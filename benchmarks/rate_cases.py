@@ -141,26 +141,26 @@ def two_rates(n: int) -> Array:
     return 0.01 + 0.5 * np.exp(-4 * _time(n)) + 1.5 * np.exp(-20 * _time(n))
 
 
-def _law(truth: dict[str, float]) -> Curve:
-    return SUBLINEAR if "alpha" in truth else TWO_RATE if truth.get("k") == 4.0 else LINEAR
-
-
-def _noisy(curve: Callable[[int], Array], noise: str, **truth: float) -> Callable[[int, np.random.Generator], Sample]:
+def _noisy(
+    curve: Callable[[int], Array], law: Curve, noise: str, **truth: float
+) -> Callable[[int, np.random.Generator], Sample]:
     def make(n: int, rng: np.random.Generator) -> Sample:
         rate = truth["k"] / n if "k" in truth else None
         phi, theta = PROCESSES.get(noise, (0.0, 0.0))
         under = Noise(np.ones(n), phi=phi, theta=theta)
         loss = curve(n) * np.exp(NOISES[noise](n, rng))
-        return Sample(loss, rate, truth.get("alpha"), law=_law(truth), noise=under)
+        return Sample(loss, rate, truth.get("alpha"), law=law, noise=under)
 
     return make
 
 
-def _additive(curve: Callable[[int], Array], **truth: float) -> Callable[[int, np.random.Generator], Sample]:
+def _additive(
+    curve: Callable[[int], Array], law: Curve, **truth: float
+) -> Callable[[int, np.random.Generator], Sample]:
     def make(n: int, rng: np.random.Generator) -> Sample:
         rate = truth["k"] / n if "k" in truth else None
         loss = curve(n) + rng.normal(0.0, 0.01, n)
-        return Sample(loss, rate, truth.get("alpha"), law=_law(truth), noise=Noise(np.ones(n), additive=True))
+        return Sample(loss, rate, truth.get("alpha"), law=law, noise=Noise(np.ones(n), additive=True))
 
     return make
 
@@ -179,17 +179,17 @@ def _laws() -> list[Case]:
     for noise in NOISES:
         for floor in (0.0, 0.05):
             curve = lambda n, floor=floor: exponential(n, floor)  # noqa: E731
-            found.append(Case("linear", f"floor {floor:g}, {noise}", ("linear",), _noisy(curve, noise, k=6.0)))
-        found.append(Case("two rates", noise, ("linear",), _noisy(two_rates, noise, k=4.0)))
-        found.append(Case("power law", f"α = 1, {noise}", ("sublinear",), _noisy(power, noise, alpha=1.0)))
+            found.append(Case("linear", f"floor {floor:g}, {noise}", ("linear",), _noisy(curve, LINEAR, noise, k=6.0)))
+        found.append(Case("two rates", noise, ("linear",), _noisy(two_rates, TWO_RATE, noise, k=4.0)))
+        found.append(Case("power law", f"α = 1, {noise}", ("sublinear",), _noisy(power, SUBLINEAR, noise, alpha=1.0)))
     half = lambda n: power(n, 0.5, 0.01)  # noqa: E731
     found += [
-        Case("power law", "α = 0.5, white 2 %", ("sublinear",), _noisy(half, "white 2 %", alpha=0.5)),
+        Case("power law", "α = 0.5, white 2 %", ("sublinear",), _noisy(half, SUBLINEAR, "white 2 %", alpha=0.5)),
         # In 200 rows two exponentials behind another factor are as likely, within 5 of −2 log likelihood.
         Case("power law", "α = 1, smoothed", ("sublinear",), _smoothed(power, alpha=1.0), thin=(200,)),
-        Case("linear", "additive noise", ("linear",), _additive(lambda n: exponential(n, 0.05), k=6.0)),
+        Case("linear", "additive noise", ("linear",), _additive(lambda n: exponential(n, 0.05), LINEAR, k=6.0)),
         Case("linear", "smoothed", ("linear",), _smoothed(lambda n: exponential(n, 0.05), k=6.0)),
-        Case("power law", "additive noise", ("sublinear",), _additive(power, alpha=1.0)),
+        Case("power law", "additive noise", ("sublinear",), _additive(power, SUBLINEAR, alpha=1.0)),
         Case("linear", "one row × 1.3", ("linear",), _one_spike),
         Case("linear", "noise 10⁻⁴", ("linear",), _tiny_noise),
         Case("power law", "spikes that recover", ("sublinear",), _llm),
@@ -421,8 +421,9 @@ def _short() -> list[Case]:
             ("power law, α = 0.5", "sublinear", lambda n: power(n, 0.5, 0.02)),
         ]
         for name, answer, curve in kinds:
-            make = _noisy(curve, "white 2 %", **({"k": 6.0} if answer == "linear" else {}))
-            found.append(Case("short", name, (answer,), make, rows=(rows,)))
+            straight = answer == "linear"
+            make = _noisy(curve, LINEAR if straight else SUBLINEAR, "white 2 %", **({"k": 6.0} if straight else {}))
+            found.append(Case("short", name, (answer,), make, open=True, rows=(rows,)))
     return found
 
 

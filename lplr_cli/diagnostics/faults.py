@@ -8,13 +8,13 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from lplr_cli.diagnostics.noise import stretch_edges
+
 Array = NDArray[np.float64]
 # In units of the noise, and at least this much of the loss.
 _SIZE = 6.0
 _SHARE = 0.01
 JUMP_FACTOR = 12.0
-# Rows of a stretch that shows the noise, at least, and stretches at most.
-_STRETCH, _STRETCHES = 40, 8
 # Where the log begins, a step is that of a smooth decay when the next two go on, each by this share of the first.
 _FIRST, _GOES_ON = 5, 0.15
 # A spike has recovered after this share of the rows, or it is part of the course; so it is when spikes fill too much.
@@ -58,14 +58,13 @@ def noise_level(log_loss: Array) -> float:
 
 
 def local_noise(log_loss: Array, least: Array | None = None) -> Array:
-    """:func:`noise_level` of at most eight stretches of 40 rows or more, interpolated, shape (T,).
+    """:func:`noise_level` of the stretches of :func:`stretch_edges`, interpolated, shape (T,).
 
     Noise of one size on the loss grows on its logarithm while the loss falls: beside that of all rows the late ones
     would be full of faults. ``least`` is the noise that each row has at least.
     """
     count = len(log_loss)
-    parts = max(min(count // _STRETCH, _STRETCHES), 1)
-    edges = np.linspace(0, count, parts + 1).astype(int)
+    edges = stretch_edges(count)
     level = [noise_level(log_loss[a:b]) for a, b in pairwise(edges)]
     found = np.interp(np.arange(count), 0.5 * (edges[1:] + edges[:-1]), level)
     return found if least is None else np.maximum(found, least)

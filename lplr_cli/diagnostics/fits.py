@@ -75,9 +75,7 @@ class CurveFit:
     @property
     def surprise(self) -> float:
         """−2 log likelihood with the price of the parameters; comparable between kinds of noise."""
-        n = len(self.data.s)
-        cost = max(self.cost, n * NEGLIGIBLE**2)
-        return n * math.log(cost / n) + 2 * math.log(self.noise.spread) + price(len(self.p), n)
+        return surprise(self.cost, self.noise, len(self.p), len(self.data.s))
 
     @property
     def lasts(self) -> bool:
@@ -196,6 +194,13 @@ def criterion(cost: float, parameters: int, rows: int) -> float:
     """
     worth = max(rows - _MOST, 1)
     return worth * math.log(max(cost, rows * NEGLIGIBLE**2) / rows) + price(parameters, rows)
+
+
+def surprise(cost: float, noise: Noise, parameters: int, rows: int) -> float:
+    """−2 log likelihood of a sum of squares whitened by ``noise``, with the price of the parameters."""
+    return (
+        rows * math.log(max(cost, rows * NEGLIGIBLE**2) / rows) + 2 * math.log(noise.spread) + price(parameters, rows)
+    )
 
 
 def price(parameters: int, rows: int) -> float:

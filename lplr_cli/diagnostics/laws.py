@@ -39,7 +39,7 @@ from lplr_cli.diagnostics.fits import (
     fit_all,
     fit_one,
     fit_plain,
-    price,
+    surprise,
 )
 from lplr_cli.diagnostics.least_squares import Array
 from lplr_cli.diagnostics.noise import MAX_CORRELATION, Noise, orthonormal, restricted_correlation, whiten
@@ -219,8 +219,16 @@ def _without_law(laws: _Laws) -> Weighed | None:
         return laws.refutation(law)
     if not laws.noise_like:
         return laws.answer("none", coloured(law), law)
+    return _described_in_pieces(laws)
+
+
+def _described_in_pieces(laws: _Laws) -> Weighed | None:
+    """The answer where a curve of pieces describes the log as well as the law."""
+    law, pieces = laws.law, in_pieces(laws.law)
+    if pieces == math.inf:
+        return None
     own = beside_its_own_noise(law)
-    better = (law.surprise if own.lasts else min(law.surprise, own.surprise)) - in_pieces(law)
+    better = (law.surprise if own.lasts else min(law.surprise, own.surprise)) - pieces
     if better >= PIECES:
         reason = f"pieces of their own describe the log better than {_name(law)}, the nearest (ΔBIC {better:.1f})"
         return laws.answer("none", reason, law)
@@ -348,19 +356,21 @@ def in_pieces(law: CurveFit) -> float:
 
     The slow noise beside a law may be what a curve with another course leaves over.
     """
-    data, n = law.data, len(law.data.s)
+    data = law.data
     columns, pieces = parabolas(data.s, data.log_y)
     if pieces == 1:
         return math.inf
-    scale = law.noise.scale / law.curve.value(law.p, data.s)[0] if law.noise.additive else law.noise.scale
+    scale = law.noise.scale
+    if law.noise.additive:
+        scale = scale / np.maximum(law.curve.value(law.p, data.s)[0], 1e-300)
     both = np.column_stack([data.log_y, columns]) / scale[:, None]
     found = restricted_correlation(both[:, 0], both[:, 1:])
     white = whiten(both, found.phi, found.theta)
     basis = orthonormal(white[:, 1:])
     left = white[:, 0] - basis @ (basis.T @ white[:, 0])
+    own = replace(law.noise, phi=found.phi, theta=found.theta)
     # A cut is a parameter, too.
-    cost, paid = float(left @ left), price(columns.shape[1] + pieces - 1, n)
-    return n * math.log(cost / n) + 2 * math.log(replace(law.noise, phi=found.phi, theta=found.theta).spread) + paid
+    return surprise(float(left @ left), own, columns.shape[1] + pieces - 1, len(left))
 
 
 def _constant_bic(fit: CurveFit, noise: Noise) -> float:

@@ -25,6 +25,8 @@ Array = NDArray[np.float64]
 MAX_CORRELATION = 0.995
 _PHI = np.concatenate([np.linspace(-0.95, 0.95, 96), 1 - np.geomspace(0.045, 1 - MAX_CORRELATION, 24)])
 _THETA = (-0.95, -0.9, -0.85, -0.8, -0.75, -0.7, -0.6, -0.5, -0.4, -0.3, -0.2, 0.2, 0.4, 0.6)
+# Rows of a stretch that shows the noise, at least, and stretches at most.
+_STRETCH, _STRETCHES = 40, 8
 # A scale varies where a constant one is less likely than the first. Errors of one size on the loss itself, and those
 # of a mean of squares, are these powers of it relative to it, unless that is less likely than the last.
 _VARIES, _POWERS, _FOLLOWS = 1e-3, (-1.0, -0.5), 0.05
@@ -198,6 +200,15 @@ def roughness(log_y: Array) -> Array:
     return np.concatenate([fourth[:1].repeat(2), fourth, fourth[-1:].repeat(2)])
 
 
+def stretch_edges(count: int) -> NDArray[np.intp]:
+    """Rows where the stretches begin over which noise is measured, and the number of rows.
+
+    At most eight, of 40 rows or more, but for a single one.
+    """
+    parts = max(min(count // _STRETCH, _STRETCHES), 1)
+    return np.linspace(0, count, parts + 1).astype(np.intp)
+
+
 def local_scale(log_y: Array, least: Array | None = None) -> Array:
     """Relative size of the noise from row to row, geometric mean 1; all ones unless it clearly varies.
 
@@ -205,12 +216,10 @@ def local_scale(log_y: Array, least: Array | None = None) -> Array:
     rows have at least, shape (n,), where that is larger. Where they follow a power of the loss (:data:`_POWERS`) the
     scale does, within stretches, too.
     """
-    n = len(log_y)
-    parts = min(n // 40, 8)
-    flat = np.ones(n)
+    n, edges = len(log_y), stretch_edges(len(log_y))
+    parts, flat = len(edges) - 1, np.ones(n)
     if parts < 2:
         return flat
-    edges = np.linspace(0, n, parts + 1).astype(int)
     rough = roughness(log_y)
     if least is not None:
         # The median of normal errors is two thirds of their standard deviation.

@@ -151,8 +151,9 @@ def _read_anew(steps: Array, loss: Array, changes: Sequence[int], smoothing: flo
     whole = weigh(steps[kept], loss[kept], None, _known(kept, changes), more=True)
     if kept.all():
         nearest = min(whole.fits.values(), key=lambda fit: fit.bic)
-        otherwise = min(in_pieces(nearest), beside_its_own_noise(nearest).surprise)
-        factors = recognise(steps, loss, nearest, otherwise)
+        factors = recognise(
+            steps, loss, nearest, lambda: min(in_pieces(nearest), beside_its_own_noise(nearest).surprise)
+        )
         behind = _of_average(steps, loss, changes, factors) if factors else None
         if behind is not None:
             return behind

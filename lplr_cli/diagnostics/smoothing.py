@@ -6,6 +6,8 @@ the curve at its beginning and makes neighbouring rows alike. It has an exact in
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lplr_cli.diagnostics.decay import LAWS
@@ -31,7 +33,7 @@ def unsmoothed(loss: Array, phi: float) -> Array | None:
     return raw if (raw > 0).all() else None
 
 
-def recognise(steps: Array, loss: Array, fit: CurveFit, otherwise: float) -> list[float]:
+def recognise(steps: Array, loss: Array, fit: CurveFit, otherwise: Callable[[], float]) -> list[float]:
     """Factors of moving averages that explain the series better than correlated noise, likeliest first.
 
     Likelihoods of the same rows are compared, with the price of the parameters. Factors stay in that are less likely
@@ -41,7 +43,8 @@ def recognise(steps: Array, loss: Array, fit: CurveFit, otherwise: float) -> lis
         steps: evenly spaced, shape (T,).
         loss: shape (T,).
         fit: the best curve under correlated noise, of all rows.
-        otherwise: surprise of another explanation, for instance of a curve without a law or of slower noise.
+        otherwise: surprise of another explanation, for instance of a curve without a law or of slower noise;
+            asked only where some factor is possible.
     """
     n = len(loss)
     apart = np.diff(steps)
@@ -53,7 +56,7 @@ def recognise(steps: Array, loss: Array, fit: CurveFit, otherwise: float) -> lis
     if not tried:
         return []
     # A factor stands for the memory of the noise.
-    plain = min(fit.surprise, otherwise)
+    plain = min(fit.surprise, otherwise())
     return [phi for cost, phi in tried if cost < min(plain - _EVIDENCE, tried[0][0] + _ALIKE)]
 
 

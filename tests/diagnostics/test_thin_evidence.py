@@ -179,3 +179,14 @@ def test_what_no_fit_can_tell_is_thin() -> None:
     assert told(sample("power law", "α = 1, white 5 %", 200, 300))
     assert not told(sample("power law", "α = 1, white 5 %", 200, 301))
     assert told(sample("no law", "three plateaus", 200, 0))
+
+
+def test_the_law_that_a_sample_names_is_the_one_that_made_it() -> None:
+    """What no fit can tell would be told by the wrong law otherwise."""
+    planted = [c for c in CASES if c.group in ("linear", "two rates", "power law", "short")]
+    named = [(c, one) for c in planted if (one := sample_of(c, c.rows[0], 0)).law is not None]
+    assert len(named) > 40
+    for one_case, one in named:
+        assert one.law is not None
+        assert ("sublinear" in one_case.right) == (one.law.name == "sublinear")
+        assert (one_case.group == "two rates") == (one.law.name == "two_rate")
